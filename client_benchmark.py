@@ -1,0 +1,107 @@
+"""A client process of a trial. It hosts one or several clients of the federation, as the server tells it.
+
+By hand: start server_benchmark.py, which prints its address, then this once for each client process it waits for:
+
+    python client_benchmark.py --host ADDRESS
+
+On another machine ADDRESS is the server's HOST:PORT, FEDERATED_KEY must hold the same secret on both sides, and
+--data_dir names the data there.
+"""
+
+import argparse
+import sys
+import threading
+
+from federated.options import USAGE_ERROR, Parser, UsageError, whole
+from federated.processes import add_run_arguments, end_with_parent
+from federated.trial import LOST_PEER_EXIT, Settings
+
+
+def parse(argv):
+    parser = Parser(prog="client_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", required=True, metavar="ADDRESS", help="the address that the server prints")
+    parser.add_argument(
+        "--process", type=whole(0), metavar="N", help="number of this client process; default: the next free one"
+    )
+    add_run_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    end_with_parent(lambda: None)
+    from federated.channel import PeerLost
+
+    try:
+        serve(args)
+    except UsageError as error:
+        print(f"client_benchmark.py: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except PeerLost as error:
+        print(f"client_benchmark.py: the server is lost: {error}", file=sys.stderr)
+        return LOST_PEER_EXIT
+    return 0
+
+
+def serve(args):
+    """Join the trial and do what the server asks for until it says stop."""
+    from federated import datasets, partition
+    from federated.channel import PeerLost, knock
+    from federated.training import Worker, torch
+
+    channel = knock(args.host, args.process, args.timeout)
+    welcome = channel.receive()
+    if "refused" in welcome:
+        raise PeerLost(f"it refused this client process: {welcome['refused']}")
+    process, processes = welcome["process"], welcome["processes"]
+    memory = channel.receive_memory(welcome["memory"])
+    settings = Settings(**welcome["settings"])
+    dataset = datasets.load(settings.dataset, args.data_dir)
+    parts = partition.split(dataset.train_labels, settings, welcome["trial_seed"])
+    worker = Worker(settings, welcome["hparams"], welcome["trial_seed"], dataset, parts, memory)
+    updates = torch.from_numpy(memory.updates[process]).view(worker.algorithm.uploads, -1)
+    my_blocks = range(process, len(memory.evaluation), processes)
+    keeps_moments = bool(memory.moments.size)
+    with telling_progress(channel, worker, args.timeout):
+        channel.send({"ready": worker.device_name()})
+        while "stop" not in (message := channel.receive()):
+            if message["evaluate"]:
+                worker.evaluate(my_blocks)
+                channel.send({"evaluated": message["round"]}, [("evaluation", block) for block in my_blocks])
+            for number, client in enumerate(message["train"]):
+                metrics = worker.train(client, message["round"])
+                if number:  # the row still holds the update before, until the server has added it
+                    channel.receive()
+                worker.upload(updates)
+                rows = [("updates", process)] + [("moments", client)] * keeps_moments
+                channel.send({"trained": client, **metrics}, rows)
+
+
+class telling_progress:
+    """Within it, the server is told now and then that this process is alive, as long as the work goes forward."""
+
+    def __init__(self, channel, worker, timeout):
+        self._channel, self._worker, self._interval = channel, worker, timeout / 4
+        self._over = threading.Event()
+
+    def __enter__(self):
+        threading.Thread(target=self._tell, daemon=True).start()
+
+    def __exit__(self, *_):
+        self._over.set()
+
+    def _tell(self):
+        from federated.channel import PeerLost
+
+        told = 0
+        while not self._over.wait(self._interval):
+            if self._worker.progress != told:
+                told = self._worker.progress
+                try:
+                    self._channel.send({"alive": True})
+                except PeerLost:
+                    return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

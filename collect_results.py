@@ -1,0 +1,171 @@
+"""Print the best setting of every sweep: picked on held-out validation data, reported on the test set.
+
+For each trial the round with the best validation accuracy counts. The best setting is the one whose mean validation
+accuracy over its trials is highest; its test accuracy is given as mean ± sample standard deviation over the trials.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pandas
+from tabulate import tabulate
+
+from federated import algorithms, trial
+from federated.options import USAGE_ERROR, Parser, UsageError
+from hparams_registry import default_hparams
+
+NOTHING_DONE = 1
+
+
+def parse(argv):
+    parser = Parser(prog="collect_results.py", description=__doc__)
+    parser.add_argument(
+        "--output_dir", nargs="+", type=pathlib.Path, default=[pathlib.Path("sweep_logs")], metavar="DIR", help="of the sweeps"
+    )
+    return parser.parse_args(argv)
+
+
+@dataclasses.dataclass
+class Collected:
+    """What the trials of the output directories say.
+
+    rounds   one row a trial and round: model, dataset, algorithm, hash, trial_seed, round, and the metrics of that round,
+             those of clients averaged by their samples
+    settings {(model, dataset, algorithm): Settings}
+    not_done directories of trials that are not done
+    broken   what could not be read, with the reason
+    """
+
+    rounds: pandas.DataFrame
+    settings: dict
+    not_done: list
+    broken: list
+
+
+def collect(output_dirs: list[pathlib.Path]) -> Collected:
+    """Read the finished trials of all sweeps. Raises UsageError where a directory is missing or sweeps do not fit together."""
+    rows, settings, not_done, broken, seen = [], {}, [], [], set()
+    for output_dir in output_dirs:
+        if not output_dir.is_dir():
+            raise UsageError(f"{str(output_dir)!r} is not a directory")
+        for sweep_dir in sorted(path.parent for path in output_dir.glob(f"*/{trial.SWEEP}")):
+            stored = trial.stored_settings(sweep_dir)
+            sweep = (stored.model_arch, stored.dataset, algorithms.canonical(stored.algorithm))
+            trial.check_same_settings(sweep_dir, settings.setdefault(sweep, stored), stored)
+            for directory in sorted(sweep_dir.glob("*/trial_*")):
+                key = (sweep, directory.parent.name, directory.name)
+                done = [directory / f"client_{client}" for client in range(stored.num_clients)]
+                if not all((path / trial.DONE).exists() for path in done):
+                    not_done.append(directory)
+                elif key not in seen:
+                    seen.add(key)
+                    try:
+                        rows += rounds_of(
+                            sweep, stored.local_optimizer, [json.loads((path / trial.RESULTS).read_text()) for path in done]
+                        )
+                    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+                        broken.append(f"{directory}: {error!r}")
+    return Collected(pandas.DataFrame(rows), settings, not_done, broken)
+
+
+def rounds_of(sweep, local_optimizer: str, clients: list[dict]) -> list[dict]:
+    """The rows of one trial, from what its clients recorded."""
+    first = clients[0]
+    model, dataset, algorithm = sweep
+    hparams = {name: first[name] for name in default_hparams(algorithm, dataset, local_optimizer)}
+    val = _weighted([client["val_acc"] for client in clients], [client["val_samples"] for client in clients])
+    train = _weighted([client["train_loss"] for client in clients], [len(client["train_indices"]) for client in clients])
+    return [
+        {
+            "model": model,
+            "dataset": dataset,
+            "algorithm": algorithm,
+            "hash": trial.hparams_hash(hparams),
+            "hparams": hparams,
+            "trial_seed": first["trial_seed"],
+            "round": round + 1,
+            "train_loss": train[round],
+            "val_acc": val[round],
+            "test_acc": first["test_acc"][round],
+            "step_time": first["step_time"][round],
+        }
+        for round in range(len(first["test_acc"]))
+    ]
+
+
+def _weighted(lists, weights):
+    """The mean over clients of each round, over those that have a value in it."""
+    values = np.array(lists, dtype=float)
+    weights = np.where(np.isnan(values), 0, np.array(weights, dtype=float)[:, None])
+    with np.errstate(invalid="ignore"):
+        return (np.nan_to_num(values) * weights).sum(axis=0) / weights.sum(axis=0)
+
+
+def select(rounds: pandas.DataFrame) -> tuple[pandas.DataFrame, list[str]]:
+    """The trials of one sweep, a row each, at their best validation round; and the settings left out, since they have
+    fewer finished trials than others and a mean over fewer would not compare."""
+    evaluated = rounds.dropna(subset=["val_acc"])
+    trials = evaluated.loc[evaluated.groupby(["hash", "trial_seed"])["val_acc"].idxmax()]
+    counts = trials.groupby("hash")["trial_seed"].count()
+    left_out = counts[counts < counts.max()].index.tolist()
+    return trials[~trials["hash"].isin(left_out)], left_out
+
+
+def with_deviation(values: pandas.Series) -> str:
+    """Mean ± sample standard deviation; the mean alone where there is one value."""
+    mean = f"{values.mean():.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.4f}"
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    try:
+        collected = collect(args.output_dir)
+    except UsageError as error:
+        print(f"collect_results.py: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    for line in collected.broken:
+        print(f"Ignored, cannot be read: {line}", file=sys.stderr)
+    if collected.not_done:
+        print(f"Ignored: {len(collected.not_done)} trials that are not done.", file=sys.stderr)
+    if collected.rounds.empty:
+        print(f"No finished trials in {', '.join(map(str, args.output_dir))}.", file=sys.stderr)
+        return NOTHING_DONE
+
+    table, statistics = [], []
+    for sweep, rounds in collected.rounds.groupby(["model", "dataset", "algorithm"]):
+        trials, left_out = select(rounds)
+        if left_out:
+            print(f"Ignored: {len(left_out)} settings with fewer finished trials than others.", file=sys.stderr)
+        best = trials.groupby("hash", sort=False)["val_acc"].mean().idxmax()
+        accuracy = trials[trials["hash"] == best]["test_acc"]
+        settings = collected.settings[sweep]
+        row = [settings.model_arch, settings.dataset, settings.algorithm, with_deviation(accuracy)]
+        print(f"Best hyperparameter setting: {best} with mean test accuracy: {accuracy.mean():.4f}")
+        for name, value in zip(("Model", "Dataset", "Algorithm", "Best Test Accuracy"), row):
+            print(f"{name}: {value}")
+        print()
+        table.append(row)
+        statistics.append((row[:3], trials["hash"].nunique(), len(accuracy), settings.num_clients))
+
+    print("Table:\n")
+    print(
+        tabulate(
+            table, headers=["Model", "Dataset", "Algorithm", "Best Test Accuracy"], tablefmt="github", disable_numparse=True
+        )
+    )
+    print("\nJob Statistics:\n")
+    for names, settings, trials, clients in statistics:
+        if len(statistics) > 1:
+            print(f"{' '.join(names)}:")
+        print(f"Number of hyperparameter sets: {settings}")
+        print(f"Number of trials: {trials}")
+        print(f"Number of clients: {clients}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""The federated algorithms. One file holds one algorithm, its client half and its server half side by side."""
+
+import importlib
+
+# name: module of this package; the class has the name. Imported on use, since an algorithm needs torch.
+REGISTRY = {
+    "Fedavg": "fedavg",
+}
+
+
+def canonical(name: str) -> str:
+    """The registered spelling of `name`, which may come in any case. Raises KeyError with the valid names."""
+    for known in REGISTRY:
+        if known.lower() == name.lower():
+            return known
+    raise KeyError(f"unknown algorithm {name!r}: the algorithms are {', '.join(REGISTRY)}")
+
+
+def load(name: str) -> type:
+    """The class of the algorithm called `name`."""
+    known = canonical(name)
+    return getattr(importlib.import_module(f"{__name__}.{REGISTRY[known]}"), known)

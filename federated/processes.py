@@ -1,0 +1,289 @@
+"""Start, watch and end the processes of trials.
+
+Every process that is started here ends when the process that started it does, however that ends: it holds one end of
+something whose other end only its parent holds, and leaves when that is closed.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from multiprocessing.connection import wait as wait_for_any
+
+from federated.channel import is_remote, remove_socket, unix_address
+from federated.options import Parser, directory, real
+from federated.trial import LOCKED_EXIT, LOST_PEER_EXIT, Trial
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
+PARENT_VARIABLE = "FEDERATED_PARENT_FD"
+
+
+def end_with_parent(clean_up):
+    """Called by a trial's process as it starts: when its parent ends, call `clean_up` and end at once."""
+    parent = multiprocessing.parent_process()
+    sentinel = parent.sentinel if parent is not None else os.environ.pop(PARENT_VARIABLE, None)
+    if sentinel is None:  # started by hand
+        return
+
+    def watch():
+        wait_for_any([int(sentinel)])
+        clean_up()
+        os._exit(128 + signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def add_run_arguments(parser: Parser):
+    """The options that a trial's server and clients share, which say how they run and not what they compute."""
+    parser.add_argument(
+        "--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie or are downloaded to"
+    )
+    parser.add_argument(
+        "--timeout", type=real(0, above=True), default=600.0, metavar="SECONDS", help="a process silent for so long has failed"
+    )
+
+
+# Ways to start one of the scripts. Each returns a handle with pid, sentinel (readable once the process has ended),
+# exitcode (a signal as a negative number) and kill().
+
+
+class Cold:
+    """A new Python, as a user would start it by hand."""
+
+    def __init__(self, command: list[str], log: pathlib.Path):
+        ours, theirs = socket.socketpair()
+        with open(log, "ab") as output, theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**os.environ, PARENT_VARIABLE: str(theirs.fileno())},
+            )
+        self._socket = ours
+        self.pid, self.sentinel = self._process.pid, ours.fileno()
+
+    @property
+    def exitcode(self):
+        return self._process.wait()
+
+    def kill(self):
+        self._process.kill()
+
+    def close(self):
+        self._socket.close()
+
+
+class Warm:
+    """A fork of a process that has imported what trials need."""
+
+    _context = multiprocessing.get_context("forkserver")
+
+    @classmethod
+    def preload(cls, modules: list[str]):
+        cls._context.set_forkserver_preload(["__main__", *modules])
+
+    def __init__(self, command: list[str], log: pathlib.Path):
+        self._process = self._context.Process(target=_run_script, args=(command, log))
+        self._process.start()
+        self.pid, self.sentinel = self._process.pid, self._process.sentinel
+
+    @property
+    def exitcode(self):
+        self._process.join()
+        return self._process.exitcode
+
+    def kill(self):
+        self._process.kill()
+
+    def close(self):
+        self._process.close()
+
+
+def _run_script(command, log):
+    """In the fork: become what `command` would start."""
+    os.setsid()
+    with open(log, "ab") as output, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _, script, *arguments = command
+    sys.argv = [script, *arguments]
+    sys.exit(importlib.import_module(pathlib.Path(script).stem).main(arguments))
+
+
+def script_command(script: str, *arguments) -> list[str]:
+    """The command line that runs one of the project's scripts with this Python."""
+    return [sys.executable, str(HERE / script), *map(str, arguments)]
+
+
+def trial_commands(trial: Trial, address: str, client_processes: int, data_dir: str, timeout: float) -> dict[str, list[str]]:
+    """{role: command} of a trial's processes, each a list of arguments. The server comes first."""
+    shared = ("--host", address, "--data_dir", data_dir, "--timeout", timeout)
+    commands = {
+        "server": script_command(
+            "server_benchmark.py", *trial.server_arguments(), *shared, "--client_processes", client_processes
+        )
+    }
+    for process in range(client_processes):
+        commands[f"client_process_{process}"] = script_command("client_benchmark.py", *shared, "--process", process)
+    return commands
+
+
+@dataclasses.dataclass
+class Failure:
+    """Why a trial ended before it was done."""
+
+    role: str
+    reason: str
+    exitcode: int | None = None
+    log: list[str] = dataclasses.field(default_factory=list)
+
+    def is_locked(self) -> bool:
+        """Whether another sweep runs the trial."""
+        return self.exitcode == LOCKED_EXIT
+
+    def is_accident(self) -> bool:
+        """Whether the same trial may well succeed next time: it was killed, fell silent or lost a peer."""
+        return self.exitcode is None or self.exitcode < 0 or self.exitcode == LOST_PEER_EXIT
+
+    def __str__(self):
+        last = f": {self.log[-1]}" if self.log else ""
+        return f"{self.role} {self.reason}{last}"
+
+
+class RunningTrial:
+    """The processes of one trial, from start to end."""
+
+    def __init__(self, trial: Trial, start, client_processes: int, host: str | None, data_dir: str, timeout: float):
+        self.trial = trial
+        self.timeout = timeout
+        trial.prepare()
+        self._address = host or unix_address(str(trial.directory.resolve()))
+        self.handles = {}
+        self._ended = {}
+        self.started = time.monotonic()
+        try:
+            for role, command in trial_commands(trial, self._address, client_processes, data_dir, timeout).items():
+                trial.log(role).unlink(missing_ok=True)
+                self.handles[role] = start(command, trial.log(role))
+        except BaseException:
+            self.end()
+            raise
+
+    def sentinels(self):
+        return [handle.sentinel for role, handle in self.handles.items() if role not in self._ended]
+
+    def look(self, ready=()) -> Failure | bool | None:
+        """What came of it: None while it runs, True when it is done, a Failure else. `ready` are sentinels that fired."""
+        self._note_ended(ready)
+        if any(self._ended.values()):
+            # One death brings others with it: give them a moment, so that the first cause is among those that ended.
+            self._wait_for_others(until=lambda: LOST_PEER_EXIT not in self._ended.values())
+            return self._failure()
+        if "server" in self._ended:
+            self._wait_for_others(until=lambda: False)  # it told them to stop
+            if self.trial.is_done():
+                return True
+            return Failure("server", "ended before the trial was done", log=self._tail("server"))
+        if self._seconds_of_silence() > self.timeout + GRACE_SECONDS:
+            return Failure("server", f"was silent for {self.timeout:g} s", log=self._tail("server"))
+        return None
+
+    def _note_ended(self, ready):
+        for role, handle in self.handles.items():
+            if handle.sentinel in ready:
+                self._ended[role] = handle.exitcode
+
+    def _wait_for_others(self, until):
+        deadline = time.monotonic() + GRACE_SECONDS
+        while (sentinels := self.sentinels()) and not until():
+            ready = wait_for_any(sentinels, max(0, deadline - time.monotonic()))
+            if not ready:
+                break
+            self._note_ended(ready)
+
+    def _seconds_of_silence(self) -> float:
+        """Since the server gave a sign of life, which it does by touching its log."""
+        try:
+            return time.time() - self.trial.log("server").stat().st_mtime
+        except OSError:
+            return time.monotonic() - self.started
+
+    def _failure(self):
+        def likeness_to_a_cause(item):
+            code = item[1]
+            return code not in (0, LOST_PEER_EXIT), code != 0
+
+        role, code = max(self._ended.items(), key=likeness_to_a_cause)
+        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return Failure(role, reason, code, self._tail(role))
+
+    def _tail(self, role, lines=20):
+        with contextlib.suppress(OSError):
+            return self.trial.log(role).read_text(errors="replace").splitlines()[-lines:]
+        return []
+
+    def end(self):
+        """Kill what still runs and leave nothing but the trial's directory."""
+        for handle in self.handles.values():
+            handle.kill()
+        for handle in self.handles.values():
+            _ = handle.exitcode
+            handle.close()
+        self.trial.forget_dead_owner()
+        if not is_remote(self._address):
+            remove_socket(self._address)
+
+
+# How long the processes of a trial that ends get to end by themselves.
+GRACE_SECONDS = 1.0
+
+
+def run_trials(trials, begin, jobs: int, retries: int, report):
+    """Run `trials`, `jobs` at a time: the loop that all local launchers share.
+
+    begin(trial) starts one and returns its RunningTrial; report(trial, outcome) is told of each outcome, which is True
+    or a Failure. What runs is ended however this is left.
+    """
+    waiting, running, attempts = deque(trials), [], Counter()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(begin(waiting.popleft()))
+            ready = wait_for_any([s for one in running for s in one.sentinels()], timeout=POLL_SECONDS)
+            for one in list(running):
+                outcome = one.look(ready)
+                if outcome is None:
+                    continue
+                running.remove(one)
+                one.end()
+                trial = one.trial
+                attempts[trial.directory] += 1
+                if outcome is not True:
+                    if outcome.is_accident() and attempts[trial.directory] <= retries:
+                        waiting.append(trial)
+                        continue
+                    if not outcome.is_locked():
+                        trial.record_failure(outcome.role, outcome.reason, outcome.log)
+                report(trial, outcome)
+    finally:
+        for one in running:
+            one.end()
+
+
+# How often silence is looked for; ends are noticed at once.
+POLL_SECONDS = 1.0

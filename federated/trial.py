@@ -1,0 +1,314 @@
+"""A trial: its settings, and its directory, which is all that is known of it.
+
+OUTPUT_DIR/<model>_<dataset>_<algorithm>/sweep.json        the settings that all trials share
+…/<md5 of hparams>/trial_<seed>/                           one trial: logs, lock, failed.json
+…/trial_<seed>/client_<i>/results.json, done               one client's results; done is written last
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import time
+
+from federated import algorithms, datasets, models, partition
+from federated.options import UsageError, one_of, real, whole
+
+
+def _setting(default, parse, help):
+    return dataclasses.field(default=default, metadata={"parse": parse, "help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a trial computes, besides its hyper-parameters and seeds. Each setting stands here once: its name is the
+    option's, the original's field's and the key in sweep.json."""
+
+    model_arch: str = _setting("mlp", one_of(models.REGISTRY), f"the model: {', '.join(models.REGISTRY)}")
+    dataset: str = _setting("digits", one_of(datasets.REGISTRY), f"the data: {', '.join(datasets.REGISTRY)}")
+    algorithm: str = _setting(
+        "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), f"in any case: {', '.join(algorithms.REGISTRY)}"
+    )
+    num_clients: int = _setting(2, whole(1), "clients of the federation")
+    rounds: int = _setting(50, whole(1), "communication rounds")
+    local_epochs: int = _setting(1, whole(1), "passes over its data that a client makes a round")
+    samples_per_client: int = _setting(None, whole(2), "training samples of each client, held-out ones included; default: all")
+    participation: float = _setting(1.0, real(0, 1, above=True), "fraction of the clients that train in a round")
+    partition: str = _setting("iid", one_of(partition.REGISTRY), f"how samples go to clients: {', '.join(partition.REGISTRY)}")
+    partition_alpha: float = _setting(0.5, real(0, above=True), "concentration of dirichlet and quantity; less is more skewed")
+    labels_per_client: int = _setting(2, whole(1), "labels each client holds under --partition labels")
+    holdout_fraction: float = _setting(0.1, real(0, 0.9, above=True), "share of its samples a client validates on")
+    local_optimizer: str = _setting("adam", one_of(("adam", "sgd")), "the clients' optimizer: adam, sgd")
+    optimizer_state: str = _setting(
+        None,
+        one_of(("keep", "reset")),
+        "keep a client's optimizer moments over rounds or reset them; default: keep where all clients train each round",
+    )
+    precision: str = _setting("fp32", one_of(("fp32", "bf16")), "arithmetic of the forward pass: fp32, bf16 (autocast)")
+    eval_every: int = _setting(1, whole(1), "rounds between evaluations; the first and the last model always are")
+    device: str = _setting("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda where there is one")
+    threads: int = _setting(1, whole(1, 1024), "threads of each process; it changes the last bits of results")
+
+    def __post_init__(self):
+        if self.optimizer_state is None:
+            object.__setattr__(self, "optimizer_state", "keep" if self.participation == 1 else "reset")
+
+    @property
+    def participants(self) -> int:
+        """Clients that train in a round."""
+        return max(1, round(self.num_clients * self.participation))
+
+    @property
+    def name(self) -> str:
+        """The directory of the sweep below the output directory."""
+        return f"{self.model_arch}_{self.dataset}_{algorithms.canonical(self.algorithm)}"
+
+
+def add_arguments(parser: argparse.ArgumentParser, given_only: bool = False):
+    """An option for every setting; with `given_only` the namespace holds just those that the user gave."""
+    group = parser.add_argument_group("what a trial trains", "Fixed once for a sweep and kept in its sweep.json.")
+    for field in dataclasses.fields(Settings):
+        group.add_argument(
+            f"--{field.name}",
+            type=field.metadata["parse"],
+            default=argparse.SUPPRESS if given_only else field.default,
+            metavar=getattr(field.type, "__name__", field.type).upper(),
+            help=field.metadata["help"] + ("" if field.default is None or not given_only else f" (default: {field.default})"),
+        )
+
+
+def settings_from(namespace: argparse.Namespace) -> Settings:
+    known = {field.name for field in dataclasses.fields(Settings)}
+    return Settings(**{name: value for name, value in vars(namespace).items() if name in known})
+
+
+def hparams_hash(hparams: dict) -> str:
+    return hashlib.md5(json.dumps(hparams, sort_keys=True).encode()).hexdigest()
+
+
+# Files of a trial's directory
+RESULTS, DONE, LOCK, FAILED, SWEEP = "results.json", "done", "lock", "failed.json", "sweep.json"
+
+
+def write_atomically(path: pathlib.Path, text: str):
+    """Write a file that is whole or absent, whatever happens meanwhile."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+# How a trial's process ends, besides 0 and options.USAGE_ERROR
+FAILED_EXIT, LOCKED_EXIT, LOST_PEER_EXIT, DIVERGED_EXIT = 1, 3, 4, 5
+
+NOT_LAUNCHED, INCOMPLETE, RUNNING, COMPLETE = "Not launched", "Incomplete", "Running", "Done"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One trial: what it computes and where."""
+
+    settings: Settings
+    hparams: dict
+    hparams_seed: int
+    trial_seed: int
+    directory: pathlib.Path
+
+    def client_directory(self, client: int) -> pathlib.Path:
+        return self.directory / f"client_{client}"
+
+    def log(self, role: str) -> pathlib.Path:
+        return self.directory / f"{role}.log"
+
+    def is_done(self) -> bool:
+        return all((self.client_directory(client) / DONE).exists() for client in range(self.settings.num_clients))
+
+    def state(self) -> str:
+        """NOT_LAUNCHED, INCOMPLETE, RUNNING or COMPLETE, by what is on disk now."""
+        if not self.directory.exists():
+            return NOT_LAUNCHED
+        if self.is_done():
+            return COMPLETE
+        owner = read_lock(self.directory)
+        return RUNNING if owner is not None and owner.may_live() else INCOMPLETE
+
+    def server_arguments(self) -> list[str]:
+        """The command line of the trial's server, but for how it is run (address, processes, data)."""
+        options = {
+            **{name: value for name, value in dataclasses.asdict(self.settings).items() if value is not None},
+            "hparams": json.dumps(self.hparams),
+            "hparams_seed": self.hparams_seed,
+            "output_dir": self.directory,
+            "trial_seed": self.trial_seed,
+        }
+        return [part for name, value in sorted(options.items()) for part in (f"--{name}", str(value))]
+
+    def description(self) -> dict:
+        """How results.json tells which trial it is of."""
+        shown = ("dataset", "model_arch", "algorithm")
+        return {
+            **{name: getattr(self.settings, name) for name in shown},
+            "hparams_seed": self.hparams_seed,
+            "trial_seed": self.trial_seed,
+            **self.hparams,
+        }
+
+    def prepare(self):
+        """Make the directories of the trial and forget the failure of an earlier attempt."""
+        for client in range(self.settings.num_clients):
+            self.client_directory(client).mkdir(parents=True, exist_ok=True)
+        (self.directory / FAILED).unlink(missing_ok=True)
+
+    def delete(self):
+        """Delete the files this trial made, and its directories where nothing else is left in them. Raises Locked."""
+        if not self.directory.is_dir():
+            return
+        lock = Lock(self.directory)
+        for path in (*self.directory.glob("client_*/*"), *self.directory.iterdir()):
+            own = (RESULTS, DONE) if path.parent != self.directory else (FAILED,)
+            if path.name in own or path.suffix in (".log", ".tmp"):
+                path.unlink()
+        lock.release()
+        for directory in (*self.directory.glob("client_*"), self.directory):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+    def forget_dead_owner(self):
+        """Remove the lock that a process which was killed has left."""
+        owner = read_lock(self.directory)
+        if owner is not None and not owner.may_live():
+            (self.directory / LOCK).unlink(missing_ok=True)
+
+    def record_failure(self, role: str, reason: str, log_lines: list[str] = ()):
+        """Write failed.json: which process ended the trial, why, and the last lines of its log."""
+        record = {"role": role, "reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "log": list(log_lines)}
+        write_atomically(self.directory / FAILED, json.dumps(record, indent=1) + "\n")
+
+    def write_results(self, client: int, results: dict):
+        """Write results.json of one client, whole, and then its done."""
+        directory = self.client_directory(client)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / RESULTS, json.dumps(results, allow_nan=False) + "\n")
+        write_atomically(directory / DONE, "")
+
+
+def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Settings | None):
+    """Raises UsageError where the sweep in `directory` was made with settings other than `settings`."""
+    if stored is None:
+        return
+    ours, theirs = (dataclasses.asdict(s) | {"algorithm": algorithms.canonical(s.algorithm)} for s in (settings, stored))
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise UsageError(
+                f"--{name} is {value} here and {theirs[name]} in the sweep that {str(directory)!r} holds: "
+                f"give --{name} {theirs[name]} to go on with it, or another --output_dir for a new one"
+            )
+
+
+def write_sweep_file(directory: pathlib.Path, settings: Settings):
+    """Note the settings that all trials in `directory` share."""
+    if not (directory / SWEEP).exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / SWEEP, json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
+
+
+def remove_sweep_file(directory: pathlib.Path):
+    """Forget the settings once no job is left, so that the next sweep here may have others. Raises OSError where one is."""
+    if [path.name for path in directory.iterdir()] == [SWEEP]:
+        (directory / SWEEP).unlink()
+        directory.rmdir()
+
+
+def stored_settings(directory: pathlib.Path) -> Settings | None:
+    """The settings of the sweep in `directory`, None where there is no sweep. Raises UsageError where it can't be read."""
+    path = directory / SWEEP
+    try:
+        return Settings(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{str(path)!r} cannot be read as a sweep's settings ({error}): restore it or use another --output_dir"
+        ) from error
+
+
+# The lock of a trial: held by its server, so that a live trial is neither run twice nor deleted.
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The process that holds a lock."""
+
+    host: str
+    pid: int
+    started: str  # tells it from a later process with the same pid
+
+    @classmethod
+    def this_process(cls):
+        return cls(socket.gethostname(), os.getpid(), process_start(os.getpid()))
+
+    def may_live(self) -> bool:
+        """False only where the owner is known to be dead: on another host, that cannot be known."""
+        return self.host != socket.gethostname() or process_start(self.pid) == self.started
+
+    def __str__(self):
+        return f"process {self.pid} on {self.host}"
+
+
+class Locked(Exception):
+    """Another process holds the trial."""
+
+
+def read_lock(directory: pathlib.Path) -> Owner | None:
+    try:
+        return Owner(**json.loads((directory / LOCK).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def process_start(pid: int) -> str | None:
+    """When the process `pid` of this host was started, in the system's own words; None where there is none."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        state, start = re.match(r".*\) (\S)(?: \S+){18} (\d+)", stat, re.DOTALL).groups()
+        return None if state in "ZX" else start
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat"):
+            return None
+    except ProcessLookupError:
+        return None
+    listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return listed.stdout.strip() or None
+
+
+class Lock:
+    """Holds the lock of a trial's directory. Raises Locked where a process that may live holds it."""
+
+    def __init__(self, directory: pathlib.Path):
+        self.path = directory / LOCK
+        text = json.dumps(dataclasses.asdict(Owner.this_process()))
+        guard = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX)  # one at a time looks at a lock and takes it over
+            owner = read_lock(directory)
+            if owner is not None and owner.may_live():
+                raise Locked(f"{str(directory)!r} is being run by {owner}")
+            write_atomically(self.path, text)
+        finally:
+            os.close(guard)
+
+    def release(self):
+        self.path.unlink(missing_ok=True)

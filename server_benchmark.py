@@ -1,0 +1,301 @@
+"""The server of one trial: it makes the model, leads the rounds, and writes the results.
+
+By hand, in a terminal each, with any of the settings below:
+
+    python server_benchmark.py --output_dir my_trial --client_processes 2
+    python client_benchmark.py --host ADDRESS          (twice; the server prints ADDRESS)
+
+With --host HOST:PORT clients may run on other machines. Messages are then authenticated by the secret in FEDERATED_KEY,
+but not encrypted.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from federated import algorithms, datasets, partition, trial
+from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_object, whole
+from federated.processes import HERE, add_run_arguments, end_with_parent
+from federated.seeds import stream_seed
+from federated.trial import DIVERGED_EXIT, LOCKED_EXIT, LOST_PEER_EXIT, Lock, Locked, Trial
+from hparams_registry import default_hparams
+
+
+class Diverged(Exception):
+    """A loss is no longer a finite number."""
+
+
+def parse(argv):
+    parser = Parser(prog="server_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=directory, required=True, metavar="DIR", help="the trial's directory")
+    parser.add_argument("--trial_seed", type=whole(0), default=0, metavar="INT", help="seed of all that is random in it")
+    parser.add_argument(
+        "--hparams", type=json_object, metavar="JSON", help="hyper-parameters; default: the registry's defaults"
+    )
+    parser.add_argument("--hparams_seed", type=whole(0), default=0, metavar="INT", help="recorded with the results")
+    parser.add_argument("--host", metavar="ADDRESS", help="HOST:PORT to listen at; default: a private Unix socket")
+    parser.add_argument(
+        "--client_processes", type=whole(1), metavar="INT", help="client processes to wait for; default: one a client"
+    )
+    add_run_arguments(parser)
+    trial.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    settings = trial.settings_from(args)
+    hparams = default_hparams(settings.algorithm, settings.dataset, settings.local_optimizer) | (args.hparams or {})
+    this = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
+    this.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = Lock(this.directory)
+    except Locked as error:
+        print(f"server_benchmark.py: {error}", file=sys.stderr)
+        return LOCKED_EXIT
+    from federated.channel import Door, PeerLost
+
+    door = None
+    try:
+        door = Door(args.host)
+        end_with_parent(lambda: (door.close(), lock.release()))
+        serve(this, door, args.client_processes or settings.participants, args)
+    except UsageError as error:
+        print(f"server_benchmark.py: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except (PeerLost, Diverged) as error:
+        print(error, file=sys.stderr)
+        this.record_failure("server", str(error))
+        return LOST_PEER_EXIT if isinstance(error, PeerLost) else DIVERGED_EXIT
+    finally:
+        if door is not None:
+            door.close()
+        lock.release()
+    return 0
+
+
+def serve(this: Trial, door, processes: int, args):
+    """Lead the trial from the first client's joining to the results. Returns the broadcast vectors after the last round."""
+    from federated import models
+    from federated.channel import Hub, Memory
+    from federated.flat import Flat
+    from federated.training import EVALUATION_BLOCK, LocalOptimizer, evaluation_blocks, torch
+
+    # The settings, the data and the initial model
+    settings, hparams = this.settings, this.hparams
+    torch.set_num_threads(settings.threads)
+    algorithm = algorithms.load(settings.algorithm)(hparams)
+    dataset = datasets.load(settings.dataset, args.data_dir)
+    parts = partition.split(dataset.train_labels, settings, this.trial_seed)
+    model = models.build(settings.model_arch, dataset.spec, hparams["dropout_rate"], stream_seed(this.trial_seed, "model"))
+    flat = Flat(model)
+    moments = LocalOptimizer.row_size_of(settings, hparams, flat.num_parameters) if settings.optimizer_state == "keep" else 0
+    memory = Memory(
+        {
+            "broadcast": (algorithm.broadcasts, flat.size),
+            "updates": (processes, algorithm.uploads * flat.size),
+            "moments": (settings.num_clients, moments),
+            "evaluation": (len(evaluation_blocks(len(dataset.test_labels), parts)), 2 * EVALUATION_BLOCK),
+        },
+        shared=True,
+    )
+    broadcast = torch.from_numpy(memory.broadcast)
+    broadcast[0].copy_(flat.weights)
+    updates = [torch.from_numpy(row).view(algorithm.uploads, -1) for row in memory.updates]
+    average = torch.empty(algorithm.uploads, flat.size)
+    del model, flat
+
+    # The client processes
+    print(f"waiting for {processes} client processes at {door.address}", flush=True)
+    channels = []
+    for process, (channel, hello) in enumerate(door.admit(processes, args.timeout)):
+        channel.send(
+            {
+                "process": process,
+                "processes": processes,
+                "settings": dataclasses.asdict(settings),
+                "hparams": hparams,
+                "trial_seed": this.trial_seed,
+                "memory": memory.shapes,
+            }
+        )
+        channel.send_memory(memory, hello["pid"])
+        channels.append(channel)
+    door.close()
+    hub = Hub(channels, args.timeout, sign_of_life=SignOfLife())
+    devices = [None] * processes
+    while None in devices:
+        process, message = hub.receive([process for process in range(processes) if devices[process] is None])
+        devices[process] = message["ready"]
+
+    # The rounds. A message asks for the evaluation of the weights it brings and for training from them, so that there is
+    # one wait a round: the evaluation of round r's model runs before the training of round r + 1.
+    record = Record(settings, parts, len(dataset.test_labels))
+    for round in range(settings.rounds + 1):
+        start = time.perf_counter()
+        evaluate = round % settings.eval_every == 0 or round == settings.rounds
+        training = participants(settings, this.trial_seed, round) if round < settings.rounds else []
+        samples = sum(len(parts[client].train) for client in training)
+        hub.expect()
+        for process, channel in enumerate(channels):
+            mine = training[process::processes]
+            rows = [("broadcast", row) for row in range(algorithm.broadcasts)]
+            rows += [("moments", client) for client in mine if moments]
+            channel.send({"round": round, "evaluate": evaluate, "train": mine}, rows)
+
+        # Updates arrive in any order and are added in that of the clients
+        arrived, added, evaluations = {}, 0, processes if evaluate else 0
+        while added < len(training) or evaluations:
+            busy = {number % processes for number in range(added, len(training)) if training[number] not in arrived}
+            process, message = hub.receive(busy or range(processes))
+            if "evaluated" in message:
+                evaluations -= 1
+                continue
+            arrived[message["trained"]] = message
+            while added < len(training) and training[added] in arrived:
+                client, process = training[added], added % processes
+                weight = len(parts[client].train) / samples
+                if added:
+                    average.add_(updates[process], alpha=weight)
+                else:
+                    torch.mul(updates[process], weight, out=average)
+                if added + processes < len(training):
+                    channels[process].send({"added": client})
+                added += 1
+
+        if evaluate:
+            record.evaluated(round, memory.evaluation)
+        if training:
+            algorithm.step(broadcast, average)
+            record.trained(arrived, time.perf_counter() - start)
+    for channel in channels:
+        channel.send({"stop": True})
+    hub.close()
+    provenance = describe() | {"devices": devices}
+    for client, part in enumerate(parts):
+        this.write_results(client, record.results(this, client, part, len(dataset.train_labels)) | {"provenance": provenance})
+    return broadcast
+
+
+def participants(settings, trial_seed, round) -> list[int]:
+    """The clients that train in `round`, in the order of their numbers."""
+    if settings.participants == settings.num_clients:
+        return list(range(settings.num_clients))
+    rng = np.random.default_rng(stream_seed(trial_seed, round, "participants"))
+    return sorted(rng.choice(settings.num_clients, settings.participants, replace=False).tolist())
+
+
+class Record:
+    """The metrics of a trial, round by round. None stands where a client did not train or nothing was evaluated."""
+
+    def __init__(self, settings, parts, test_samples):
+        from federated.training import EVALUATION_BLOCK
+
+        self._settings, self._test_samples = settings, test_samples
+        self._block = EVALUATION_BLOCK
+        self._test_blocks = -(-test_samples // EVALUATION_BLOCK)
+        self._val_sizes = np.array([len(part.val) for part in parts])
+        self._training = []
+        self._evaluations = {}
+        self._step_times = []
+        self._told = 0.0
+
+    def evaluated(self, round, evaluation):
+        """Note the metrics of the model after `round` rounds from each sample's loss and correctness, summed as float64."""
+        per_sample = evaluation.reshape(len(evaluation), 2, self._block).transpose(1, 0, 2)
+        test = per_sample[:, : self._test_blocks].reshape(2, -1)[:, : self._test_samples].astype(np.float64)
+        val = per_sample[:, self._test_blocks :].reshape(2, -1)[:, : self._val_sizes.sum()].astype(np.float64)
+        starts = np.concatenate([[0], np.cumsum(self._val_sizes)[:-1]])
+        test = test.sum(axis=1) / self._test_samples
+        val = np.add.reduceat(val, starts, axis=1) / self._val_sizes
+        if not (np.isfinite(test).all() and np.isfinite(val).all()):
+            raise Diverged(f"diverged: the loss after round {round} of {self._settings.rounds} is not finite")
+        self._evaluations[round] = test, val
+        if time.monotonic() - self._told > 1 or round == self._settings.rounds:
+            self._told = time.monotonic()
+            print(f"round {round}/{self._settings.rounds}: test accuracy {test[1]:.4f}", flush=True)
+
+    def trained(self, messages, seconds):
+        """Note what the participants of the next round reported."""
+        self._training.append({client: (message["loss"], message["accuracy"]) for client, message in messages.items()})
+        self._step_times.append(seconds)
+        if not all(math.isfinite(loss) for loss, _ in self._training[-1].values()):
+            raise Diverged(f"diverged: a training loss of round {len(self._training)} of {self._settings.rounds} is not finite")
+
+    def results(self, this: Trial, client: int, part, train_samples: int) -> dict:
+        """What results.json of `client` holds; entry r of a list is of round r + 1."""
+        rounds = range(1, self._settings.rounds + 1)
+
+        def trained(metric):
+            return [metrics[client][metric] if client in metrics else None for metrics in self._training]
+
+        def tested(metric):
+            return [float(self._evaluations[round][0][metric]) if round in self._evaluations else None for round in rounds]
+
+        def validated(metric):
+            return [
+                float(self._evaluations[round][1][metric, client]) if round in self._evaluations else None for round in rounds
+            ]
+
+        initial_test, _ = self._evaluations[0]
+        return {
+            "client_id": client,
+            "node_id": client + 1,  # the original counts the server as node 0
+            "train_indices": part.train.tolist(),
+            "percentage_samples": len(part.train) / train_samples,
+            "initial_test_loss": float(initial_test[0]),
+            "initial_test_acc": float(initial_test[1]),
+            **this.description(),
+            "train_loss": trained(0),
+            "train_acc": trained(1),
+            "test_loss": tested(0),
+            "test_acc": tested(1),
+            "val_loss": validated(0),
+            "val_acc": validated(1),
+            "val_samples": len(part.val),
+            "step_time": self._step_times,
+        }
+
+
+class SignOfLife:
+    """Touches the log, at most once a second: who started the server tells by that whether it still works."""
+
+    def __init__(self):
+        self._touched = 0.0
+
+    def __call__(self):
+        if time.monotonic() - self._touched > 1:
+            self._touched = time.monotonic()
+            with contextlib.suppress(OSError):  # a closed terminal, a pipe
+                os.utime(sys.stdout.fileno())
+
+
+def describe() -> dict:
+    """Where the results come from."""
+    import torch
+
+    revision = subprocess.run(
+        ["git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
+    )
+    return {
+        "git_revision": revision.stdout.strip() or None,
+        "argv": sys.argv,
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

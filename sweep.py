@@ -1,0 +1,291 @@
+"""Tune a federated-learning algorithm: run seeded hyper-parameter sets, each over several trials."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+from tqdm import tqdm
+
+from command_launchers import REGISTRY
+from federated import datasets, partition
+from federated import trial as trials_of
+from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, whole
+from federated.processes import add_run_arguments
+from federated.trial import Locked, Settings, Trial, hparams_hash
+from hparams_registry import check_hparams, default_hparams, random_hparams
+
+FAILED, ALL_LOCKED = 1, 3  # exit codes of launch, besides 0 and USAGE_ERROR
+
+
+class Job:
+    """One hyper-parameter set with all its trials."""
+
+    NOT_LAUNCHED = trials_of.NOT_LAUNCHED
+    INCOMPLETE = trials_of.INCOMPLETE
+    RUNNING = trials_of.RUNNING
+    DONE = trials_of.COMPLETE
+
+    def __init__(self, settings: Settings, hparams: dict, hparams_seed: int, num_trials: int, sweep_dir: pathlib.Path):
+        self.hparams, self.hparams_seed = hparams, hparams_seed
+        self.output_dir = sweep_dir / hparams_hash(hparams)
+        self.trials = [
+            Trial(settings, hparams, hparams_seed, seed, self.output_dir / f"trial_{seed}") for seed in range(num_trials)
+        ]
+        states = [trial.state() for trial in self.trials]
+        self.done_trials = states.count(self.DONE)
+        if self.RUNNING in states:
+            self.state = self.RUNNING
+        elif len(set(states)) == 1:
+            self.state = states[0]
+        else:
+            self.state = self.INCOMPLETE
+
+    def __str__(self):
+        return (
+            f"{self.state}: {self.output_dir} set {self.hparams_seed}, {self.done_trials}/{len(self.trials)} trials done, "
+            f"{json.dumps(self.hparams)}"
+        )
+
+    @staticmethod
+    def launch(jobs, launcher_fn):
+        """Make the directories and have `launcher_fn` run all trials of `jobs` that are not done."""
+        say("Launching...")
+        trials = [trial for job in jobs for trial in job.trials if not trial.is_done()]
+        launcher_fn(trials)
+        say(f"Launched {len(jobs)} jobs!")
+
+    @staticmethod
+    def delete(jobs):
+        """Delete what this sweep made of `jobs`; what runs stays."""
+        say("Deleting...")
+        deleted = 0
+        for job in jobs:
+            try:
+                job._delete()
+                deleted += 1
+            except Locked as error:
+                say(f"Not deleted: {error}")
+        say(f"Deleted {deleted} jobs!")
+
+    def _delete(self):
+        for path in self.output_dir.glob("trial_*"):
+            dataclasses.replace(self.trials[0], directory=path).delete()
+        with contextlib.suppress(OSError):
+            self.output_dir.rmdir()
+            trials_of.remove_sweep_file(self.output_dir.parent)
+
+
+def make_jobs(settings, num_hparams, num_trials, output_dir, hparams_seed, fixed_hparams) -> list[Job]:
+    """The jobs of sets hparams_seed, hparams_seed + 1, …; a set that equals an earlier one is left out."""
+    jobs = {}
+    for seed in range(hparams_seed, hparams_seed + num_hparams):
+        draw = (settings.algorithm, settings.dataset)
+        optimizer = settings.local_optimizer
+        hparams = default_hparams(*draw, optimizer) if seed == 0 else random_hparams(*draw, seed, optimizer)
+        job = Job(settings, hparams | fixed_hparams, seed, num_trials, pathlib.Path(output_dir) / settings.name)
+        jobs.setdefault(job.output_dir, job)
+    return list(jobs.values())
+
+
+def parse(argv):
+    parser = Parser(prog="sweep.py", description=__doc__, formatter_class=argparse.HelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command, help in COMMANDS.items():
+        sub = commands.add_parser(command, help=help, description=help, formatter_class=argparse.HelpFormatter)
+        group = sub.add_argument_group("the sweep")
+        group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
+        group.add_argument("--num_hparams", type=whole(1), default=5, metavar="INT", help="hyper-parameter sets (default: 5)")
+        group.add_argument("--num_trials", type=whole(1), default=3, metavar="INT", help="seeds for each set (default: 3)")
+        group.add_argument(
+            "--hparams_seed",
+            type=whole(0),
+            default=0,
+            metavar="INT",
+            help="seed of the first set; 0 is the defaults (default: 0)",
+        )
+        group.add_argument(
+            "--hparams",
+            type=json_object,
+            default={},
+            metavar="JSON",
+            help="""values fixed in every set, e.g. '{"batch_size": 32}'""",
+        )
+        if command != "status":
+            group.add_argument("--skip_confirmation", action="store_true", help="do not ask")
+        if command == "launch":
+            run = sub.add_argument_group("how it is run", "None of these changes a result.")
+            run.add_argument(
+                "--command_launcher",
+                type=one_of(REGISTRY),
+                default="local_parallel",
+                metavar="NAME",
+                help=f"{', '.join(REGISTRY)} (default: local_parallel)",
+            )
+            run.add_argument("--jobs", type=whole(1), metavar="INT", help="trials at once (default: as many as the cores hold)")
+            run.add_argument(
+                "--client_processes",
+                type=whole(1),
+                metavar="INT",
+                help="client processes of a trial (default: one a participant up to the trial's share of the cores)",
+            )
+            run.add_argument(
+                "--retries",
+                type=whole(0),
+                default=0,
+                metavar="INT",
+                help="further attempts at a trial that failed by accident (default: 0)",
+            )
+            run.add_argument(
+                "--host",
+                type=host_and_port,
+                metavar="HOST:PORT",
+                help="servers listen here, with the key in FEDERATED_KEY, one trial at a time (default: private Unix sockets)",
+            )
+            add_run_arguments(run)
+        trials_of.add_arguments(sub, given_only=True)
+    return parser.parse_args(argv)
+
+
+COMMANDS = {
+    "launch": "run what is not done yet",
+    "status": "show the jobs and their states",
+    "delete_incomplete": "delete jobs that were begun and are not done",
+    "delete_all": "delete all jobs of the sweep",
+}
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    try:
+        args.settings = settings_of(args)
+        fixed = check_hparams(args.hparams, args.settings.algorithm, args.settings.dataset, args.settings.local_optimizer)
+        jobs = make_jobs(args.settings, args.num_hparams, args.num_trials, args.output_dir, args.hparams_seed, fixed)
+        show(jobs)
+        if args.command == "launch":
+            return launch(jobs, args)
+        if args.command == "delete_incomplete":
+            delete([job for job in jobs if job.state == Job.INCOMPLETE], args)
+        if args.command == "delete_all":
+            delete([job for job in jobs if job.state != Job.NOT_LAUNCHED], args)
+    except UsageError as error:
+        say(f"sweep.py {args.command}: error: {error}")
+        return USAGE_ERROR
+    return 0
+
+
+def settings_of(args) -> Settings:
+    """The settings of the sweep: those given, and where a sweep only is looked at, else those it was made with."""
+    given = trials_of.settings_from(args)
+    sweep_dir = pathlib.Path(args.output_dir) / given.name
+    stored = trials_of.stored_settings(sweep_dir)
+    if args.command != "launch" and stored is not None:
+        named = {name: value for name, value in vars(args).items() if hasattr(given, name)}
+        given = dataclasses.replace(stored, **named)
+    trials_of.check_same_settings(sweep_dir, given, stored)
+    return given
+
+
+def show(jobs):
+    """Print every job and how many there are of each state."""
+    for job in jobs:
+        print(job)
+    states = [job.state for job in jobs]
+    counts = f"{len(jobs)} jobs: {states.count(Job.DONE)} done, {states.count(Job.INCOMPLETE)} incomplete, "
+    counts += f"{states.count(Job.NOT_LAUNCHED)} not launched"
+    if Job.RUNNING in states:
+        counts += f", {states.count(Job.RUNNING)} running"
+    print(f"\n{counts}.\n", flush=True)
+
+
+def launch(jobs, args) -> int:
+    to_launch = [job for job in jobs if job.state in (Job.NOT_LAUNCHED, Job.INCOMPLETE)]
+    if not to_launch:
+        if any(job.state == Job.RUNNING for job in jobs):
+            say("Nothing to launch! What is not done is being run by another sweep.")
+            return ALL_LOCKED
+        say("Nothing to launch! Exiting...All jobs are done.")
+        return 0
+    say(f"About to launch {len(to_launch)} jobs.")
+    labels = datasets.load(args.settings.dataset, args.data_dir).train_labels
+    for seed in range(args.num_trials):
+        partition.split(labels, args.settings, seed)
+    if not confirmed(args):
+        return 0
+    progress = Progress(sum(not trial.is_done() for job in to_launch for trial in job.trials))
+    if args.command_launcher != "dry_run":
+        trials_of.write_sweep_file(to_launch[0].output_dir.parent, args.settings)
+    Job.launch(to_launch, lambda trials: REGISTRY[args.command_launcher](trials, args, progress.report))
+    return progress.exit_code()
+
+
+def delete(jobs, args):
+    say(f"About to delete {len(jobs)} jobs.")
+    if jobs and confirmed(args):
+        Job.delete(jobs)
+
+
+def confirmed(args) -> bool:
+    """Ask, unless told not to. Raises UsageError where nobody is there to answer."""
+    if args.skip_confirmation:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask for confirmation: give --skip_confirmation")
+    sys.stderr.write("Are you sure? (y/n) ")
+    sys.stderr.flush()
+    if input().lower().strip()[:1] == "y":
+        return True
+    say("Nevermind!")
+    return False
+
+
+class Progress:
+    """Tells of trials as they end: a bar with the time left on a terminal, lines elsewhere."""
+
+    def __init__(self, total):
+        self._total, self._done, self._failed, self._locked = total, 0, 0, 0
+        self._start = time.monotonic()
+        self._bar = None
+
+    def report(self, trial, outcome):
+        self._done += outcome is True
+        if outcome is not True:
+            if outcome.is_locked():
+                self._locked += 1
+            else:
+                self._failed += 1
+        ended = self._done + self._failed + self._locked
+        if self._bar is None and sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, unit="trial", leave=False, initial=ended - 1)
+        if self._bar is not None:
+            self._bar.update()
+        if outcome is not True:
+            self._say(f"{trial.directory} failed: {outcome} (see {trial.log(outcome.role)})")
+        elif self._bar is None:
+            left = (time.monotonic() - self._start) / ended * (self._total - ended)
+            self._say(f"{ended}/{self._total} trials, {left:.0f} s left: {trial.directory} done")
+        if self._bar is not None and ended == self._total:
+            self._bar.close()
+
+    def _say(self, text):
+        if self._bar is None:
+            say(text)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def exit_code(self) -> int:
+        if self._failed:
+            say(f"{self._failed} of {self._total} trials failed.")
+            return FAILED
+        return ALL_LOCKED if self._locked else 0
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

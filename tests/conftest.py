@@ -1,0 +1,71 @@
+"""Helpers: the tests run the real commands, at tiny size, in directories with awkward names."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+SHARED_DATA = PROJECT.parent / "shared" / "data"
+sys.path.insert(0, str(PROJECT))
+
+TINY = ("--rounds", "2", "--samples_per_client", "40", "--num_hparams", "2", "--num_trials", "1")
+
+
+@pytest.fixture
+def awkward(tmp_path):
+    """A directory whose name has what breaks shell strings."""
+    path = tmp_path / 'it\'s a "sweep"\nof $HOME'
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(script, *arguments) runs one of the project's scripts as a user would and returns the finished process."""
+
+    def run(script, *arguments, timeout=120, **options):
+        return subprocess.run(
+            [sys.executable, PROJECT / script, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            check=False,
+            **{"stdin": subprocess.DEVNULL, **options},
+        )
+
+    return run
+
+
+@pytest.fixture
+def launch(run):
+    """launch(output_dir, *options) launches a tiny sweep without asking; later options win."""
+
+    def launch(output_dir, *options, **more):
+        return run("sweep.py", "launch", "--skip_confirmation", "--output_dir", output_dir, *TINY, *options, **more)
+
+    return launch
+
+
+@pytest.fixture
+def shared_data(tmp_path):
+    """A --data_dir with MNIST and Fashion-MNIST."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the MNIST files of {SHARED_DATA}")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("MNIST", "FashionMNIST"):
+        raw = data / name / "raw"
+        raw.mkdir(parents=True)
+        for file in (SHARED_DATA / name / "raw").iterdir():
+            os.symlink(file, raw / file.name)
+    return data
+
+
+def is_alive(pid):
+    from federated.trial import process_start
+
+    return process_start(pid) is not None
