@@ -33,16 +33,18 @@ def dry_run(trials, args, report):
     """Print the commands of every trial, run nothing."""
     for trial in trials:
         address = args.host or unix_address(str(trial.directory.resolve()))
-        for role, command in trial_commands(
-            trial, address, client_processes(args, jobs=1), args.data_dir, args.timeout
-        ).items():
-            print(shlex.join(command) + (" &" if role == "server" else ""))
+        commands = trial_commands(trial, address, client_processes(args, jobs=1), args.data_dir, args.timeout)
+        print(" &\n".join(map(shlex.join, commands.values())))
 
 
 REGISTRY = {"local_sequential": local_sequential, "local_parallel": local_parallel, "dry_run": dry_run}
 
 
 def _run_locally(trials, args, report, start, jobs):
+    if args.settings.device == "cuda" or args.settings.precision != "fp32":  # else no need to wait for torch's import
+        from federated.training import resolve_device
+
+        resolve_device(args.settings)
     begin = functools.partial(
         RunningTrial,
         start=start,

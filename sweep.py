@@ -14,7 +14,7 @@ from command_launchers import REGISTRY
 from federated import datasets, partition
 from federated import trial as trials_of
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, whole
-from federated.processes import add_run_arguments
+from federated.processes import Interrupted, add_run_arguments, interrupt_on_signals
 from federated.trial import Locked, Settings, Trial, hparams_hash
 from hparams_registry import check_hparams, default_hparams, random_hparams
 
@@ -52,7 +52,7 @@ class Job:
 
     @staticmethod
     def launch(jobs, launcher_fn):
-        """Make the directories and have `launcher_fn` run all trials of `jobs` that are not done."""
+        """Have `launcher_fn` make the directories of all trials of `jobs` that are not done, and run them."""
         say("Launching...")
         trials = [trial for job in jobs for trial in job.trials if not trial.is_done()]
         launcher_fn(trials)
@@ -160,6 +160,7 @@ COMMANDS = {
 
 def main(argv=None) -> int:
     args = parse(argv)
+    interrupt_on_signals("ending; what is done stays, and the same command goes on from here. Once more ends at once.")
     try:
         args.settings = settings_of(args)
         fixed = check_hparams(args.hparams, args.settings.algorithm, args.settings.dataset, args.settings.local_optimizer)
@@ -168,12 +169,14 @@ def main(argv=None) -> int:
         if args.command == "launch":
             return launch(jobs, args)
         if args.command == "delete_incomplete":
-            delete([job for job in jobs if job.state == Job.INCOMPLETE], args)
+            delete([job for job in jobs if job.state in (Job.INCOMPLETE, Job.RUNNING)], args)
         if args.command == "delete_all":
             delete([job for job in jobs if job.state != Job.NOT_LAUNCHED], args)
     except UsageError as error:
         say(f"sweep.py {args.command}: error: {error}")
         return USAGE_ERROR
+    except Interrupted as interrupted:
+        return 128 + interrupted.signum
     return 0
 
 
@@ -216,13 +219,14 @@ def launch(jobs, args) -> int:
     if not confirmed(args):
         return 0
     progress = Progress(sum(not trial.is_done() for job in to_launch for trial in job.trials))
-    if args.command_launcher != "dry_run":
-        trials_of.write_sweep_file(to_launch[0].output_dir.parent, args.settings)
     Job.launch(to_launch, lambda trials: REGISTRY[args.command_launcher](trials, args, progress.report))
     return progress.exit_code()
 
 
 def delete(jobs, args):
+    for job in [job for job in jobs if job.state == Job.RUNNING]:
+        say(f"Not deleted, it is running: {job.output_dir}")
+        jobs.remove(job)
     say(f"About to delete {len(jobs)} jobs.")
     if jobs and confirmed(args):
         Job.delete(jobs)

@@ -245,8 +245,31 @@ class RunningTrial:
             _ = handle.exitcode
             handle.close()
         self.trial.forget_dead_owner()
+        self.trial.remove_half_written()
         if not is_remote(self._address):
             remove_socket(self._address)
+
+
+class Interrupted(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+def interrupt_on_signals(message: str):
+    """Raise Interrupted on the first SIGINT, SIGTERM or SIGHUP, after telling so; a second one ends this process at once."""
+
+    def interrupt(signum, frame):
+        for each in caught:
+            signal.signal(each, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"{signal.Signals(signum).name}: {message}", file=sys.stderr, flush=True)
+        raise Interrupted(signum)
+
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for each in caught:
+        signal.signal(each, interrupt)
 
 
 # How long the processes of a trial that ends get to end by themselves.

@@ -167,24 +167,37 @@ class Trial:
         }
 
     def prepare(self):
-        """Make the directories of the trial and forget the failure of an earlier attempt."""
+        """Make the directories of the trial, note its sweep's settings, and forget the failure of an earlier attempt."""
+        write_sweep_file(self.directory.parent.parent, self.settings)
         for client in range(self.settings.num_clients):
             self.client_directory(client).mkdir(parents=True, exist_ok=True)
         (self.directory / FAILED).unlink(missing_ok=True)
 
     def delete(self):
         """Delete the files this trial made, and its directories where nothing else is left in them. Raises Locked."""
-        if not self.directory.is_dir():
+        if self.directory.is_symlink() or not self.directory.is_dir():
             return
         lock = Lock(self.directory)
-        for path in (*self.directory.glob("client_*/*"), *self.directory.iterdir()):
-            own = (RESULTS, DONE) if path.parent != self.directory else (FAILED,)
-            if path.name in own or path.suffix in (".log", ".tmp"):
-                path.unlink()
+        directories = self._directories()
+        for directory in directories:
+            for path in directory.iterdir():
+                if path.name in (RESULTS, DONE, FAILED) or path.suffix in (".log", ".tmp"):
+                    path.unlink()
         lock.release()
-        for directory in (*self.directory.glob("client_*"), self.directory):
+        for directory in reversed(directories):
             with contextlib.suppress(OSError):
                 directory.rmdir()
+
+    def _directories(self):
+        """The trial's own directories that exist: no link is followed."""
+        below = [path for path in self.directory.glob("client_*") if path.is_dir() and not path.is_symlink()]
+        return [self.directory, *below]
+
+    def remove_half_written(self):
+        """Remove what a process that was killed had not finished writing."""
+        for directory in self._directories():
+            for path in directory.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
 
     def forget_dead_owner(self):
         """Remove the lock that a process which was killed has left."""

@@ -1,0 +1,214 @@
+"""Whatever happens to a trial's processes, the trial ends with a named cause and the others go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import PROJECT, TINY, is_alive
+
+LONG = ("--rounds", "100000", "--num_hparams", "1", "--client_processes", "2", "--jobs", "1")
+
+
+class Sweep:
+    """A sweep running in the background, and its trials' processes by role."""
+
+    def __init__(self, output_dir, *options, command=None):
+        self.output_dir = output_dir
+        self.process = subprocess.Popen(
+            command
+            or [
+                sys.executable,
+                PROJECT / "sweep.py",
+                "launch",
+                "--skip_confirmation",
+                "--output_dir",
+                output_dir,
+                *TINY,
+                *options,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def pids(self, trial="trial_0"):
+        """{role: pid} of a running trial, once it trains."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for log in self.output_dir.glob(f"*/*/{trial}/server.log"):
+                if "round" in log.read_text():
+                    return processes_of(log.parent)
+            assert self.process.poll() is None, self.process.stdout.read()
+            time.sleep(0.05)
+        raise AssertionError("the trial did not start")
+
+    def wait(self, timeout=60):
+        output, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, output
+
+
+def processes_of(trial):
+    """{role: pid} of the processes that write the trial's logs."""
+    roles = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/1")
+        except OSError:
+            continue
+        if target.startswith(str(trial)):
+            roles[os.path.basename(target).removesuffix(".log")] = int(pid)
+    return roles
+
+
+def failure(output_dir, trial="trial_0"):
+    (path,) = output_dir.glob(f"*/*/{trial}/failed.json")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def leaves_nothing(tmp_path):
+    """Afterwards no process, lock, socket or half-written file is left."""
+    import tempfile
+    from pathlib import Path
+
+    sockets = set(Path(tempfile.gettempdir()).glob("federated-*"))
+    yield
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(processes_of(trial) for trial in tmp_path.glob("*/*/*/trial_*")):
+        time.sleep(0.05)
+    for trial in tmp_path.glob("*/*/*/trial_*"):
+        assert processes_of(trial) == {}
+    assert list(tmp_path.rglob("lock")) == [] and list(tmp_path.rglob("*.tmp")) == []
+    assert set(Path(tempfile.gettempdir()).glob("federated-*")) <= sockets
+
+
+@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@pytest.mark.parametrize("victim", ["server", "client_process_0", "client_process_1"])
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_death_is_named_and_the_other_trials_go_on(tmp_path, launcher, victim):
+    """Both trials are endless; each loses a process, so that the second one shows that the sweep went on."""
+    sweep = Sweep(tmp_path / "out", *LONG, "--num_trials", "2", "--command_launcher", launcher)
+    for trial in ("trial_0", "trial_1"):
+        roles = sweep.pids(trial)
+        assert roles.keys() == {"server", "client_process_0", "client_process_1"}
+        os.kill(roles[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        while any(map(is_alive, roles.values())):
+            assert time.monotonic() < killed + 5
+            time.sleep(0.05)
+    code, output = sweep.wait(10)
+    assert code == 1
+    for trial in ("trial_0", "trial_1"):
+        assert failure(tmp_path / "out", trial).items() >= {"role": victim, "reason": "was killed by SIGKILL"}.items()
+        assert f"{trial} failed: {victim} was killed by SIGKILL" in output
+    assert "2 of 2 trials failed." in output
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_failed_trials_do_not_keep_others_from_being_done(launch, run, tmp_path):
+    """A learning rate without bound diverges; the defaults do not."""
+    options = ("--local_optimizer", "sgd", "--num_hparams", 1)
+    failed = launch(tmp_path / "out", *options, "--hparams", '{"learning_rate": 1e30}', "--num_trials", 2)
+    assert failed.returncode == 1 and "2 of 2 trials failed." in failed.stderr
+    assert "diverged" in failure(tmp_path / "out", "trial_1")["log"][-1]
+    assert launch(tmp_path / "out", *options).returncode == 0
+    table = run("collect_results.py", "--output_dir", tmp_path / "out")
+    assert table.returncode == 0 and "Ignored: 2 trials that are not done." in table.stderr
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_client_that_never_joins_is_named(run, tmp_path):
+    start = time.monotonic()
+    result = run("server_benchmark.py", "--output_dir", tmp_path / "trial", "--client_processes", 2, "--timeout", 1)
+    assert time.monotonic() - start < 15
+    assert result.returncode != 0
+    assert result.stderr.splitlines()[-1] == "client process 0, 1 did not join within 1 s"
+    assert (
+        json.loads((tmp_path / "trial" / "failed.json").read_text())["reason"] == "client process 0, 1 did not join within 1 s"
+    )
+
+
+@pytest.mark.parametrize("victim", ["server", "client_process_1"])
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_silent_process_is_named(tmp_path, victim):
+    sweep = Sweep(tmp_path / "out", *LONG, "--timeout", "2")
+    os.kill(sweep.pids()[victim], signal.SIGSTOP)
+    code, _ = sweep.wait(15)
+    assert code == 1
+    recorded = failure(tmp_path / "out")
+    told = recorded["reason"] if victim == "server" else recorded["log"][-1]
+    assert told == {"server": "was silent for 2 s", "client_process_1": "client process 1 was silent for 2 s"}[victim]
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_long_round_is_not_silence(tmp_path):
+    """Rounds of several seconds under a timeout of half a second: what counts is that steps are made."""
+    options = (
+        "--timeout",
+        "0.5",
+        "--rounds",
+        "1",
+        "--local_epochs",
+        "2000",
+        "--num_hparams",
+        "1",
+        "--hparams",
+        '{"batch_size": 8}',
+    )
+    start = time.monotonic()
+    sweep = Sweep(tmp_path / "out", *options)
+    code, output = sweep.wait()
+    assert code == 0, output
+    assert time.monotonic() - start > 3
+
+
+@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@pytest.mark.parametrize("own_session", [False, True])
+def test_no_process_outlives_a_killed_sweep(tmp_path, launcher, own_session):
+    out = tmp_path / "out"
+    command = [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *TINY, *LONG]
+    sweep = Sweep(out, command=["setsid"] * own_session + [*command, "--command_launcher", launcher])
+    roles = sweep.pids()
+    os.kill(sweep.process.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    while any(map(is_alive, roles.values())):
+        assert time.monotonic() < killed + 5
+        time.sleep(0.05)
+    sweep.wait()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_signal_ends_the_sweep_and_its_trials(tmp_path, signum, code):
+    sweep = Sweep(tmp_path / "out", *LONG)
+    sweep.pids()
+    sweep.process.send_signal(signum)
+    ended, output = sweep.wait(10)
+    assert ended == code
+    assert "Traceback" not in output and signum.name in output
+
+
+def test_a_running_trial_is_neither_run_twice_nor_deleted(run, launch, tmp_path):
+    out = tmp_path / "out"
+    sweep = Sweep(out, *LONG)
+    roles = sweep.pids()
+    try:
+        states = run("sweep.py", "status", "--output_dir", out, "--num_hparams", 1, "--num_trials", 1).stdout
+        assert states.startswith("Running: ") and "1 running" in states
+        again = launch(out, *LONG)
+        assert again.returncode == 3 and "being run by another sweep" in again.stderr
+        for command in ("delete_all", "delete_incomplete"):
+            deleted = run(
+                "sweep.py", command, "--output_dir", out, "--num_hparams", 1, "--num_trials", 1, "--skip_confirmation"
+            )
+            assert deleted.stderr.startswith("Not deleted, it is running: ")
+            assert deleted.stderr.endswith("About to delete 0 jobs.\n")
+        assert all(map(is_alive, roles.values()))
+    finally:
+        sweep.process.terminate()
+        sweep.wait()

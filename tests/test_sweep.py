@@ -1,0 +1,239 @@
+"""The command, end to end."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from conftest import PROJECT, TINY
+
+from federated.trial import Trial, hparams_hash
+from hparams_registry import default_hparams, random_hparams
+
+SWEEP = "mlp_digits_Fedavg"
+
+
+def results(output_dir):
+    """{path: results.json} without times and provenance."""
+    found = {}
+    for path in sorted(output_dir.rglob("results.json")):
+        content = json.loads(path.read_text())
+        del content["step_time"], content["provenance"]
+        found[str(path.relative_to(output_dir))] = content
+    return found
+
+
+def files(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+def test_the_workflow(launch, run, awkward, launcher):
+    launched = launch(awkward, "--command_launcher", launcher)
+    assert launched.returncode == 0, launched.stderr
+    assert "2 jobs: 0 done, 0 incomplete, 2 not launched.\n" in launched.stdout
+    told = [line for line in launched.stderr.splitlines() if "/2 trials" not in line and "db339c" not in line]
+    assert "About to launch 2 jobs." in told and "Launching..." in told and told[-1] == "Launched 2 jobs!"
+
+    sets = [default_hparams("Fedavg", "digits"), random_hparams("Fedavg", "digits", 1)]
+    expected = [f"{SWEEP}/sweep.json"]
+    for hparams in sets:
+        trial = f"{SWEEP}/{hparams_hash(hparams)}/trial_0"
+        expected += [f"{trial}/client_{client}/{name}" for client in (0, 1) for name in ("done", "results.json")]
+        expected += [f"{trial}/server.log"]
+    assert [name for name in files(awkward) if "client_process" not in name] == sorted(expected)
+
+    content = json.loads((awkward / SWEEP / hparams_hash(sets[1]) / "trial_0" / "client_1" / "results.json").read_text())
+    assert content.items() >= {
+        "client_id": 1, "node_id": 2, "dataset": "digits", "model_arch": "mlp", "algorithm": "Fedavg",
+        "hparams_seed": 1, "trial_seed": 0, "percentage_samples": 36 / 1437, **sets[1],
+    }.items()  # fmt: skip
+    assert len(content["train_indices"]) == 36
+    for name in ("train_loss", "train_acc", "test_loss", "test_acc", "val_loss", "val_acc", "step_time"):
+        assert len(content[name]) == 2, name
+    assert content["provenance"].keys() >= {"git_revision", "argv", "torch", "python", "devices"}
+
+    again = launch(awkward)
+    assert again.returncode == 0 and "Nothing to launch! Exiting...All jobs are done." in again.stderr
+    status = run("sweep.py", "status", "--output_dir", awkward, "--num_hparams", 2, "--num_trials", 1)
+    assert status.stdout.count("Done: ") == 2 and "2 jobs: 2 done, 0 incomplete, 0 not launched." in status.stdout
+
+    deleted = run(
+        "sweep.py", "delete_all", "--output_dir", awkward, "--num_hparams", 2, "--num_trials", 1, "--skip_confirmation"
+    )
+    assert "About to delete 2 jobs." in deleted.stderr and deleted.stderr.endswith("Deleted 2 jobs!\n")
+    assert list(awkward.iterdir()) == []
+
+
+def test_results_are_the_same_for_any_processes_launcher_and_time(launch, tmp_path):
+    ways = {
+        "one": ("--client_processes", 1, "--command_launcher", "local_sequential"),
+        "two": ("--client_processes", 2, "--jobs", 1),
+        "again": ("--client_processes", 2, "--jobs", 2),
+        "three": ("--client_processes", 3),
+    }
+    common = (
+        "--num_clients",
+        5,
+        "--participation",
+        0.6,
+        "--rounds",
+        3,
+        "--partition",
+        "dirichlet",
+        "--samples_per_client",
+        200,
+    )
+    for name, options in ways.items():
+        assert launch(tmp_path / name, *common, *options).returncode == 0
+    reference = results(tmp_path / "one")
+    assert len(reference) == 10
+    for name in ways:
+        assert results(tmp_path / name) == reference, name
+
+
+def test_kept_moments_follow_the_client_to_another_process(launch, tmp_path):
+    common = ("--num_clients", 3, "--participation", 0.67, "--optimizer_state", "keep", "--rounds", 4, "--num_hparams", 1)
+    for processes in (1, 2):
+        assert launch(tmp_path / str(processes), *common, "--client_processes", processes).returncode == 0
+    assert launch(tmp_path / "reset", *common, "--optimizer_state", "reset").returncode == 0
+    assert results(tmp_path / "1") == results(tmp_path / "2") != results(tmp_path / "reset")
+
+
+def test_a_sweep_is_extended_and_goes_on_where_it_stopped(launch, run, tmp_path):
+    out = tmp_path / "out"
+    assert launch(out, "--num_hparams", 1).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
+    done = next(out.rglob("done"))
+    done.unlink()
+    status = run("sweep.py", "status", "--output_dir", out, *TINY)
+    assert "2 jobs: 0 done, 1 incomplete, 1 not launched." in status.stdout
+    assert launch(out, "--num_trials", 2).returncode == 0
+    assert len(list(out.rglob("results.json"))) == 8
+    unchanged = [path for path, time in before.items() if path.stat().st_mtime_ns == time]
+    assert unchanged == []  # the incomplete trial ran again
+    assert "2 jobs: 2 done" in run("sweep.py", "status", "--output_dir", out, *TINY, "--num_trials", 2).stdout
+
+
+def test_another_setting_in_the_same_directory_is_an_error(launch, run, tmp_path):
+    assert launch(tmp_path / "out").returncode == 0
+    for option, value in (("--rounds", 3), ("--partition", "quantity"), ("--local_optimizer", "sgd"), ("--num_clients", 3)):
+        refused = launch(tmp_path / "out", option, value)
+        assert refused.returncode == 2
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith(f"sweep.py launch: error: {option} is {value} here and ") and "--output_dir" in line
+    assert launch(tmp_path / "out", "--algorithm", "FEDAVG", "--client_processes", 1, "--jobs", 2).returncode == 0
+    # who only looks need not repeat the settings, and is told of a wrong one
+    assert "2 done" in run("sweep.py", "status", "--output_dir", tmp_path / "out", "--num_hparams", 2, "--num_trials", 1).stdout
+    assert run("sweep.py", "status", "--output_dir", tmp_path / "out", "--rounds", 9).returncode == 2
+
+
+def test_delete_incomplete_leaves_the_rest_and_what_is_not_its_own(launch, run, tmp_path):
+    out = tmp_path / "out"
+    assert launch(out).returncode == 0
+    default = out / SWEEP / hparams_hash(default_hparams("Fedavg", "digits"))
+    (default / "trial_0" / "client_0" / "done").unlink()
+    (default / "trial_0" / "notes.txt").write_text("mine")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "results.json").write_text("mine")
+    (default / "trial_0" / "client_9").symlink_to(tmp_path / "precious")
+    (default / "trial_7").symlink_to(tmp_path / "precious")
+    other = next(path for path in (out / SWEEP).iterdir() if path.is_dir() and path != default)
+    before = files(other)
+    deleted = run("sweep.py", "delete_incomplete", "--output_dir", out, *TINY, "--skip_confirmation")
+    assert deleted.returncode == 0, deleted.stderr
+    assert files(other) == before
+    assert files(default) == ["trial_0/notes.txt"]
+    assert (tmp_path / "precious" / "results.json").read_text() == "mine"
+
+
+def test_deleting_what_is_not_there_is_no_error(run, tmp_path):
+    for command in ("delete_all", "delete_incomplete", "status"):
+        result = run("sweep.py", command, "--output_dir", tmp_path / "none")
+        assert result.returncode == 0, result.stderr
+        assert not (tmp_path / "none").exists()
+
+
+def answer(command, text, cwd):
+    """Run `command` on a terminal and type `text`."""
+    terminal, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
+    os.close(theirs)
+    os.write(terminal, text.encode())
+    output, _ = process.communicate(timeout=60)
+    os.close(terminal)
+    return process.returncode, output
+
+
+def test_it_asks_before_it_does_anything(run, tmp_path):
+    command = [sys.executable, PROJECT / "sweep.py", "launch", *TINY, "--num_hparams", "1"]
+    code, output = answer(command, "n\n", tmp_path)
+    assert code == 0 and "Are you sure? (y/n) Nevermind!" in output
+    assert list(tmp_path.iterdir()) == []
+    code, output = answer(command, "y\n", tmp_path)
+    assert code == 0 and "Launched 1 jobs!" in output
+    refused = run("sweep.py", "delete_all", *TINY)
+    assert refused.returncode == 2 and "--skip_confirmation" in refused.stderr
+    assert list(tmp_path.rglob("done"))
+
+
+def test_a_dry_run_prints_commands_that_work(run, awkward, tmp_path):
+    out = awkward / "out"
+    dry = run("sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *TINY, "--command_launcher", "dry_run")
+    assert dry.returncode == 0 and not out.exists()
+    commands = dry.stdout.split(".\n\n", 1)[1]
+    subprocess.run(["bash", "-ec", commands + "wait"], check=True, timeout=120, capture_output=True, cwd=tmp_path)
+    assert len(results(out)) == 4
+
+
+def test_fixed_hparams_hold_in_every_set(launch, tmp_path):
+    fixed = {"learning_rate": 0.001, "batch_size": 16}
+    assert launch(tmp_path / "out", "--hparams", json.dumps(fixed)).returncode == 0
+    found = results(tmp_path / "out")
+    assert len(found) == 2  # both sets are the same one
+    assert all(content.items() >= fixed.items() for content in found.values())
+
+
+def test_commands_are_lists_of_arguments(awkward):
+    from federated.processes import trial_commands
+    from federated.trial import Settings
+    from server_benchmark import parse
+
+    this = Trial(Settings(samples_per_client=30), {"batch_size": 8}, 3, 4, awkward)
+    commands = trial_commands(this, "/tmp/x/socket", 2, "data dir", 5.0)
+    assert list(commands) == ["server", "client_process_0", "client_process_1"]
+    args = parse(commands["server"][2:])
+    assert (args.output_dir, args.data_dir, args.hparams, args.trial_seed) == (str(awkward), "data dir", {"batch_size": 8}, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--dataset", "cifar11"), "'cifar11' is not one of digits, mnist, fashion_mnist, cifar10, cifar100"),
+        (("--algorithm", "sgd"), "'sgd' is not one of Fedavg"),
+        (("--rounds", "0"), "'0' is not a whole number of at least 1"),
+        (("--num_clients", "2000"), "none to train on"),
+        (("--samples_per_client", "1000"), "more than the 1437 training samples"),
+        (("--partition", "dirichlet", "--partition_alpha", "1e-6", "--num_clients", "30"), "raise --partition_alpha"),
+        (("--partition", "labels", "--labels_per_client", "11"), "more than the 10 labels"),
+        (("--hparams", '{"lr": 1}'), "unknown hyper-parameter 'lr'"),
+        (("--hparams", "[1]"), "is not a JSON object"),
+        (("--host", "nowhere"), "is not HOST:PORT"),
+        (("--participation", "nan"), "'nan' is not a number above 0 and at most 1"),
+        (("--output_dir", "/dev/null/x"), "'/dev/null' is a file"),
+        (("--nonsense",), "unrecognized arguments: --nonsense"),
+        (("--device", "cuda"), "--device cuda: torch finds no CUDA device"),
+    ],
+)
+def test_bad_input_is_one_line_and_makes_nothing(run, tmp_path, options, message):
+    if options == ("--device", "cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has CUDA")
+    result = run("sweep.py", "launch", "--skip_confirmation", *options)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
