@@ -11,7 +11,7 @@ import os
 import shlex
 
 from federated import models
-from federated.channel import unix_address
+from federated.channel import key_from_environment, unix_address
 from federated.processes import Cold, RunningTrial, Warm, run_trials, trial_commands
 
 
@@ -45,6 +45,8 @@ def _run_locally(trials, args, report, start, jobs):
         from federated.training import resolve_device
 
         resolve_device(args.settings)
+    if args.host:
+        key_from_environment()  # raises UsageError before anything is made
     begin = functools.partial(
         RunningTrial,
         start=start,

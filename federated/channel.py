@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from multiprocessing import AuthenticationError, reduction
+from multiprocessing import AuthenticationError, BufferTooShort, reduction
 from multiprocessing.connection import Client as connect_to
 from multiprocessing.connection import Listener
 
@@ -105,12 +105,14 @@ class Channel:
             if not isinstance(message, dict):
                 raise PeerLost("it sent something that is no message")
             for name, row in message.pop("rows", ()):
-                self._connection.recv_bytes_into(self.memory.row_bytes(name, row))
+                expected = self.memory.row_bytes(name, row)
+                if self._connection.recv_bytes_into(expected) != len(expected):
+                    raise PeerLost(f"it sent a row of {name!r} that is too short")
             return message
         except (EOFError, ConnectionError) as error:
             raise PeerLost("it closed the connection") from error
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise PeerLost(f"it sent something that is no message ({error})") from error
+        except (OSError, ValueError, TypeError, RecursionError, BufferTooShort) as error:
+            raise PeerLost(f"it sent something that is no message ({str(error)[:200]})") from error
 
     def send_memory(self, memory: Memory, peer_pid: int):
         """Hand over the mapping that both sides then share; the other side calls receive_memory."""
@@ -191,7 +193,7 @@ class Door:
         """Raises UsageError where the address cannot be had or the key is missing."""
         self._directory = None
         if address is not None and is_remote(address):
-            self.address, key, place = address, _key_from_environment(), _host_and_port(address)
+            self.address, key, place = address, key_from_environment(), _host_and_port(address)
         else:
             self.address = place = address or unix_address(str(os.getpid()))
             self._directory = pathlib.Path(place).parent
@@ -277,7 +279,7 @@ def knock(address: str, process: int | None, timeout: float) -> Channel:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            key = _key_from_environment() if remote else (pathlib.Path(address).parent / KEY).read_bytes()
+            key = key_from_environment() if remote else (pathlib.Path(address).parent / KEY).read_bytes()
             channel = Channel(connect_to(place, authkey=key))
             break
         except AuthenticationError as error:
@@ -301,7 +303,8 @@ def _host_and_port(address):
     return host.strip("[]"), int(port)
 
 
-def _key_from_environment():
+def key_from_environment() -> bytes:
+    """The key of a HOST:PORT address. Raises UsageError where there is none."""
     key = os.environ.get(KEY_VARIABLE, "")
     if not key:
         raise UsageError(f"a HOST:PORT address needs a key: set {KEY_VARIABLE} to the same secret on both sides")

@@ -1,0 +1,143 @@
+"""The channel between real processes, and what it does with messages no client of ours would send."""
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import threading
+from multiprocessing.connection import Connection
+
+import numpy as np
+import pytest
+
+from federated.channel import Channel, Door, Hub, Memory, PeerLost, knock, unix_address
+from federated.options import UsageError
+
+SHAPES = {"broadcast": (1, 1000), "updates": (2, 1000), "moments": (3, 0)}
+
+
+def echo(address, process):
+    """A client that adds its number to what is broadcast."""
+    channel = knock(address, process, 5)
+    memory = channel.receive_memory(SHAPES)
+    while "stop" not in channel.receive():
+        memory.updates[process] = memory.broadcast[0] + process
+        channel.send({"from": process}, [("updates", process)])
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_rows_arrive(kind, monkeypatch):
+    monkeypatch.setenv("FEDERATED_KEY", "key")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    door = Door(f"127.0.0.1:{port}" if kind == "tcp" else None)
+    context = multiprocessing.get_context("spawn")
+    clients = [context.Process(target=echo, args=(door.address, number)) for number in (1, 0)]
+    for client in clients:
+        client.start()
+    memory = Memory(SHAPES, shared=True)
+    channels = []
+    for channel, hello in door.admit(2, 20):
+        channel.send_memory(memory, hello["pid"])
+        channels.append(channel)
+    door.close()
+    assert [channel.local for channel in channels] == [kind == "unix"] * 2
+    hub = Hub(channels, 10, lambda: None)
+    for round in range(3):
+        memory.broadcast[0] = np.arange(1000) + round
+        for channel in channels:
+            channel.send({"round": round}, [("broadcast", 0)])
+        assert sorted(hub.receive([0, 1]) for _ in channels) == [(0, {"from": 0}), (1, {"from": 1})]
+        for number in (0, 1):
+            np.testing.assert_array_equal(memory.updates[number], np.arange(1000) + round + number)
+    for channel in channels:
+        channel.send({"stop": True})
+    for client in clients:
+        client.join(10)
+        assert client.exitcode == 0
+    with pytest.raises(PeerLost, match=r"client process [01] is lost: it closed the connection"):
+        hub.receive([0, 1])
+
+
+def pair():
+    """A channel and a raw connection to it that may send anything. Not local: rows travel in messages."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(Connection(ours.detach()))
+    channel.local = False
+    channel.memory = Memory(SHAPES)
+    return channel, Connection(theirs.detach())
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [
+        [b"not json"],
+        [b"[1, 2]"],
+        [b"\xff\xfe"],
+        [b"[" * 100_000],
+        [b'{"rows": [["broadcast", 7]]}', bytes(4000)],
+        [b'{"rows": [["broadcast", -1]]}', bytes(4000)],
+        [b'{"rows": [["broadcast", true]]}', bytes(4000)],
+        [b'{"rows": [["__class__", 0]]}', bytes(4000)],
+        [b'{"rows": 5}'],
+        [b'{"rows": [["broadcast", 0]]}', bytes(4001)],
+        [b'{"rows": [["broadcast", 0]]}', bytes(3999)],
+        [bytes((1 << 20) + 1)],
+    ],
+)
+def test_hostile_messages_end_the_channel_and_nothing_else(payloads):
+    channel, peer = pair()
+
+    def send():
+        with contextlib.suppress(OSError):  # it is hung up on
+            for payload in payloads:
+                peer.send_bytes(payload)
+
+    threading.Thread(target=send, daemon=True).start()
+    with pytest.raises(PeerLost):
+        channel.receive()
+    channel.close()
+
+
+def test_a_silent_process_is_told_from_one_that_is_alive():
+    silent, _kept = pair()
+    lively, peer = pair()
+    hub = Hub([lively, silent], 0.3, lambda: None)
+    stop = threading.Event()
+
+    def tell():
+        while not stop.wait(0.05):
+            peer.send_bytes(b'{"alive": true}')
+
+    threading.Thread(target=tell, daemon=True).start()
+    with pytest.raises(PeerLost, match=r"client process 1 was silent for 0.3 s"):
+        hub.receive([0, 1])
+    stop.set()
+
+
+def test_untouched_rows_take_no_memory():
+    memory = Memory({"moments": (1000, 10_000_000)}, shared=True)  # 40 GB of addresses
+    memory.moments[500, 3] = 1
+    assert os.fstat(memory.fd).st_blocks * 512 < 1 << 20
+
+
+def test_a_socket_is_only_for_this_user(tmp_path):
+    door = Door(unix_address("test"))
+    directory = os.path.dirname(door.address)
+    assert os.stat(directory).st_mode & 0o777 == 0o700
+    assert os.stat(os.path.join(directory, "key")).st_mode & 0o777 == 0o600
+    door.close()
+    assert not os.path.exists(directory)
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    with pytest.raises(UsageError, match="open to other users"):
+        Door(str(shared / "socket"))
+
+
+def test_closing_a_door_removes_nothing_of_the_users(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o700)
+    (mine / "notes.txt").write_text("mine")
+    Door(str(mine / "socket")).close()
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
