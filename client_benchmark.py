@@ -11,6 +11,7 @@ On another machine ADDRESS is the server's HOST:PORT, FEDERATED_KEY must hold th
 import argparse
 import sys
 import threading
+import time
 
 from federated.options import USAGE_ERROR, Parser, UsageError, whole
 from federated.processes import add_run_arguments, end_with_parent
@@ -47,8 +48,9 @@ def serve(args):
     """Join the trial and do what the server asks for until it says stop."""
     from federated import datasets, partition
     from federated.channel import PeerLost, knock
-    from federated.training import Worker, torch
+    from federated.training import Worker, keep_freed_memory, torch
 
+    keep_freed_memory()
     channel = knock(args.host, args.process, args.timeout)
     welcome = channel.receive()
     if "refused" in welcome:
@@ -66,15 +68,21 @@ def serve(args):
         channel.send({"ready": worker.device_name()})
         while "stop" not in (message := channel.receive()):
             if message["evaluate"]:
+                start = time.perf_counter()
                 worker.evaluate(my_blocks)
-                channel.send({"evaluated": message["round"]}, [("evaluation", block) for block in my_blocks])
+                seconds = {"evaluation": time.perf_counter() - start}
+                channel.send(
+                    {"evaluated": message["round"], "seconds": seconds}, [("evaluation", block) for block in my_blocks]
+                )
             for number, client in enumerate(message["train"]):
+                start = time.perf_counter()
                 metrics = worker.train(client, message["round"])
+                seconds = {"training": time.perf_counter() - start}
                 if number:  # the row still holds the update before, until the server has added it
                     channel.receive()
                 worker.upload(updates)
                 rows = [("updates", process)] + [("moments", client)] * keeps_moments
-                channel.send({"trained": client, **metrics}, rows)
+                channel.send({"trained": client, **metrics, "seconds": seconds}, rows)
 
 
 class telling_progress:
@@ -83,12 +91,14 @@ class telling_progress:
     def __init__(self, channel, worker, timeout):
         self._channel, self._worker, self._interval = channel, worker, timeout / 4
         self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
 
     def __enter__(self):
-        threading.Thread(target=self._tell, daemon=True).start()
+        self._thread.start()
 
     def __exit__(self, *_):
         self._over.set()
+        self._thread.join()  # a thread that is still there when Python ends may abort it
 
     def _tell(self):
         from federated.channel import PeerLost

@@ -90,6 +90,8 @@ def serve(this: Trial, door, processes: int, args):
     from federated.flat import Flat
     from federated.training import EVALUATION_BLOCK, LocalOptimizer, evaluation_blocks, torch
 
+    clock = Clock()
+
     # The settings, the data and the initial model
     settings, hparams = this.settings, this.hparams
     torch.set_num_threads(settings.threads)
@@ -115,6 +117,7 @@ def serve(this: Trial, door, processes: int, args):
     del model, flat
 
     # The client processes
+    clock.note("start")
     print(f"waiting for {processes} client processes at {door.address}", flush=True)
     channels = []
     for process, (channel, hello) in enumerate(door.admit(processes, args.timeout)):
@@ -137,6 +140,8 @@ def serve(this: Trial, door, processes: int, args):
         process, message = hub.receive([process for process in range(processes) if devices[process] is None])
         devices[process] = message["ready"]
 
+    clock.note("join")
+
     # The rounds. A message asks for the evaluation of the weights it brings and for training from them, so that there is
     # one wait a round: the evaluation of round r's model runs before the training of round r + 1.
     record = Record(settings, parts, len(dataset.test_labels))
@@ -157,6 +162,7 @@ def serve(this: Trial, door, processes: int, args):
         while added < len(training) or evaluations:
             busy = {number % processes for number in range(added, len(training)) if training[number] not in arrived}
             process, message = hub.receive(busy or range(processes))
+            clock.add(message.pop("seconds"))
             if "evaluated" in message:
                 evaluations -= 1
                 continue
@@ -180,7 +186,8 @@ def serve(this: Trial, door, processes: int, args):
     for channel in channels:
         channel.send({"stop": True})
     hub.close()
-    provenance = describe() | {"devices": devices}
+    clock.note("rounds")
+    provenance = describe() | {"devices": devices, "seconds": clock.seconds}
     for client, part in enumerate(parts):
         this.write_results(client, record.results(this, client, part, len(dataset.train_labels)) | {"provenance": provenance})
     return broadcast
@@ -264,6 +271,24 @@ class Record:
             "val_samples": len(part.val),
             "step_time": self._step_times,
         }
+
+
+class Clock:
+    """Where the time of a trial goes: the server's own stages, and of its rounds what clients computed."""
+
+    def __init__(self):
+        self.seconds = {}
+        self._last = time.perf_counter()
+
+    def note(self, stage):
+        """What went by since the last note was `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
+
+    def add(self, seconds):
+        for stage, more in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + more
 
 
 class SignOfLife:

@@ -11,7 +11,8 @@ from conftest import PROJECT
 from torch import nn
 
 import server_benchmark
-from federated import datasets, models, partition
+from benchmarks import plain
+from federated import datasets, models
 from federated.channel import Door
 from federated.seeds import stream_seed
 from federated.trial import Settings, Trial
@@ -37,46 +38,6 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
     return weights[0].clone(), this
 
 
-def plain_loop(settings, hparams, trial_seed, data_dir):
-    """Federated averaging with ordinary modules and optimizers: the final weights, and each client's last training loss."""
-    data = datasets.load(settings.dataset, data_dir)
-    parts = partition.split(data.train_labels, settings, trial_seed)
-    model = models.build(settings.model_arch, data.spec, hparams["dropout_rate"], stream_seed(trial_seed, "model"))
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.spec.mean, data.spec.std))
-    clients = [models.build(settings.model_arch, data.spec, hparams["dropout_rate"], 0) for _ in range(settings.num_clients)]
-    optimizers = [make_optimizer(settings, hparams, client) for client in clients]
-    samples = sum(len(part.train) for part in parts)
-    for round in range(settings.rounds):
-        average = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
-        for number, (client, optimizer, part) in enumerate(zip(clients, optimizers, parts)):
-            client.load_state_dict(model.state_dict())
-            client.train()
-            order = torch.Generator().manual_seed(stream_seed(trial_seed, number, round, "order"))
-            torch.manual_seed(stream_seed(trial_seed, number, round, "dropout"))
-            for _ in range(settings.local_epochs):
-                shuffled = part.train[torch.randperm(len(part.train), generator=order).numpy()]
-                for start in range(0, len(shuffled), hparams["batch_size"]):
-                    batch = shuffled[start : start + hparams["batch_size"]]
-                    images = (torch.from_numpy(data.train_images[batch]) / data.spec.scale - mean) / std
-                    optimizer.zero_grad()
-                    nn.functional.cross_entropy(client(images), torch.from_numpy(data.train_labels[batch])).backward()
-                    optimizer.step()
-            for name, tensor in client.state_dict().items():
-                if tensor.is_floating_point():
-                    average[name] += tensor * (len(part.train) / samples)
-        model.load_state_dict(average)
-    floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
-    return torch.cat([tensor.detach().flatten() for tensor in floats])
-
-
-def make_optimizer(settings, hparams, model):
-    if settings.local_optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=hparams["learning_rate"])
-    return torch.optim.SGD(
-        model.parameters(), lr=hparams["learning_rate"], momentum=hparams["momentum"], weight_decay=hparams["weight_decay"]
-    )
-
-
 ADAM = {"batch_size": 32, "dropout_rate": 0.5, "learning_rate": 3e-4}
 SGD = {"batch_size": 32, "dropout_rate": 0.5, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3}
 
@@ -98,7 +59,9 @@ def test_weights_equal_those_of_a_plain_loop(settings, hparams, tmp_path, reques
     data_dir = request.getfixturevalue("shared_data") if settings.dataset != "digits" else pathlib.Path("data")
     torch.set_num_threads(1)
     weights, _ = trial_weights(settings, hparams, tmp_path / "trial", data_dir, processes=2)
-    reference = plain_loop(settings, hparams, 5, data_dir)
+    model, _ = plain.fedavg(settings, hparams, 5, datasets.load(settings.dataset, data_dir), evaluate=False)
+    floats = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+    reference = torch.cat([tensor.detach().flatten() for tensor in floats])
     start = models.build(settings.model_arch, datasets.REGISTRY[settings.dataset], 0.5, stream_seed(5, "model"))
     moved = (reference[: sum(p.numel() for p in start.parameters())] - nn.utils.parameters_to_vector(start.parameters())).norm()
     assert moved > 0.01 * reference.norm()  # the comparison says something

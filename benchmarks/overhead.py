@@ -1,0 +1,151 @@
+"""What the sweep costs beyond its arithmetic: its efficiency against plain PyTorch loops over the same trials.
+
+    python benchmarks/overhead.py digits            the default sweep
+    python benchmarks/overhead.py fashion_mnist     cnn, 2 clients x 10,000 samples, 3 rounds, 2 trials; needs --data_dir
+    python benchmarks/overhead.py cifar             resnet18 on random images of CIFAR's shape
+
+The floor: one process a core, imports and data loading done, the same trials handed out one by one. The sweep: the whole of
+`python sweep.py launch`, from start to exit. The two run in turn, --repeats times. Then one sweep runs with its time split
+up, as measured by its own processes.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from command_launchers import available_cores  # noqa: E402
+from federated import datasets  # noqa: E402
+from federated.trial import Settings  # noqa: E402
+from hparams_registry import default_hparams, random_hparams  # noqa: E402
+
+# name: settings, hyper-parameter sets, trials
+WORK = {
+    "digits": (Settings(), 5, 3),
+    "fashion_mnist": (Settings(model_arch="cnn", dataset="fashion_mnist", samples_per_client=10_000, rounds=3), 1, 2),
+    "cifar": (Settings(model_arch="resnet18", dataset="cifar10", samples_per_client=600, rounds=2), 1, 2),
+}
+
+
+def plain_worker(settings, data_dir, trials, results):
+    """Import and load, say so, then run trials until there are no more."""
+    import torch
+
+    from benchmarks.plain import fedavg
+
+    torch.set_num_threads(1)
+    data = datasets.load(settings.dataset, data_dir)
+    fedavg(Settings(rounds=1), default_hparams("Fedavg", "digits"), 0, datasets.load("digits", data_dir))  # warm up
+    results.put(None)
+    while (trial := trials.get()) is not None:
+        hparams, seed = trial
+        _, history = fedavg(settings, hparams, seed, data)
+        results.put((json.dumps(hparams), seed, history[-1][0]))
+
+
+def floor(settings, sets, num_trials, data_dir):
+    """Seconds of the plain loops, and their final test accuracies."""
+    context = multiprocessing.get_context("spawn")
+    trials, results = context.Queue(), context.Queue()
+    work = [(hparams, seed) for hparams in sets for seed in range(num_trials)]
+    workers = [
+        context.Process(target=plain_worker, args=(settings, data_dir, trials, results)) for _ in range(available_cores())
+    ]
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        results.get()
+    start = time.perf_counter()
+    for trial in [*work, *[None] * len(workers)]:
+        trials.put(trial)
+    accuracies = [results.get()[2] for _ in work]
+    seconds = time.perf_counter() - start
+    for worker in workers:
+        worker.join()
+    return seconds, accuracies
+
+
+def sweep(settings, num_hparams, num_trials, data_dir, environment=None):
+    """Seconds of the sweep from start to exit, its final test accuracies, and where a timed one spent its time."""
+    defaults = Settings()
+    options = [
+        part for name, value in vars(settings).items() if value != getattr(defaults, name) for part in (f"--{name}", str(value))
+    ]
+    with tempfile.TemporaryDirectory() as output_dir:
+        command = [sys.executable, str(PROJECT / "sweep.py"), "launch", "--skip_confirmation", "--output_dir", output_dir]
+        command += ["--num_hparams", str(num_hparams), "--num_trials", str(num_trials), "--data_dir", data_dir, *options]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, **(environment or {})})
+        seconds = time.perf_counter() - start
+        found = [json.loads(path.read_text()) for path in pathlib.Path(output_dir).rglob("client_0/results.json")]
+    return seconds, [content["test_acc"][-1] for content in found], [content["provenance"]["seconds"] for content in found]
+
+
+def random_cifar(data_dir):
+    """Decoded arrays of CIFAR's shape, so that no files are needed: times do not depend on the images."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    decoded = pathlib.Path(data_dir) / "decoded" / "cifar10"
+    decoded.mkdir(parents=True)
+    for part, samples in (("train", 2000), ("test", 300)):
+        np.save(decoded / f"{part}_images.npy", rng.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8))
+        np.save(decoded / f"{part}_labels.npy", rng.integers(0, 10, samples, dtype=np.uint8))
+
+
+def spread(values):
+    return f"{min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f}"
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", choices=WORK)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data_dir", default="data", help="where Fashion-MNIST lies")
+    args = parser.parse_args(argv)
+    settings, num_hparams, num_trials = WORK[args.work]
+    sets = [default_hparams("Fedavg", "digits")] + [random_hparams("Fedavg", "digits", k) for k in range(1, num_hparams)]
+    with tempfile.TemporaryDirectory() as scratch:
+        data_dir = args.data_dir
+        if args.work == "cifar":
+            data_dir = scratch
+            random_cifar(scratch)
+        datasets.load(settings.dataset, data_dir)
+        floors, sweeps = [], []
+        for repeat in range(args.repeats):
+            plain_seconds, plain_accuracies = floor(settings, sets, num_trials, data_dir)
+            sweep_seconds, accuracies, parts = sweep(settings, num_hparams, num_trials, data_dir)
+            floors.append(plain_seconds)
+            sweeps.append(sweep_seconds)
+            print(
+                f"{repeat + 1}: floor {plain_seconds:.2f} s, sweep {sweep_seconds:.2f} s, {plain_seconds / sweep_seconds:.2f}",
+                flush=True,
+            )
+    size = f"{num_hparams} sets x {num_trials} trials x {settings.rounds} rounds on {available_cores()} cores"
+    print(f"\n{args.work}: {size}; min / median / max")
+    print(f"floor       {spread(floors)} s")
+    print(f"sweep       {spread(sweeps)} s")
+    print(f"efficiency  {spread([a / b for a, b in zip(floors, sweeps)])}")
+    print(f"mean final test accuracy: floor {statistics.mean(plain_accuracies):.4f}, sweep {statistics.mean(accuracies):.4f}")
+    total = {name: sum(part[name] for part in parts) for name in parts[0]}
+    transport = total["rounds"] - total["training"] - total["evaluation"]
+    print(f"\nprocess seconds of the last sweep: {sweep_seconds * available_cores():.2f}, of which")
+    for name in ("training", "evaluation", "start", "join"):
+        print(f"  {name:<11} {total[name]:.2f}")
+    print(f"  {'transport':<11} {transport:.2f}  (messages, averaging, records and waiting)")
+    other = sweep_seconds * available_cores() - total["start"] - total["join"] - total["rounds"]
+    print(f"  {'other':<11} {other:.2f}  (import, writing, idle cores)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
