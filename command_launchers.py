@@ -22,9 +22,7 @@ def local_sequential(trials, args, report):
 
 def local_parallel(trials, args, report):
     """As many trials at once as the machine holds, forked from a process that has imported what they need."""
-    Warm.preload(
-        ["server_benchmark", "client_benchmark", "federated.training", *models.IMPORTS.get(args.settings.model_arch, ())]
-    )
+    preload(args.settings.model_arch)
     jobs = args.jobs or max(1, available_cores() // args.settings.threads)
     _run_locally(trials, args, report, Warm, jobs=1 if args.host else jobs)
 
@@ -56,6 +54,11 @@ def _run_locally(trials, args, report, start, jobs):
         timeout=args.timeout,
     )
     run_trials(trials, begin, jobs, args.retries, report)
+
+
+def preload(model_arch):
+    """Have trials fork from a process that has imported what theirs need."""
+    Warm.preload(["server_benchmark", "client_benchmark", "federated.training", *models.IMPORTS.get(model_arch, ())])
 
 
 def client_processes(args, jobs):

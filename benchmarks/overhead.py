@@ -74,7 +74,7 @@ def floor(settings, sets, num_trials, data_dir):
     return seconds, accuracies
 
 
-def sweep(settings, num_hparams, num_trials, data_dir, environment=None):
+def sweep(settings, num_hparams, num_trials, data_dir):
     """Seconds of the sweep from start to exit, its final test accuracies, and where a timed one spent its time."""
     defaults = Settings()
     options = [
@@ -84,7 +84,7 @@ def sweep(settings, num_hparams, num_trials, data_dir, environment=None):
         command = [sys.executable, str(PROJECT / "sweep.py"), "launch", "--skip_confirmation", "--output_dir", output_dir]
         command += ["--num_hparams", str(num_hparams), "--num_trials", str(num_trials), "--data_dir", data_dir, *options]
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, **(environment or {})})
+        subprocess.run(command, check=True, capture_output=True, cwd=output_dir)
         seconds = time.perf_counter() - start
         found = [json.loads(path.read_text()) for path in pathlib.Path(output_dir).rglob("client_0/results.json")]
     return seconds, [content["test_acc"][-1] for content in found], [content["provenance"]["seconds"] for content in found]
@@ -115,7 +115,7 @@ def main(argv=None) -> int:
     settings, num_hparams, num_trials = WORK[args.work]
     sets = [default_hparams("Fedavg", "digits")] + [random_hparams("Fedavg", "digits", k) for k in range(1, num_hparams)]
     with tempfile.TemporaryDirectory() as scratch:
-        data_dir = args.data_dir
+        data_dir = os.path.abspath(args.data_dir)
         if args.work == "cifar":
             data_dir = scratch
             random_cifar(scratch)

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_any
 
 from federated.channel import is_remote, remove_socket, unix_address
@@ -93,7 +94,16 @@ class Warm:
 
     @classmethod
     def preload(cls, modules: list[str]):
+        """Start the process to fork from, which imports `modules`. It looks for them where PYTHONPATH says, and passes
+        over what it does not find."""
         cls._context.set_forkserver_preload(["__main__", *modules])
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), before]))
+        forkserver.ensure_running()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
     def __init__(self, command: list[str], log: pathlib.Path):
         self._process = self._context.Process(target=_run_script, args=(command, log))
