@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_o
 from federated.processes import HERE, add_run_arguments, end_with_parent
 from federated.seeds import stream_seed
 from federated.trial import DIVERGED_EXIT, LOCKED_EXIT, LOST_PEER_EXIT, Lock, Locked, Trial
-from hparams_registry import default_hparams
+from hparams_registry import check_hparams, default_hparams
 
 
 class Diverged(Exception):
@@ -39,7 +40,7 @@ def parse(argv):
     parser.add_argument("--output_dir", type=directory, required=True, metavar="DIR", help="the trial's directory")
     parser.add_argument("--trial_seed", type=whole(0), default=0, metavar="INT", help="seed of all that is random in it")
     parser.add_argument(
-        "--hparams", type=json_object, metavar="JSON", help="hyper-parameters; default: the registry's defaults"
+        "--hparams", type=json_object, default={}, metavar="JSON", help="hyper-parameters; default: the registry's defaults"
     )
     parser.add_argument("--hparams_seed", type=whole(0), default=0, metavar="INT", help="recorded with the results")
     parser.add_argument("--host", metavar="ADDRESS", help="HOST:PORT to listen at; default: a private Unix socket")
@@ -54,7 +55,12 @@ def parse(argv):
 def main(argv=None) -> int:
     args = parse(argv)
     settings = trial.settings_from(args)
-    hparams = default_hparams(settings.algorithm, settings.dataset, settings.local_optimizer) | (args.hparams or {})
+    draw = (settings.algorithm, settings.dataset, settings.local_optimizer)
+    try:
+        hparams = default_hparams(*draw) | check_hparams(args.hparams, *draw)
+    except UsageError as error:
+        print(f"server_benchmark.py: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
     this = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
     this.directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -150,21 +156,22 @@ def serve(this: Trial, door, processes: int, args):
         evaluate = round % settings.eval_every == 0 or round == settings.rounds
         training = participants(settings, this.trial_seed, round) if round < settings.rounds else []
         samples = sum(len(parts[client].train) for client in training)
-        hub.expect()
+        hub.expect(range(processes))
         for process, channel in enumerate(channels):
             mine = training[process::processes]
             rows = [("broadcast", row) for row in range(algorithm.broadcasts)]
             rows += [("moments", client) for client in mine if moments]
             channel.send({"round": round, "evaluate": evaluate, "train": mine}, rows)
 
-        # Updates arrive in any order and are added in that of the clients
-        arrived, added, evaluations = {}, 0, processes if evaluate else 0
-        while added < len(training) or evaluations:
-            busy = {number % processes for number in range(added, len(training)) if training[number] not in arrived}
-            process, message = hub.receive(busy or range(processes))
+        # Updates arrive in any order and are added in that of the clients. Waited for are those that evaluate and the one
+        # whose update is next: another may itself be waiting, for its last update to be added.
+        arrived, added, evaluating = {}, 0, set(range(processes)) if evaluate else set()
+        while added < len(training) or evaluating:
+            next_one = {added % processes} if added < len(training) else set()
+            process, message = hub.receive(evaluating | next_one)
             clock.add(message.pop("seconds"))
             if "evaluated" in message:
-                evaluations -= 1
+                evaluating.remove(process)
                 continue
             arrived[message["trained"]] = message
             while added < len(training) and training[added] in arrived:
@@ -176,6 +183,7 @@ def serve(this: Trial, door, processes: int, args):
                     torch.mul(updates[process], weight, out=average)
                 if added + processes < len(training):
                     channels[process].send({"added": client})
+                    hub.expect([process])
                 added += 1
 
         if evaluate:
@@ -188,6 +196,7 @@ def serve(this: Trial, door, processes: int, args):
     hub.close()
     clock.note("rounds")
     provenance = describe() | {"devices": devices, "seconds": clock.seconds}
+    provenance["server_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for client, part in enumerate(parts):
         this.write_results(client, record.results(this, client, part, len(dataset.train_labels)) | {"provenance": provenance})
     return broadcast
@@ -319,6 +328,8 @@ def describe() -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
     }
 
 

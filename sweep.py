@@ -127,6 +127,9 @@ def parse(argv):
             )
             run.add_argument("--jobs", type=whole(1), metavar="INT", help="trials at once (default: as many as the cores hold)")
             run.add_argument(
+                "--trials_per_device", type=whole(1), default=1, metavar="INT", help="trials at once on each GPU (default: 1)"
+            )
+            run.add_argument(
                 "--client_processes",
                 type=whole(1),
                 metavar="INT",

@@ -153,11 +153,12 @@ class Hub:
         for process, channel in enumerate(channels):
             self._selector.register(channel, selectors.EVENT_READ, process)
 
-    def expect(self):
-        """Count silence from now on: the processes have just been given something to do."""
-        self._heard = [time.monotonic()] * len(self.channels)
+    def expect(self, processes):
+        """Count the silence of `processes` from now on: they have just been given something to do."""
+        for process in processes:
+            self._heard[process] = time.monotonic()
 
-    def receive(self, waited_for: list[int]) -> tuple[int, dict]:
+    def receive(self, waited_for) -> tuple[int, dict]:
         """The next message of any process, with its number.
 
         Raises PeerLost, which names the process, when one is gone or one of `waited_for` is silent for `timeout` seconds.

@@ -60,7 +60,7 @@ def add_run_arguments(parser: Parser):
 class Cold:
     """A new Python, as a user would start it by hand."""
 
-    def __init__(self, command: list[str], log: pathlib.Path):
+    def __init__(self, command: list[str], log: pathlib.Path, environment: dict):
         ours, theirs = socket.socketpair()
         with open(log, "ab") as output, theirs:
             os.set_inheritable(theirs.fileno(), True)
@@ -71,7 +71,7 @@ class Cold:
                 stderr=output,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**os.environ, PARENT_VARIABLE: str(theirs.fileno())},
+                env={**os.environ, **environment, PARENT_VARIABLE: str(theirs.fileno())},
             )
         self._socket = ours
         self.pid, self.sentinel = self._process.pid, ours.fileno()
@@ -105,8 +105,8 @@ class Warm:
         else:
             os.environ["PYTHONPATH"] = before
 
-    def __init__(self, command: list[str], log: pathlib.Path):
-        self._process = self._context.Process(target=_run_script, args=(command, log))
+    def __init__(self, command: list[str], log: pathlib.Path, environment: dict):
+        self._process = self._context.Process(target=_run_script, args=(command, log, environment))
         self._process.start()
         self.pid, self.sentinel = self._process.pid, self._process.sentinel
 
@@ -122,9 +122,10 @@ class Warm:
         self._process.close()
 
 
-def _run_script(command, log):
+def _run_script(command, log, environment):
     """In the fork: become what `command` would start."""
     os.setsid()
+    os.environ.update(environment)  # CUDA reads it when it is first used, which the parent never does
     with open(log, "ab") as output, open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
@@ -289,20 +290,21 @@ GRACE_SECONDS = 1.0
 def run_trials(trials, begin, jobs: int, retries: int, report):
     """Run `trials`, `jobs` at a time: the loop that all local launchers share.
 
-    begin(trial) starts one and returns its RunningTrial; report(trial, outcome) is told of each outcome, which is True
-    or a Failure. What runs is ended however this is left.
+    begin(trial, place) starts one and returns its RunningTrial; no two that run have the same place, from 0 to jobs - 1.
+    report(trial, outcome) is told of each outcome, which is True or a Failure. What runs is ended however this is left.
     """
-    waiting, running, attempts = deque(trials), [], Counter()
+    waiting, running, attempts = deque(trials), {}, Counter()
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(begin(waiting.popleft()))
-            ready = wait_for_any([s for one in running for s in one.sentinels()], timeout=POLL_SECONDS)
-            for one in list(running):
+            for place in range(jobs):
+                if waiting and place not in running:
+                    running[place] = begin(waiting.popleft(), place)
+            ready = wait_for_any([s for one in running.values() for s in one.sentinels()], timeout=POLL_SECONDS)
+            for place, one in list(running.items()):
                 outcome = one.look(ready)
                 if outcome is None:
                     continue
-                running.remove(one)
+                del running[place]
                 one.end()
                 trial = one.trial
                 attempts[trial.directory] += 1
@@ -314,7 +316,7 @@ def run_trials(trials, begin, jobs: int, retries: int, report):
                         trial.record_failure(outcome.role, outcome.reason, outcome.log)
                 report(trial, outcome)
     finally:
-        for one in running:
+        for one in running.values():
             one.end()
 
 

@@ -212,3 +212,34 @@ def test_a_running_trial_is_neither_run_twice_nor_deleted(run, launch, tmp_path)
     finally:
         sweep.process.terminate()
         sweep.wait()
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_waiting_for_a_slower_process_is_not_silence(tmp_path):
+    """Process 1 trains two small clients and waits with the second update, while process 0 trains client 0 for seconds."""
+    import itertools
+
+    from federated import datasets
+    from federated.partition import split
+    from federated.trial import Settings
+
+    settings = Settings(num_clients=4, partition="quantity", partition_alpha=0.2, rounds=1, local_epochs=150)
+    labels = datasets.load("digits", "data").train_labels
+    seed = next(seed for seed in itertools.count() if len(split(labels, settings, seed)[0].train) > 1000)
+    options = (
+        "--num_clients", "4", "--partition", "quantity", "--partition_alpha", "0.2", "--rounds", "1", "--local_epochs", "150",
+        "--hparams", '{"batch_size": 8}', "--trial_seed", str(seed), "--timeout", "1.5", "--client_processes", "2",
+    )  # fmt: skip
+    server = subprocess.Popen(
+        [sys.executable, PROJECT / "server_benchmark.py", "--output_dir", tmp_path / "trial", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    address = server.stdout.readline().split(" at ")[1].strip()
+    clients = [
+        subprocess.Popen([sys.executable, PROJECT / "client_benchmark.py", "--host", address, "--timeout", "1.5"])
+        for _ in range(2)
+    ]
+    assert [process.wait(60) for process in (server, *clients)] == [0, 0, 0]
+    record = json.loads((tmp_path / "trial" / "client_0" / "results.json").read_text())
+    assert record["step_time"][0] > 4

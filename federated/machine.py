@@ -1,0 +1,50 @@
+"""What this process may use of the machine: under a batch system, taskset or a container that is not all of it."""
+
+import os
+import pathlib
+
+CGROUPS = pathlib.Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Cores by affinity and by the cgroup's quota, at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for limit in _limits("cpu.max"):
+        quota, period = limit.split()
+        if quota != "max":
+            count = min(count, int(quota) // int(period))
+    return max(1, count)
+
+
+def memory() -> int:
+    """Bytes of memory that are free for use, by the system and by the cgroup's limit."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
+        size = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        pass
+    return min([size, *(int(limit) for limit in _limits("memory.max") if limit != "max")])
+
+
+def gpus() -> list[str]:
+    """The ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not any(pathlib.Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd")):
+        return []  # without the second that torch takes to import
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible[:count] or [str(number) for number in range(count)]
+
+
+def _limits(name):
+    """The values of a cgroup setting (version 2) that apply: of this process's group and all above it."""
+    try:
+        group = pathlib.Path("/proc/self/cgroup").read_text().split("0::", 1)[1].splitlines()[0]
+    except (OSError, IndexError):
+        return
+    directory = CGROUPS / group.lstrip("/")
+    for each in (directory, *directory.parents):
+        if each.is_relative_to(CGROUPS) and (each / name).is_file():
+            yield (each / name).read_text().strip()
