@@ -13,7 +13,9 @@ from federated.training import batch_sizes
 from federated.trial import Settings
 
 
-def fedavg(settings: Settings, hparams: dict, trial_seed: int, data: Dataset, evaluate: bool = True):
+def fedavg(
+    settings: Settings, hparams: dict, trial_seed: int, data: Dataset, evaluate=True, memory_format=torch.contiguous_format
+):
     """Train at full participation. Returns the final model and each round's (test, validation) accuracy."""
     parts = partition.split(data.train_labels, settings, trial_seed)
 
@@ -22,7 +24,7 @@ def fedavg(settings: Settings, hparams: dict, trial_seed: int, data: Dataset, ev
 
     def normalised(images):
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.spec.mean, data.spec.std))
-        return (torch.from_numpy(images) / data.spec.scale - mean) / std
+        return ((torch.from_numpy(images) / data.spec.scale - mean) / std).to(memory_format=memory_format)
 
     model = build(stream_seed(trial_seed, "model"))
     clients = [build(0) for _ in parts]

@@ -126,6 +126,10 @@ class Worker:
         self._mean, self._std = (
             torch.tensor(values, device=self.device).mul(spec.scale).view(1, -1, 1, 1) for values in (spec.mean, spec.std)
         )
+        # Channels last is what a CPU's convolutions want: the McMahan CNN trains at 1.25x and evaluates at 1.7x the speed,
+        # in bf16 at 1.5x and 2.5x. GPUs want it for bf16 only.
+        pays = self.device.type == "cpu" or settings.precision == "bf16"
+        self._memory_format = torch.channels_last if pays else torch.contiguous_format
         self._train = on_device(dataset.train_images), on_device(dataset.train_labels)
         self._test = on_device(dataset.test_images), on_device(dataset.test_labels)
         self._train_indices = [torch.from_numpy(part.train) for part in parts]
@@ -211,7 +215,7 @@ class Worker:
         images, labels = source
         indices = indices.to(self.device, non_blocking=True)
         return (
-            images.index_select(0, indices).float().sub_(self._mean).div_(self._std),
+            images.index_select(0, indices).float().sub_(self._mean).div_(self._std).to(memory_format=self._memory_format),
             labels.index_select(0, indices),
         )
 
