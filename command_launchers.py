@@ -7,11 +7,12 @@ federated.processes.Failure.
 """
 
 import functools
+import os
 import shlex
 
 from federated import machine, models
 from federated.channel import key_from_environment, unix_address
-from federated.processes import Cold, RunningTrial, Warm, run_trials, trial_commands
+from federated.processes import GIVER_VARIABLE, Cold, RunningTrial, Warm, run_trials, trial_commands
 
 
 def local_sequential(trials, args, report):
@@ -60,7 +61,9 @@ def _run_locally(trials, args, report, start, most):
     processes = client_processes(args, jobs, gpus)
 
     def begin(trial, place):
-        environment = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
+        environment = {GIVER_VARIABLE: str(os.getpid())}
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
         start_here = functools.partial(start, environment=environment)
         return RunningTrial(trial, start_here, processes, args.host, args.data_dir, args.timeout)
 

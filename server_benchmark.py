@@ -25,7 +25,7 @@ import numpy as np
 
 from federated import algorithms, datasets, partition, trial
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_object, whole
-from federated.processes import HERE, add_run_arguments, end_with_parent
+from federated.processes import GIVER_VARIABLE, HERE, add_run_arguments, end_with_parent
 from federated.seeds import stream_seed
 from federated.trial import DIVERGED_EXIT, LOCKED_EXIT, LOST_PEER_EXIT, Lock, Locked, Trial
 from hparams_registry import check_hparams, default_hparams
@@ -64,7 +64,7 @@ def main(argv=None) -> int:
     this = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
     this.directory.mkdir(parents=True, exist_ok=True)
     try:
-        lock = Lock(this.directory)
+        lock = Lock(this.directory, giver=int(os.environ.pop(GIVER_VARIABLE, "0")))
     except Locked as error:
         print(f"server_benchmark.py: {error}", file=sys.stderr)
         return LOCKED_EXIT

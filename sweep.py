@@ -269,7 +269,9 @@ class Progress:
             self._bar = tqdm(total=self._total, unit="trial", leave=False, initial=ended - 1)
         if self._bar is not None:
             self._bar.update()
-        if outcome is not True:
+        if outcome is not True and outcome.is_locked():
+            self._say(f"{trial.directory} is left to the sweep that runs it")
+        elif outcome is not True:
             self._say(f"{trial.directory} failed: {outcome} (see {trial.log(outcome.role)})")
         elif self._bar is None:
             left = (time.monotonic() - self._start) / ended * (self._total - ended)

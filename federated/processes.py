@@ -22,10 +22,12 @@ from multiprocessing.connection import wait as wait_for_any
 
 from federated.channel import is_remote, remove_socket, unix_address
 from federated.options import Parser, directory, real
-from federated.trial import LOCKED_EXIT, LOST_PEER_EXIT, Trial
+from federated.trial import LOCKED_EXIT, LOST_PEER_EXIT, Lock, Locked, Trial
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 PARENT_VARIABLE = "FEDERATED_PARENT_FD"
+# The pid of the process that took the trial's lock for the server it starts
+GIVER_VARIABLE = "FEDERATED_LOCK_GIVER"
 
 
 def end_with_parent(clean_up):
@@ -180,14 +182,17 @@ class RunningTrial:
     """The processes of one trial, from start to end."""
 
     def __init__(self, trial: Trial, start, client_processes: int, host: str | None, data_dir: str, timeout: float):
+        """Raises Locked where another process runs the trial, which is left as it is."""
         self.trial = trial
         self.timeout = timeout
-        trial.prepare()
+        trial.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(trial.directory)
         self._address = host or unix_address(str(trial.directory.resolve()))
         self.handles = {}
         self._ended = {}
         self.started = time.monotonic()
         try:
+            trial.prepare()
             for role, command in trial_commands(trial, self._address, client_processes, data_dir, timeout).items():
                 trial.log(role).unlink(missing_ok=True)
                 self.handles[role] = start(command, trial.log(role))
@@ -255,6 +260,7 @@ class RunningTrial:
         for handle in self.handles.values():
             _ = handle.exitcode
             handle.close()
+        self._lock.release()
         self.trial.forget_dead_owner()
         self.trial.remove_half_written()
         if not is_remote(self._address):
@@ -296,9 +302,16 @@ def run_trials(trials, begin, jobs: int, retries: int, report):
     waiting, running, attempts = deque(trials), {}, Counter()
     try:
         while waiting or running:
-            for place in range(jobs):
-                if waiting and place not in running:
-                    running[place] = begin(waiting.popleft(), place)
+            while waiting and len(running) < jobs:
+                trial = waiting.popleft()
+                if trial.is_done():  # another sweep did it meanwhile
+                    report(trial, True)
+                    continue
+                place = min(set(range(jobs)) - running.keys())
+                try:
+                    running[place] = begin(trial, place)
+                except Locked:
+                    report(trial, Failure("server", "is run by another sweep", LOCKED_EXIT))
             ready = wait_for_any([s for one in running.values() for s in one.sentinels()], timeout=POLL_SECONDS)
             for place, one in list(running.items()):
                 outcome = one.look(ready)

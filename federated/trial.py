@@ -258,7 +258,8 @@ def stored_settings(directory: pathlib.Path) -> Settings | None:
         ) from error
 
 
-# The lock of a trial: held by its server, so that a live trial is neither run twice nor deleted.
+# The lock of a trial, so that a live one is neither run twice nor deleted: its server holds it, which gets it from who
+# starts the server.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,20 +309,23 @@ def process_start(pid: int) -> str | None:
 
 
 class Lock:
-    """Holds the lock of a trial's directory. Raises Locked where a process that may live holds it."""
+    """Holds the lock of a trial's directory. Raises Locked where a process that may live holds it, unless that is `giver`,
+    which has taken it to hand it on to this process."""
 
-    def __init__(self, directory: pathlib.Path):
-        self.path = directory / LOCK
-        text = json.dumps(dataclasses.asdict(Owner.this_process()))
+    def __init__(self, directory: pathlib.Path, giver: int | None = None):
+        self._directory, self._owner = directory, Owner.this_process()
         guard = os.open(directory, os.O_RDONLY)
         try:
             fcntl.flock(guard, fcntl.LOCK_EX)  # one at a time looks at a lock and takes it over
             owner = read_lock(directory)
-            if owner is not None and owner.may_live():
+            given = owner is not None and (owner.host, owner.pid) == (self._owner.host, giver)
+            if owner is not None and owner.may_live() and not given:
                 raise Locked(f"{str(directory)!r} is being run by {owner}")
-            write_atomically(self.path, text)
+            write_atomically(directory / LOCK, json.dumps(dataclasses.asdict(self._owner)))
         finally:
             os.close(guard)
 
     def release(self):
-        self.path.unlink(missing_ok=True)
+        """Remove the lock, if it was not handed on."""
+        if read_lock(self._directory) == self._owner:
+            (self._directory / LOCK).unlink(missing_ok=True)
