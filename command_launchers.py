@@ -14,6 +14,9 @@ from federated import machine, models
 from federated.channel import key_from_environment, unix_address
 from federated.processes import GIVER_VARIABLE, Cold, RunningTrial, Warm, run_trials, trial_commands
 
+# A trial's process is counted as this much memory where the number of trials at once is not given.
+PROCESS_BYTES = 1 << 29
+
 
 def local_sequential(trials, args, report):
     """One trial after another, each process started as a user would start it."""
@@ -35,10 +38,6 @@ def dry_run(trials, args, report):
 
 
 REGISTRY = {"local_sequential": local_sequential, "local_parallel": local_parallel, "dry_run": dry_run}
-
-
-# A trial's process is counted as this much memory where the number of trials at once is not given.
-PROCESS_BYTES = 1 << 29
 
 
 def _run_locally(trials, args, report, start, most):

@@ -39,8 +39,10 @@ def end_with_parent(clean_up):
 
     def watch():
         wait_for_any([int(sentinel)])
-        clean_up()
-        os._exit(128 + signal.SIGKILL)
+        try:
+            clean_up()
+        finally:
+            os._exit(128 + signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -55,7 +57,7 @@ def add_run_arguments(parser: Parser):
     )
 
 
-# Ways to start one of the scripts. Each returns a handle with pid, sentinel (readable once the process has ended),
+# Ways to start one of the scripts. Each returns a handle with sentinel (readable once the process has ended),
 # exitcode (a signal as a negative number) and kill().
 
 
@@ -76,7 +78,7 @@ class Cold:
                 env={**os.environ, **environment, PARENT_VARIABLE: str(theirs.fileno())},
             )
         self._socket = ours
-        self.pid, self.sentinel = self._process.pid, ours.fileno()
+        self.sentinel = ours.fileno()
 
     @property
     def exitcode(self):
@@ -110,7 +112,7 @@ class Warm:
     def __init__(self, command: list[str], log: pathlib.Path, environment: dict):
         self._process = self._context.Process(target=_run_script, args=(command, log, environment))
         self._process.start()
-        self.pid, self.sentinel = self._process.pid, self._process.sentinel
+        self.sentinel = self._process.sentinel
 
     @property
     def exitcode(self):

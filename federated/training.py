@@ -138,7 +138,7 @@ class Worker:
     def train(self, client: int, round: int) -> dict:
         """Train `client` from the broadcast weights; `upload` hands on what it reached.
 
-        Returns the mean loss and accuracy over the samples as they were trained on, and the steps made.
+        Returns the mean loss and accuracy over the samples as they were trained on.
         """
         settings, flat, model, optimizer = self.settings, self.flat, self.model, self.optimizer
         flat.weights.copy_(self._broadcast[0])
@@ -172,7 +172,7 @@ class Worker:
         seen = sum(sizes)
         correct = (torch.cat(all_logits).argmax(1) == torch.cat(all_labels)).sum()
         loss = torch.stack(losses).double().dot(torch.tensor(sizes, dtype=torch.float64, device=self.device))
-        return {"loss": loss.item() / seen, "accuracy": correct.item() / seen, "steps": len(sizes)}
+        return {"loss": loss.item() / seen, "accuracy": correct.item() / seen}
 
     def upload(self, updates: torch.Tensor):
         """Fill `updates` [uploads, size] with what the algorithm sends of the client trained last."""

@@ -169,6 +169,7 @@ def test_a_long_round_is_not_silence(tmp_path):
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
 @pytest.mark.parametrize("own_session", [False, True])
+@pytest.mark.usefixtures("leaves_nothing")
 def test_no_process_outlives_a_killed_sweep(tmp_path, launcher, own_session):
     out = tmp_path / "out"
     command = [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *TINY, *LONG]
