@@ -16,13 +16,13 @@ LONG = ("--rounds", "100000", "--num_hparams", "1", "--client_processes", "2", "
 class Sweep:
     """A sweep running in the background, and its trials' processes by role."""
 
-    def __init__(self, output_dir, *options, command=None):
+    def __init__(self, output_dir, *options, command=None, project=PROJECT):
         self.output_dir = output_dir
         self.process = subprocess.Popen(
             command
             or [
                 sys.executable,
-                PROJECT / "sweep.py",
+                project / "sweep.py",
                 "launch",
                 "--skip_confirmation",
                 "--output_dir",

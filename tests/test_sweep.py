@@ -1,5 +1,6 @@
 """The command, end to end."""
 
+import argparse
 import json
 import os
 import pty
@@ -202,7 +203,8 @@ def test_commands_are_lists_of_arguments(awkward):
     from server_benchmark import parse
 
     this = Trial(Settings(samples_per_client=30), {"batch_size": 8}, 3, 4, awkward)
-    commands = trial_commands(this, "/tmp/x/socket", 2, "data dir", 5.0)
+    args = argparse.Namespace(data_dir="data dir", timeout=5.0, checkpoint_seconds=2.5)
+    commands = trial_commands(this, "/tmp/x/socket", 2, args)
     assert list(commands) == ["server", "client_process_0", "client_process_1"]
     args = parse(commands["server"][2:])
     assert (args.output_dir, args.data_dir, args.hparams, args.trial_seed) == (str(awkward), "data dir", {"batch_size": 8}, 4)
