@@ -65,21 +65,21 @@ class Job:
         deleted = 0
         for job in jobs:
             try:
-                job._delete()
-                deleted += 1
+                deleted += job._delete()
             except Locked as error:
                 say(f"Not deleted: {error}")
         say(f"Deleted {deleted} jobs!")
 
-    def _delete(self):
+    def _delete(self) -> bool:
         if self.output_dir.is_symlink() or self.output_dir.parent.is_symlink():
             say(f"Not deleted, it is a link: {self.output_dir}")
-            return
+            return False
         for path in self.output_dir.glob("trial_*"):
             dataclasses.replace(self.trials[0], directory=path).delete()
         with contextlib.suppress(OSError):
             self.output_dir.rmdir()
             trials_of.remove_sweep_file(self.output_dir.parent)
+        return True
 
 
 def make_jobs(settings, num_hparams, num_trials, output_dir, hparams_seed, fixed_hparams) -> list[Job]:
@@ -172,7 +172,7 @@ COMMANDS = {
 
 def main(argv=None) -> int:
     args = parse(argv)
-    interrupt_on_signals("ending; what is done stays, and the same command goes on from here. Once more ends at once.")
+    interrupt_on_signals("ending; what is done and the checkpoints stay, and the same command goes on from here.")
     try:
         args.settings = settings_of(args)
         fixed = check_hparams(args.hparams, args.settings.algorithm, args.settings.dataset, args.settings.local_optimizer)
