@@ -59,11 +59,11 @@ def serve(args):
     memory = channel.receive_memory(welcome["memory"])
     settings = Settings(**welcome["settings"])
     dataset = datasets.load(settings.dataset, args.data_dir)
-    parts = partition.split(dataset.train_labels, settings, welcome["trial_seed"])
+    parts = partition.split(dataset, settings, welcome["trial_seed"])
     worker = Worker(settings, welcome["hparams"], welcome["trial_seed"], dataset, parts, memory)
     updates = torch.from_numpy(memory.updates[process]).view(worker.algorithm.uploads, -1)
-    my_blocks = range(process, len(memory.evaluation), processes)
-    keeps_moments = bool(memory.moments.size)
+    my_blocks = worker.plan.blocks_of(process, processes)
+    keeps = bool(memory.clients.size)
     with telling_progress(channel, worker, args.timeout):
         channel.send({"ready": worker.device_name()})
         while "stop" not in (message := channel.receive()):
@@ -74,15 +74,16 @@ def serve(args):
                 channel.send(
                     {"evaluated": message["round"], "seconds": seconds}, [("evaluation", block) for block in my_blocks]
                 )
-            for number, client in enumerate(message["train"]):
+            for position, number in enumerate(message["train"]):
                 start = time.perf_counter()
-                metrics = worker.train(client, message["round"])
+                client = worker.train(number, message["round"])
+                metrics = client.metrics()
                 seconds = {"training": time.perf_counter() - start}
-                if number:  # the row still holds the update before, until the server has added it
+                if position:  # the row still holds the update before, until the server has added it
                     channel.receive()
-                worker.upload(updates)
-                rows = [("updates", process)] + [("moments", client)] * keeps_moments
-                channel.send({"trained": client, **metrics, "seconds": seconds}, rows)
+                worker.upload(client, updates)
+                rows = [("updates", process)] + [("clients", number)] * keeps
+                channel.send({"trained": number, **metrics, "seconds": seconds}, rows)
 
 
 class telling_progress:

@@ -28,6 +28,7 @@ class Hparam:
 def _hparams(algorithm, dataset, local_optimizer, seed):
     """{name: Hparam} of every hyper-parameter that applies."""
     algorithm = algorithms.canonical(algorithm)
+    local_optimizer = local_optimizer or algorithms.load(algorithm).local_optimizers[0]
     if dataset not in datasets.REGISTRY:
         raise KeyError(f"unknown dataset {dataset!r}: the datasets are {', '.join(datasets.REGISTRY)}")
     hparams = {}
@@ -35,30 +36,67 @@ def _hparams(algorithm, dataset, local_optimizer, seed):
     def add(name, default, draw, low, high=math.inf):
         hparams[name] = Hparam(default, draw(np.random.RandomState(seed_hash(seed, name))), low, high)
 
-    add("batch_size", 64, lambda r: int(2 ** r.uniform(5, 10)), low=1)
+    if algorithm != "Fedsgd":
+        add("batch_size", 64, lambda r: int(2 ** r.uniform(5, 10)), low=1)
     add("dropout_rate", 0.5, lambda r: float(r.choice([0.0, 0.5])), low=0.0, high=1.0)
 
     if local_optimizer == "adam":
         add("learning_rate", 3e-4, lambda r: float(10 ** r.uniform(-5, -3)), low=0.0)
     if local_optimizer == "sgd":  # the space of FedHPO-B (Wang et al., 2022) for FedAvg
-        add("learning_rate", 0.1, lambda r: float(10 ** r.uniform(-2, 0)), low=0.0)
-        add("momentum", 0.0, lambda r: float(r.choice([0.0, 0.9])), low=0.0, high=1.0)
+        if algorithm == "Pfedme":  # the published ones are about 0.01; the outer steps diverge from 2 / lambda on
+            add("learning_rate", 0.01, lambda r: float(10 ** r.uniform(-3, -1)), low=0.0)
+        else:
+            add("learning_rate", 0.1, lambda r: float(10 ** r.uniform(-2, 0)), low=0.0)
+        if algorithms.load(algorithm).takes_momentum:
+            add("momentum", 0.0, lambda r: float(r.choice([0.0, 0.9])), low=0.0, high=0.999)
         add("weight_decay", 0.0, lambda r: float(r.choice([0.0, 0.001, 0.01, 0.1])), low=0.0)
+
+    # The spaces of the papers
+    if algorithm == "Fedavgm":
+        add("server_momentum", 0.9, lambda r: float(r.choice([0.7, 0.9, 0.97, 0.99, 0.997])), low=0.0, high=0.9999)
+        add("server_learning_rate", 1.0, lambda r: float(10 ** r.uniform(-1, 0)), low=0.0)
+    if algorithm in ("Fedadagrad", "Fedadam", "Fedyogi"):
+        best = 0.1 if algorithm == "Fedadagrad" else 10**-2.5
+        add("server_learning_rate", best, lambda r: float(10 ** r.uniform(-3, 0)), low=0.0)
+        add("tau", 1e-3, lambda r: float(10 ** r.uniform(-4, -2)), low=1e-12)
+    if algorithm in ("Fedadam", "Fedyogi"):
+        add("beta1", 0.9, lambda r: 0.9, low=0.0, high=0.9999)
+        add("beta2", 0.99, lambda r: 0.99, low=0.0, high=0.9999)
+    if algorithm == "Fedprox":
+        add("mu", 0.01, lambda r: float(r.choice([0.001, 0.01, 0.1, 1.0])), low=0.0)
+    if algorithm == "Scaffold":
+        add("server_learning_rate", 1.0, lambda r: 1.0, low=0.0)
+    if algorithm == "Feddyn":
+        add("alpha", 0.01, lambda r: float(r.choice([0.1, 0.01, 0.001])), low=1e-12)
+    if algorithm == "Moon":
+        add("mu", 1.0, lambda r: float(r.choice([0.1, 1.0, 5.0, 10.0])), low=0.0)
+        add("temperature", 0.5, lambda r: 0.5, low=1e-3)
+    if algorithm == "Fedrep":
+        add("head_epochs", 5, lambda r: int(r.choice([1, 5, 10])), low=1)
+    if algorithm == "Ditto":
+        add("lambda", 0.1, lambda r: float(r.choice([0.01, 0.1, 1.0])), low=0.0)
+    if algorithm == "Pfedme":
+        add("lambda", 15.0, lambda r: float(r.choice([5.0, 15.0, 30.0])), low=0.0)
+        add("inner_steps", 5, lambda r: int(r.choice([1, 5, 10])), low=1)
+        add("personal_learning_rate", 0.01, lambda r: float(10 ** r.uniform(-2.5, -1.5)), low=0.0)
+        add("beta", 1.0, lambda r: float(r.choice([1.0, 2.0])), low=0.0)
+    if algorithm == "Apfl":
+        add("alpha", 0.5, lambda r: float(r.choice([0.25, 0.5, 0.75])), low=0.0, high=1.0)
 
     return hparams
 
 
-def default_hparams(algorithm: str, dataset: str, local_optimizer: str = "adam") -> dict:
+def default_hparams(algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict:
     """The defaults. Raises KeyError with the valid names where one is unknown."""
     return {name: hparam.default for name, hparam in _hparams(algorithm, dataset, local_optimizer, 0).items()}
 
 
-def random_hparams(algorithm: str, dataset: str, seed: int, local_optimizer: str = "adam") -> dict:
+def random_hparams(algorithm: str, dataset: str, seed: int, local_optimizer: str | None = None) -> dict:
     """The random draw of `seed`. Raises KeyError with the valid names where one is unknown."""
     return {name: hparam.draw for name, hparam in _hparams(algorithm, dataset, local_optimizer, seed).items()}
 
 
-def check_hparams(values: dict, algorithm: str, dataset: str, local_optimizer: str = "adam") -> dict:
+def check_hparams(values: dict, algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict:
     """`values` given by hand, as they will be used. Raises UsageError that names a wrong one and what is valid."""
     known = _hparams(algorithm, dataset, local_optimizer, 0)
     checked = {}

@@ -24,6 +24,7 @@ import numpy as np
 
 from federated import algorithms, checkpoint, datasets, partition, trial, version
 from federated.channel import Door, Hub, Memory, PeerLost
+from federated.evaluation import BLOCK, Plan
 from federated.options import Parser, UsageError, directory, json_object, whole
 from federated.processes import (
     GIVER_VARIABLE,
@@ -86,8 +87,9 @@ def run(args):
 def serve(this: Trial, door, processes: int, args):
     """Lead the trial from the first client's joining to the results. Returns the broadcast vectors after the last round."""
     from federated import models
+    from federated.algorithms.fedavg import Server
     from federated.flat import Flat
-    from federated.training import EVALUATION_BLOCK, LocalOptimizer, evaluation_blocks, torch
+    from federated.training import batch_sizes, row_size_of, torch
 
     clock = Clock()
 
@@ -96,31 +98,42 @@ def serve(this: Trial, door, processes: int, args):
     torch.set_num_threads(settings.threads)
     algorithm = algorithms.load(settings.algorithm)(hparams)
     dataset = datasets.load(settings.dataset, args.data_dir)
-    parts = partition.split(dataset.train_labels, settings, this.trial_seed)
+    parts = partition.split(dataset, settings, this.trial_seed)
+    plan = Plan(parts, len(dataset.test_labels), algorithm.personal)
     model = models.build(settings.model_arch, dataset.spec, hparams["dropout_rate"], stream_seed(this.trial_seed, "model"))
     flat = Flat(model)
-    moments = LocalOptimizer.row_size_of(settings, hparams, flat.num_parameters) if settings.optimizer_state == "keep" else 0
+    keeps = row_size_of(settings, hparams, flat)
     memory = Memory(
         {
             "broadcast": (algorithm.broadcasts, flat.size),
             "updates": (processes, algorithm.uploads * flat.size),
-            "moments": (settings.num_clients, moments),
-            "evaluation": (len(evaluation_blocks(len(dataset.test_labels), parts)), 2 * EVALUATION_BLOCK),
+            "clients": (settings.num_clients, keeps),
+            "evaluation": (len(plan.blocks), 2 * BLOCK),
         },
         shared=True,
     )
-    broadcast = torch.from_numpy(memory.broadcast)
-    broadcast[0].copy_(flat.weights)
+    server = Server(
+        broadcast=torch.from_numpy(memory.broadcast),
+        state=torch.zeros(algorithm.server_vectors, flat.size),
+        num_parameters=flat.num_parameters,
+        num_clients=settings.num_clients,
+    )
+    server.weights.copy_(flat.weights)
+    algorithm.start(server)
     updates = [torch.from_numpy(row).view(algorithm.uploads, -1) for row in memory.updates]
     average = torch.empty(algorithm.uploads, flat.size)
+    samples = np.array([len(part.train) for part in parts])
+    if algorithm.pooled:
+        samples = np.array([samples.sum()])
+    steps = np.array([settings.local_epochs * len(batch_sizes(int(count), hparams)) for count in samples])
     del model, flat
 
     # What an earlier run of the trial has left to go on from
-    record = Record(settings, parts, len(dataset.test_labels))
-    saved = {"broadcast": memory.broadcast, **record.arrays}
+    record = Record(settings, plan)
+    saved = {"broadcast": memory.broadcast, "state": server.state.numpy(), **record.arrays}
     runs = [{"round": 0, "code": version.CODE, "git_revision": version.git_revision(), "time": time.strftime("%FT%T%z")}]
     if (stored := checkpoint.load(this.directory)) is not None:
-        runs = resume(this, stored, runs[0], saved, memory.moments)
+        runs = resume(this, stored, runs[0], saved, memory.clients)
     first_round, have_trained = runs[-1]["round"], set(record.trained_clients())
 
     # The client processes
@@ -150,19 +163,18 @@ def serve(this: Trial, door, processes: int, args):
 
     clock.note("join")
 
-    # The rounds. A message asks for the evaluation of the weights it brings and for training from them, so that there is
-    # one wait a round: the evaluation of round r's model runs before the training of round r + 1.
-    checkpointed = time.monotonic()
-    for round in range(first_round, settings.rounds + 1):
-        start = time.perf_counter()
-        evaluate = round % settings.eval_every == 0 or round == settings.rounds
-        training = participants(settings, this.trial_seed, round) if round < settings.rounds else []
-        samples = sum(len(parts[client].train) for client in training)
+    def ask(round, evaluate, training) -> dict:
+        """Have the processes evaluate the weights they are sent and train the clients `training` from them, whose uploads
+        are summed in `average`. Returns the clients' messages."""
+        server.samples, server.steps = samples[training], steps[training]
+        weights = algorithm.weights(server) if training else []
         hub.expect(range(processes))
         for process, channel in enumerate(channels):
             mine = training[process::processes]
             rows = [("broadcast", row) for row in range(algorithm.broadcasts)]
-            rows += [("moments", client) for client in mine if moments]
+            if keeps:
+                own = {plan.blocks[block].client for block in plan.blocks_of(process, processes) if evaluate} - {None}
+                rows += [("clients", client) for client in sorted(own.union(mine))]
             channel.send({"round": round, "evaluate": evaluate, "train": mine}, rows)
 
         # Updates arrive in any order and are added in that of the clients. Waited for are those that evaluate and the one
@@ -177,26 +189,40 @@ def serve(this: Trial, door, processes: int, args):
                 continue
             arrived[message["trained"]] = message
             while added < len(training) and training[added] in arrived:
-                client, process = training[added], added % processes
-                weight = len(parts[client].train) / samples
-                if added:
-                    average.add_(updates[process], alpha=weight)
-                else:
-                    torch.mul(updates[process], weight, out=average)
+                process = added % processes
+                for upload, total, weight in zip(updates[process], average, weights):
+                    if added:
+                        total.add_(upload, alpha=weight[added])
+                    else:
+                        torch.mul(upload, weight[added], out=total)
                 if added + processes < len(training):
-                    channels[process].send({"added": client})
+                    channels[process].send({"added": training[added]})
                     hub.expect([process])
                 added += 1
+        return arrived
 
+    # The rounds. One message asks for the evaluation of the weights it brings and for training from them, so that there is
+    # one wait a round: the evaluation of round r's model runs before the training of round r + 1. Where clients have models
+    # of their own, training would change them while others evaluate.
+    checkpointed = time.monotonic()
+    for round in range(first_round, settings.rounds + 1):
+        start = time.perf_counter()
+        evaluate = round % settings.eval_every == 0 or round == settings.rounds
+        training = participants(settings, this.trial_seed, round, algorithm.pooled) if round < settings.rounds else []
+        if evaluate and training and algorithm.personal:
+            ask(round, True, [])
+            record.evaluated(round, memory.evaluation)
+            evaluate = False
+        arrived = ask(round, evaluate, training)
         if evaluate:
             record.evaluated(round, memory.evaluation)
         if training:
-            algorithm.step(broadcast, average)
+            algorithm.step(server, average)
             record.trained(round, arrived, time.perf_counter() - start)
             have_trained.update(training)
             if time.monotonic() - checkpointed >= args.checkpoint_seconds:
                 begin = time.perf_counter()
-                rows = {f"client_{client}": memory.moments[client] for client in sorted(have_trained) if moments}
+                rows = {f"client_{client}": memory.clients[client] for client in sorted(have_trained) if keeps}
                 checkpoint.save(this.directory, {"round": round + 1, "trial": this.identity(), "runs": runs}, saved | rows)
                 checkpointed = time.monotonic()
                 clock.add({"checkpoint": time.perf_counter() - begin})
@@ -209,7 +235,7 @@ def serve(this: Trial, door, processes: int, args):
     for client, part in enumerate(parts):
         this.write_results(client, record.results(this, client, part, len(dataset.train_labels)) | {"provenance": provenance})
     this.forget_attempts()
-    return broadcast
+    return server.broadcast
 
 
 def resume(this: Trial, stored, run: dict, saved: dict, client_rows) -> list[dict]:
@@ -234,8 +260,10 @@ def resume(this: Trial, stored, run: dict, saved: dict, client_rows) -> list[dic
     return [*state["runs"], run | {"round": state["round"]}]
 
 
-def participants(settings, trial_seed, round) -> list[int]:
-    """The clients that train in `round`, in the order of their numbers."""
+def participants(settings, trial_seed, round, pooled) -> list[int]:
+    """The clients that train in `round`, in the order of their numbers; the first one for all where data is pooled."""
+    if pooled:
+        return [0]
     if settings.participants == settings.num_clients:
         return list(range(settings.num_clients))
     rng = np.random.default_rng(stream_seed(trial_seed, round, "participants"))
@@ -247,35 +275,28 @@ class Record:
     was evaluated. Index 0 of a metric is the loss, 1 the accuracy; entry r of an evaluation is of the model after r rounds.
     """
 
-    def __init__(self, settings, parts, test_samples):
-        from federated.training import EVALUATION_BLOCK
-
-        self._rounds, self._test_samples = settings.rounds, test_samples
-        self._block = EVALUATION_BLOCK
-        self._test_blocks = -(-test_samples // EVALUATION_BLOCK)
-        self._val_sizes = np.array([len(part.val) for part in parts])
+    def __init__(self, settings, plan: Plan):
+        self._rounds, self._plan = settings.rounds, plan
         shapes = {
-            "train": (settings.rounds, 2, len(parts)),
+            "train": (settings.rounds, 2, settings.num_clients),
             "test": (settings.rounds + 1, 2),
-            "val": (settings.rounds + 1, 2, len(parts)),
+            "val": (settings.rounds + 1, 2, settings.num_clients),
+            "local_test": (settings.rounds + 1, 2, settings.num_clients),
             "step_time": (settings.rounds,),
         }
         self.arrays = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
         self._told = 0.0
 
-    def evaluated(self, round, evaluation):
-        """Note the metrics of the model after `round` rounds from each sample's loss and correctness, summed as float64."""
-        per_sample = evaluation.reshape(len(evaluation), 2, self._block).transpose(1, 0, 2)
-        test = per_sample[:, : self._test_blocks].reshape(2, -1)[:, : self._test_samples].astype(np.float64)
-        val = per_sample[:, self._test_blocks :].reshape(2, -1)[:, : self._val_sizes.sum()].astype(np.float64)
-        starts = np.concatenate([[0], np.cumsum(self._val_sizes)[:-1]])
-        self.arrays["test"][round] = test = test.sum(axis=1) / self._test_samples
-        self.arrays["val"][round] = val = np.add.reduceat(val, starts, axis=1) / self._val_sizes
-        if not (np.isfinite(test).all() and np.isfinite(val).all()):
+    def evaluated(self, round, rows):
+        """Note the metrics of the model after `round` rounds, from the memory's rows of evaluation."""
+        metrics = self._plan.metrics(rows)
+        for name, values in metrics.items():
+            self.arrays[name][round] = values
+        if not (np.isfinite(metrics["test"]).all() and np.isfinite(metrics["val"]).all()):
             raise Diverged(f"diverged: the loss after round {round} of {self._rounds} is not finite")
         if time.monotonic() - self._told > 1 or round == self._rounds:
             self._told = time.monotonic()
-            print(f"round {round}/{self._rounds}: test accuracy {test[1]:.4f}", flush=True)
+            print(f"round {round}/{self._rounds}: test accuracy {metrics['test'][1]:.4f}", flush=True)
 
     def trained(self, round, messages, seconds):
         """Note what the participants of `round`, counted from 0, reported."""
@@ -295,7 +316,7 @@ class Record:
         def by_round(values):
             return [None if math.isnan(value) else value for value in values.tolist()]
 
-        train, test, val = (self.arrays[name] for name in ("train", "test", "val"))
+        train, test, val, local_test = (self.arrays[name] for name in ("train", "test", "val", "local_test"))
         return {
             "client_id": client,
             "node_id": client + 1,  # the original counts the server as node 0
@@ -311,6 +332,9 @@ class Record:
             "val_loss": by_round(val[1:, 0, client]),
             "val_acc": by_round(val[1:, 1, client]),
             "val_samples": len(part.val),
+            "local_test_loss": by_round(local_test[1:, 0, client]),
+            "local_test_acc": by_round(local_test[1:, 1, client]),
+            "local_test_samples": len(part.test),
             "step_time": by_round(self.arrays["step_time"]),
         }
 

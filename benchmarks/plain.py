@@ -17,25 +17,27 @@ def fedavg(
     settings: Settings, hparams: dict, trial_seed: int, data: Dataset, evaluate=True, memory_format=torch.contiguous_format
 ):
     """Train at full participation. Returns the final model and each round's (test, validation) accuracy."""
-    parts = partition.split(data.train_labels, settings, trial_seed)
+    parts = partition.split(data, settings, trial_seed)
 
     def build(seed):
         return models.build(settings.model_arch, data.spec, hparams["dropout_rate"], seed)
 
     def normalised(images):
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.spec.mean, data.spec.std))
+        mean, std = (torch.tensor(values).view(data.spec.channel_shape) for values in (data.spec.mean, data.spec.std))
         return ((torch.from_numpy(images) / data.spec.scale - mean) / std).to(memory_format=memory_format)
 
     model = build(stream_seed(trial_seed, "model"))
     clients = [build(0) for _ in parts]
     optimizers = [optimizer_of(settings, hparams, client) for client in clients]
-    train = [(normalised(data.train_images[part.train]), torch.from_numpy(data.train_labels[part.train])) for part in parts]
-    val = [(normalised(data.train_images[part.val]), torch.from_numpy(data.train_labels[part.val])) for part in parts]
-    test = normalised(data.test_images), torch.from_numpy(data.test_labels)
+    train = [(normalised(data.train_inputs[part.train]), torch.from_numpy(data.train_labels[part.train])) for part in parts]
+    val = [(normalised(data.train_inputs[part.val]), torch.from_numpy(data.train_labels[part.val])) for part in parts]
+    test = normalised(data.test_inputs), torch.from_numpy(data.test_labels)
     val = tuple(torch.cat(tensors) for tensors in zip(*val))
     samples = sum(len(labels) for _, labels in train)
     history = []
     for round in range(settings.rounds):
+        if settings.optimizer_state == "reset":
+            optimizers = [optimizer_of(settings, hparams, client) for client in clients]
         average = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
         for number, (client, optimizer, (images, labels)) in enumerate(zip(clients, optimizers, train)):
             client.load_state_dict(model.state_dict())
@@ -43,9 +45,7 @@ def fedavg(
             order = torch.Generator().manual_seed(stream_seed(trial_seed, number, round, "order"))
             torch.manual_seed(stream_seed(trial_seed, number, round, "dropout"))
             for _ in range(settings.local_epochs):
-                for batch in torch.randperm(len(labels), generator=order).split(
-                    batch_sizes(len(labels), hparams["batch_size"])
-                ):
+                for batch in torch.randperm(len(labels), generator=order).split(batch_sizes(len(labels), hparams)):
                     optimizer.zero_grad()
                     nn.functional.cross_entropy(client(images[batch]), labels[batch]).backward()
                     optimizer.step()

@@ -24,10 +24,21 @@ class Flat:
         self.weights = torch.cat([tensor.detach().flatten() for tensor in parameters + buffers])
         self.size = len(self.weights)
         self.gradient = torch.zeros_like(self.weights[: self.num_parameters])
+        self._places = {}
         start = 0
         for tensor in parameters + buffers:
             end = start + tensor.numel()
+            self._places[tensor] = slice(start, end)
             tensor.data = self.weights[start:end].view_as(tensor)
             if end <= self.num_parameters:
                 tensor.grad = self.gradient[start:end].view_as(tensor)
             start = end
+
+    def mask_of(self, modules: list[nn.Module]) -> torch.Tensor:
+        """Which entries of the weights are of `modules`, bool [size]."""
+        mask = torch.zeros_like(self.weights, dtype=torch.bool)
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor in self._places:
+                    mask[self._places[tensor]] = True
+        return mask

@@ -2,9 +2,10 @@
 
 import contextlib
 import ctypes
+import dataclasses
 
-import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
@@ -12,14 +13,15 @@ from torch.optim.sgd import sgd
 from federated import algorithms, models
 from federated.channel import Memory
 from federated.datasets import Dataset
+from federated.evaluation import BLOCK, Plan
 from federated.flat import Flat
 from federated.options import UsageError
 from federated.partition import Part
 from federated.seeds import stream_seed
 from federated.trial import Settings
 
-# Evaluation goes in fixed blocks, so that its bits do not depend on which process evaluates what.
-EVALUATION_BLOCK = 512
+# Samples of a batch where the algorithm has no batch size
+FULL_BATCH = 1024
 # An epoch's samples are gathered and normalised this many bytes (as float32) at a time.
 GATHER_BYTES = 1 << 26
 
@@ -52,16 +54,16 @@ def resolve_device(settings: Settings) -> torch.device:
 
 
 class LocalOptimizer:
-    """Adam (Kingma and Ba, ICLR 2015) or SGD over the flat weights, with its moments in a row of memory.
+    """Adam (Kingma and Ba, ICLR 2015) or SGD over the flat weights, with the moments in a row of memory.
 
-    The row is the client's own, so that any process can go on with any client. torch's functional optimizers are used:
+    Rows are the clients' own, so that any process can go on with any client. torch's functional optimizers are used:
     they take the moments as arguments, and importing the classes costs 0.8 s.
     """
 
     def __init__(self, settings: Settings, hparams: dict, flat: Flat):
         self._weights, self._gradient = flat.weights[: flat.num_parameters], flat.gradient
         self.row_size = self.row_size_of(settings, hparams, flat.num_parameters)
-        self._row = None
+        # step(row) goes on from the moments in `row` [row_size], zeros at first, and keeps them there
         if settings.local_optimizer == "adam":
             self._arguments = {
                 "lr": hparams["learning_rate"],
@@ -75,7 +77,7 @@ class LocalOptimizer:
         else:
             self._arguments = {
                 "lr": hparams["learning_rate"],
-                "momentum": hparams["momentum"],
+                "momentum": hparams.get("momentum", 0.0),
                 "weight_decay": hparams["weight_decay"],
                 "dampening": 0.0,
                 "nesterov": False,
@@ -87,20 +89,115 @@ class LocalOptimizer:
         """How many float32 numbers a client's moments are."""
         if settings.local_optimizer == "adam":
             return 2 * num_parameters + 1  # two moments, and the count of steps
-        return num_parameters if hparams["momentum"] else 0
+        return num_parameters if hparams.get("momentum") else 0
 
-    def use(self, row: torch.Tensor):
-        """Go on from the moments in `row` [row_size], zeros at first, and keep them there."""
-        self._row = row
-
-    def _adam(self):
+    def _adam(self, row):
         size = len(self._gradient)
-        first, second, steps = self._row[:size], self._row[size:-1], self._row[-1]
+        first, second, steps = row[:size], row[size:-1], row[-1]
         adam([self._weights], [self._gradient], [first], [second], [], [steps], fused=True, maximize=False, **self._arguments)
 
-    def _sgd(self):
-        momentum = self._row if self.row_size else None
+    def _sgd(self, row):
+        momentum = row if self.row_size else None
         sgd([self._weights], [self._gradient], [momentum], fused=True, maximize=False, **self._arguments)
+
+
+class Client:
+    """One client's turn in a process: what the client half of an algorithm works on.
+
+    Vectors are float32 and as long as the flat model; the parameters come first, then BatchNorm's statistics.
+
+    number                     which client it is
+    weights, gradient          [size], [num_parameters]: the model's own memory
+    broadcast, global_weights  [broadcasts, size], [size]: what the server sent; the first vector
+    state                      [client_vectors, size]: what it keeps between rounds, zeros while `is_new`
+    samples, relative_size     training samples; those over the mean of all clients
+    steps                      local steps made in this turn
+    """
+
+    def __init__(self, worker: "Worker", number: int, round: int):
+        self._worker, self.number = worker, number
+        self.model, self.classifier = worker.model, worker.classifier
+        self.mask_of = worker.flat.mask_of
+        self.weights, self.gradient = worker.flat.weights, worker.flat.gradient
+        self.parameters = self.weights[: len(self.gradient)]
+        self.broadcast = worker.broadcast
+        self.global_weights = self.broadcast[0]
+        self.global_parameters = self.global_weights[: len(self.gradient)]
+        self.is_new, self.state, self._moments = worker.kept_by(number)
+        self._indices = worker.train_indices[number]
+        self.samples = len(self._indices)
+        self.relative_size = self.samples / worker.mean_samples
+        self.steps = 0
+        self._is_recorded = True
+        self._order = torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, "order"))
+        self._seen = []  # logits, labels, loss, number of samples of each recorded batch
+
+    def batches(self, epochs: int | None = None, is_recorded: bool = True):
+        """Batches of the client's samples in a new order each epoch; as many epochs as the settings say, if not given.
+        Those that are not recorded do not count in the metrics."""
+        worker = self._worker
+        for _ in range(epochs or worker.settings.local_epochs):
+            order = self._indices[torch.randperm(self.samples, generator=self._order)]
+            for inputs, labels in worker.batches(order):
+                self._is_recorded = is_recorded
+                yield Batch(inputs, labels)
+
+    def backward(self, batch: "Batch", is_recorded: bool = True):
+        """Make `gradient` that of the algorithm's loss of `batch` at `weights`."""
+        worker = self._worker
+        self.gradient.zero_()
+        with worker.autocast():
+            logits = self.model(batch.inputs)
+            loss = worker.algorithm.loss(self, batch.inputs, logits, batch.labels)
+        loss.backward()
+        worker.progress += 1
+        if is_recorded and self._is_recorded:
+            self._seen.append((logits.detach(), batch.labels, loss.detach(), len(batch)))
+
+    def step(self, optimizer: int = 0, only: torch.Tensor | None = None):
+        """Make a step of the local optimizer of that number along `gradient`, of the entries of `only` [size] where given."""
+        before = None if only is None else self.parameters.clone()
+        self._worker.optimizer.step(self._moments[optimizer])
+        if only is not None:
+            self.parameters.copy_(self.parameters.where(only[: len(before)], before))
+        self.steps += 1
+
+    @property
+    def features(self) -> torch.Tensor:
+        """What went into the classifier in the last forward pass [samples, features]."""
+        return self._worker.features[self.classifier]
+
+    def frozen(self, weights: torch.Tensor):
+        """A function from inputs to the features of the model with `weights` [size], in evaluation mode, without gradient."""
+        return self._worker.frozen(weights)
+
+    def metrics(self) -> dict:
+        """The mean loss and accuracy over the samples as they were trained on."""
+        logits, labels, losses, sizes = zip(*self._seen)
+        correct = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
+        sizes = torch.tensor(sizes, dtype=torch.float64, device=correct.device)
+        loss = torch.stack(losses).double().dot(sizes) / sizes.sum()
+        return {"loss": loss.item(), "accuracy": correct.item() / sizes.sum().item()}
+
+
+@dataclasses.dataclass
+class Batch:
+    """inputs float32 [samples, …], labels int64 [samples]."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self):
+        return len(self.labels)
+
+
+def row_size_of(settings: Settings, hparams: dict, flat: Flat) -> int:
+    """How many float32 numbers a client keeps between rounds: whether it ever trained, the algorithm's vectors, and the
+    moments of its local optimizers."""
+    algorithm = algorithms.load(settings.algorithm)
+    moments = LocalOptimizer.row_size_of(settings, hparams, flat.num_parameters) if settings.optimizer_state == "keep" else 0
+    kept = algorithm.client_vectors * flat.size + algorithm.optimizers * moments
+    return kept + 1 if kept else 0
 
 
 class Worker:
@@ -112,106 +209,135 @@ class Worker:
         self.progress = 0  # grows as long as there is progress
         self.algorithm = algorithms.load(settings.algorithm)(hparams)
         spec = dataset.spec
-        self.model = models.build(settings.model_arch, spec, hparams["dropout_rate"], 0).to(self.device)
+        self._build = lambda: models.build(settings.model_arch, spec, hparams["dropout_rate"], 0).to(self.device)
+        self.model = self._build()
         self.flat = Flat(self.model)
+        self.classifier = classifier_of(self.model)
         self.optimizer = LocalOptimizer(settings, hparams, self.flat)
-        self._scratch_row = torch.zeros(self.optimizer.row_size, device=self.device)
-        self._broadcast, self._moments, self._evaluation = map(
-            torch.from_numpy, (memory.broadcast, memory.moments, memory.evaluation)
+        self._scratch_moments = torch.zeros(self.algorithm.optimizers, self.optimizer.row_size, device=self.device)
+        self._broadcast, self._clients, self._evaluation = map(
+            torch.from_numpy, (memory.broadcast, memory.clients, memory.evaluation)
         )
+        self._spares = []
+        self._spares_in_use = 0
+        self.features = {}
+        if self.algorithm.uses_features:
+            self._note_features(self.classifier)
 
         def on_device(array):
             return torch.from_numpy(array).to(self.device)
 
         self._mean, self._std = (
-            torch.tensor(values, device=self.device).mul(spec.scale).view(1, -1, 1, 1) for values in (spec.mean, spec.std)
+            torch.tensor(values, device=self.device).mul(spec.scale).view(spec.channel_shape)
+            for values in (spec.mean, spec.std)
         )
         # Channels last is what a CPU's convolutions want: the McMahan CNN trains at 1.25x and evaluates at 1.7x the speed,
         # in bf16 at 1.5x and 2.5x. GPUs want it for bf16 only.
-        pays = self.device.type == "cpu" or settings.precision == "bf16"
+        pays = spec.is_image and (self.device.type == "cpu" or settings.precision == "bf16")
         self._memory_format = torch.channels_last if pays else torch.contiguous_format
-        self._train = on_device(dataset.train_images), on_device(dataset.train_labels)
-        self._test = on_device(dataset.test_images), on_device(dataset.test_labels)
-        self._train_indices = [torch.from_numpy(part.train) for part in parts]
-        self._blocks = evaluation_blocks(len(dataset.test_labels), parts)
+        self._train = on_device(dataset.train_inputs), on_device(dataset.train_labels)
+        self._test = on_device(dataset.test_inputs), on_device(dataset.test_labels)
+        self.train_indices = [torch.from_numpy(part.train) for part in parts]
+        if self.algorithm.pooled:
+            self.train_indices = [torch.cat(self.train_indices)]
+        self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
+        self.plan = Plan(parts, len(dataset.test_labels), self.algorithm.personal)
 
-    def train(self, client: int, round: int) -> dict:
-        """Train `client` from the broadcast weights; `upload` hands on what it reached.
+    def train(self, number: int, round: int) -> Client:
+        """Train client `number` from the broadcast weights; `upload` hands on what it reached."""
+        torch.manual_seed(stream_seed(self.trial_seed, number, round, "dropout"))
+        self._spares_in_use = 0
+        client = Client(self, number, round)
+        client.weights.copy_(client.global_weights)
+        self.model.train()
+        self.algorithm.train(client)
+        return client
 
-        Returns the mean loss and accuracy over the samples as they were trained on.
-        """
-        settings, flat, model, optimizer = self.settings, self.flat, self.model, self.optimizer
-        flat.weights.copy_(self._broadcast[0])
-        keep = settings.optimizer_state == "keep"
-        row = self._moments[client] if keep else self._scratch_row.zero_()
-        if row.device != self.device:
-            row = self._scratch_row.copy_(row)
-        optimizer.use(row)
-
-        order = torch.Generator().manual_seed(stream_seed(self.trial_seed, client, round, "order"))
-        torch.manual_seed(stream_seed(self.trial_seed, client, round, "dropout"))
-        indices = self._train_indices[client]
-        model.train()
-        all_logits, all_labels, losses, sizes = [], [], [], []
-        for _ in range(settings.local_epochs):
-            permutation = indices[torch.randperm(len(indices), generator=order)]
-            for images, labels in self._batches(self._train, permutation, self.hparams["batch_size"]):
-                flat.gradient.zero_()
-                with self._autocast():
-                    logits = model(images)
-                    loss = functional.cross_entropy(logits, labels)
-                loss.backward()
-                optimizer.step()
-                self.progress += 1
-                all_logits.append(logits.detach())
-                all_labels.append(labels)
-                losses.append(loss.detach())
-                sizes.append(len(labels))
-        if keep and row is self._scratch_row:
-            self._moments[client].copy_(row)
-        seen = sum(sizes)
-        correct = (torch.cat(all_logits).argmax(1) == torch.cat(all_labels)).sum()
-        loss = torch.stack(losses).double().dot(torch.tensor(sizes, dtype=torch.float64, device=self.device))
-        return {"loss": loss.item() / seen, "accuracy": correct.item() / seen}
-
-    def upload(self, updates: torch.Tensor):
-        """Fill `updates` [uploads, size] with what the algorithm sends of the client trained last."""
-        self.algorithm.upload(self.flat.weights, updates)
+    def upload(self, client: Client, updates: torch.Tensor):
+        """Fill `updates` [uploads, size] with what the algorithm sends of `client`, and the client's row with what it keeps."""
+        here = updates.to(self.device)
+        self.algorithm.upload(client, here)
+        if here is not updates:
+            updates.copy_(here)
+        if self._clients.shape[1]:
+            self._row[0] = 1
+            self._clients[client.number].copy_(self._row)
 
     def evaluate(self, blocks: list[int]):
-        """Evaluate the broadcast weights: row `block` of the memory's evaluation becomes its samples' losses, then whether
-        each was right."""
-        self.flat.weights.copy_(self._broadcast[0])
+        """Evaluate: row `block` of the memory's evaluation becomes its samples' losses, then whether each was right."""
         self.model.eval()
+        holds = ()
         with torch.inference_mode():
-            for block in blocks:
-                is_test, indices = self._blocks[block]
-                images, labels = self._gather(self._test if is_test else self._train, torch.from_numpy(indices))
-                with self._autocast():
-                    logits = self.model(images)
+            for number in blocks:
+                block = self.plan.blocks[number]
+                if holds != (block.client,):
+                    holds = (block.client,)
+                    self.flat.weights.copy_(self.broadcast[0])
+                    if block.client is not None:
+                        self.algorithm.personalize(Client(self, block.client, 0))
+                inputs, labels = self._gather(self._test if block.is_test else self._train, torch.from_numpy(block.indices))
+                with self.autocast():
+                    logits = self.model(inputs)
                 logits = logits.float()
-                result = self._evaluation[block].view(2, EVALUATION_BLOCK)[:, : len(indices)]
+                result = self._evaluation[number].view(2, BLOCK)[:, : len(labels)]
                 result[0].copy_(functional.cross_entropy(logits, labels, reduction="none"))
                 result[1].copy_(logits.argmax(1) == labels)
                 self.progress += 1
 
+    @property
+    def broadcast(self) -> torch.Tensor:
+        """What the server sent [broadcasts, size]."""
+        return self._broadcast.to(self.device)
+
+    def kept_by(self, number: int) -> tuple[bool, torch.Tensor, torch.Tensor]:
+        """Of a client: whether it never trained, its state [client_vectors, size] and its moments [optimizers, moments]."""
+        self._row = row = self._clients[number].to(self.device)
+        vectors, size = self.algorithm.client_vectors, self.flat.size
+        state, moments = row[1 : 1 + vectors * size].view(vectors, size), row[1 + vectors * size :]
+        is_new = not (len(row) and row[0])
+        if not len(moments):
+            return is_new, state, self._scratch_moments.zero_()
+        return is_new, state, moments.view(self.algorithm.optimizers, -1)
+
+    def frozen(self, weights: torch.Tensor):
+        """See Client."""
+        if self._spares_in_use == len(self._spares):
+            model = self._build().eval()
+            self._note_features(classifier_of(model))
+            self._spares.append((model, Flat(model)))
+        model, flat = self._spares[self._spares_in_use]
+        self._spares_in_use += 1
+        flat.weights.copy_(weights)
+
+        def features(inputs):
+            with torch.no_grad(), self.autocast():
+                model(inputs)
+            return self.features[classifier_of(model)]
+
+        return features
+
+    def _note_features(self, classifier):
+        """Have `features` hold what goes into a model's classifier."""
+        classifier.register_forward_pre_hook(lambda module, inputs: self.features.update({module: inputs[0]}))
+
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
-    def _batches(self, source, indices, batch_size):
-        """Batches of the samples at `indices`, in their order. A last batch of one sample joins the one before it, since
-        BatchNorm cannot normalise a single sample."""
-        sizes = batch_sizes(len(indices), batch_size)
-        sample_bytes = 4 * source[0][0].numel()
+    def batches(self, indices: torch.Tensor):
+        """Batches (inputs, labels) of the samples at `indices`, in their order. A last batch of one sample joins the one
+        before it, since BatchNorm cannot normalise a single sample."""
+        sizes = batch_sizes(len(indices), self.hparams)
+        batch_size = sizes[0]
+        sample_bytes = 4 * self._train[0][0].numel()
         a_time = max(1, GATHER_BYTES // (sample_bytes * batch_size))
         for first in range(0, len(sizes), a_time):
             chunk = sizes[first : first + a_time]
             start = first * batch_size
-            images, labels = self._gather(source, indices[start : start + sum(chunk)])
-            yield from zip(images.split(chunk), labels.split(chunk))
+            inputs, labels = self._gather(self._train, indices[start : start + sum(chunk)])
+            yield from zip(inputs.split(chunk), labels.split(chunk))
 
     def _gather(self, source, indices):
-        """The normalised images and the labels at `indices`."""
+        """The normalised inputs and the labels at `indices`."""
         images, labels = source
         indices = indices.to(self.device, non_blocking=True)
         return (
@@ -219,14 +345,15 @@ class Worker:
             labels.index_select(0, indices),
         )
 
-    def _autocast(self):
+    def autocast(self):
         if self.settings.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def batch_sizes(samples: int, batch_size: int) -> list[int]:
+def batch_sizes(samples: int, hparams: dict) -> list[int]:
     """The sizes of an epoch's batches."""
+    batch_size = hparams.get("batch_size", FULL_BATCH)
     full, rest = divmod(samples, batch_size)
     sizes = [batch_size] * full + [rest] * (rest > 0)
     if rest == 1 and full:
@@ -234,11 +361,6 @@ def batch_sizes(samples: int, batch_size: int) -> list[int]:
     return sizes
 
 
-def evaluation_blocks(test_samples: int, parts: list[Part]) -> list[tuple[bool, np.ndarray]]:
-    """(is it of the test set, indices) of each block: first the test set, then all clients' held-out samples in their order."""
-    val = np.concatenate([part.val for part in parts])
-    return [
-        (is_test, indices[start : start + EVALUATION_BLOCK])
-        for is_test, indices in ((True, np.arange(test_samples)), (False, val))
-        for start in range(0, len(indices), EVALUATION_BLOCK)
-    ]
+def classifier_of(model: nn.Module) -> nn.Linear:
+    """The model's last linear layer."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]

@@ -52,12 +52,13 @@ SGD = {"batch_size": 32, "dropout_rate": 0.5, "learning_rate": 0.05, "momentum":
         (Settings(model_arch="cnn", dataset="fashion_mnist", rounds=2, samples_per_client=150), ADAM),
         (Settings(rounds=2, local_optimizer="sgd", local_epochs=2), SGD),
         (Settings(rounds=2, num_clients=3, partition="quantity", samples_per_client=None), ADAM),
+        (Settings(rounds=3, num_clients=3, optimizer_state="reset"), ADAM),
         (
             Settings(model_arch="resnet18", rounds=2, samples_per_client=60, local_optimizer="sgd"),
             SGD | {"learning_rate": 0.01},
         ),
     ],
-    ids=["cnn", "mlp-sgd", "unbalanced", "resnet18"],
+    ids=["cnn", "mlp-sgd", "unbalanced", "reset", "resnet18"],
 )
 def test_weights_equal_those_of_a_plain_loop(settings, hparams, tmp_path, request):
     data_dir = request.getfixturevalue("shared_data") if settings.dataset != "digits" else pathlib.Path("data")

@@ -40,12 +40,12 @@ class Client:
         torch.set_num_threads(1)
         self.settings, self.hparams, self.trial_seed, self.number = WORK[work], hparams, trial_seed, number
         data = datasets.load(self.settings.dataset, data_dir)
-        part = partition.split(data.train_labels, self.settings, trial_seed)[number]
+        part = partition.split(data, self.settings, trial_seed)[number]
         self.images, self.labels = (
-            normalised(data, data.train_images[part.train]),
+            normalised(data, data.train_inputs[part.train]),
             torch.from_numpy(data.train_labels[part.train]),
         )
-        self.test = normalised(data, data.test_images), torch.from_numpy(data.test_labels)
+        self.test = normalised(data, data.test_inputs), torch.from_numpy(data.test_labels)
         self.model = initial_model(work, hparams, trial_seed)
 
     def train(self, state, round):
@@ -55,7 +55,7 @@ class Client:
         optimizer = optimizer_of(self.settings, self.hparams, self.model)
         order = torch.Generator().manual_seed(stream_seed(self.trial_seed, self.number, round, "order"))
         torch.manual_seed(stream_seed(self.trial_seed, self.number, round, "dropout"))
-        sizes = batch_sizes(len(self.labels), self.hparams["batch_size"])
+        sizes = batch_sizes(len(self.labels), self.hparams)
         for batch in torch.randperm(len(self.labels), generator=order).split(sizes):
             optimizer.zero_grad()
             nn.functional.cross_entropy(self.model(self.images[batch]), self.labels[batch]).backward()

@@ -1,10 +1,34 @@
-"""The federated algorithms. One file holds one algorithm, its client half and its server half side by side."""
+"""The federated algorithms. One file holds one algorithm, its client half and its server half side by side.
+
+None imports torch as it is loaded, so that what an algorithm asks for can be looked up at no cost.
+"""
 
 import importlib
 
-# name: module of this package; the class has the name. Imported on use, since an algorithm needs torch.
+# name: module of this package; the class has the name
 REGISTRY = {
-    "Fedavg": "fedavg",
+    name: name.lower()
+    for name in (
+        "Fedavg",
+        "Fedsgd",
+        "Fedavgm",
+        "Fedadagrad",
+        "Fedadam",
+        "Fedyogi",
+        "Fedprox",
+        "Scaffold",
+        "Fednova",
+        "Feddyn",
+        "Moon",
+        "Fedbn",
+        "Fedper",
+        "Fedrep",
+        "Ditto",
+        "Pfedme",
+        "Apfl",
+        "Local",
+        "Centralized",
+    )
 }
 
 

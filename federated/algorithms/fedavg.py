@@ -1,25 +1,93 @@
-"""FedAvg (McMahan et al., AISTATS 2017, Algorithm 1)."""
+"""FedAvg (McMahan et al., AISTATS 2017, Algorithm 1), and what every algorithm is made of."""
 
-import torch
+import dataclasses
+import typing
+
+
+@dataclasses.dataclass
+class Server:
+    """What the server half of an algorithm works on. Vectors are float32 and as long as the flat model.
+
+    broadcast       [broadcasts, size]: what every participant is sent; the first vector is the global weights
+    state           [server_vectors, size]: the algorithm's own, zeros at first
+    num_parameters  the weights' first so many entries are parameters, the others are BatchNorm's statistics
+    num_clients     of the federation
+    samples, steps  [participants] of this round, in the order of their numbers: training samples, local steps
+    """
+
+    broadcast: typing.Any
+    state: typing.Any
+    num_parameters: int
+    num_clients: int
+    samples: typing.Any = None
+    steps: typing.Any = None
+
+    @property
+    def weights(self):
+        return self.broadcast[0]
+
+    @property
+    def parameters(self):
+        return self.broadcast[0][: self.num_parameters]
 
 
 class Fedavg:
     """Clients train on from the global weights; the server averages what they reach, by their number of samples.
 
-    The other algorithms override what they change. Vectors are float32 and as long as the flat model.
+    The other algorithms override what they change. `client` is a federated.training.Client, `server` a Server.
     """
 
     broadcasts = 1  # vectors the server sends to every participant
     uploads = 1  # vectors a participant sends back
+    client_vectors = 0  # vectors a client keeps between rounds
+    server_vectors = 0  # vectors the server keeps besides the broadcast ones
+    optimizers = 1  # local optimizers of a client, each with moments of its own
+    local_optimizers = ("adam", "sgd")  # those it is defined for, the default first
+    takes_momentum = True  # whether SGD may have momentum
+    keeps_moments = True  # whether moments may outlive a round
+    personal = False  # whether each client ends up with a model of its own
+    has_global_model = True  # whether the global weights are a model to be used
+    pooled = False  # whether all data lies in one place
+    uses_features = False  # whether it needs what goes into the classifier, the model's last linear layer
 
     def __init__(self, hparams: dict):
         self.hparams = hparams
 
-    def upload(self, weights: torch.Tensor, updates: torch.Tensor):
-        """Client: fill `updates` [uploads, size] from the `weights` [size] that local training reached."""
-        updates[0].copy_(weights)
+    # The client half
 
-    def step(self, broadcast: torch.Tensor, average: torch.Tensor):
-        """Server: move `broadcast` [broadcasts, size], whose first vector is the global weights, by the participants'
-        `average` [uploads, size] of their updates, weighted by samples (line 8 of the server in Algorithm 1)."""
-        broadcast[0].copy_(average[0])
+    def train(self, client):
+        """Local training, from the global weights, which client.weights holds as this is called."""
+        for batch in client.batches():
+            client.backward(batch)
+            self.correct_gradient(client)
+            client.step()
+
+    def correct_gradient(self, client):
+        """Change client.gradient [num_parameters], that of a batch's loss, before a step is made."""
+
+    def loss(self, client, inputs, logits, labels):
+        """The loss of a batch, a scalar."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits, labels)
+
+    def upload(self, client, updates):
+        """Fill `updates` [uploads, size] from what training has reached, and client.state for the next round."""
+        updates[0].copy_(client.weights)
+
+    def personalize(self, client):
+        """Make client.weights, which holds the global ones, this client's own model."""
+
+    # The server half
+
+    def start(self, server: Server):
+        """Set up server.state before the first round."""
+
+    def weights(self, server: Server):
+        """What each participant's uploads count in the sum that `step` gets [uploads or 1, participants]: the shares of
+        the samples (line 8 of the server in Algorithm 1)."""
+        return [server.samples / server.samples.sum()]
+
+    def step(self, server: Server, average):
+        """Move `server` by `average` [uploads, size], the weighted sum of the participants' uploads."""
+        server.weights.copy_(average[0])

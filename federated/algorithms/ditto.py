@@ -1,0 +1,27 @@
+"""Ditto (Li et al., ICML 2021, Algorithm 1)."""
+
+from federated.algorithms.fedavg import Fedavg
+
+
+class Ditto(Fedavg):
+    """Besides taking part in FedAvg each client trains a model of its own, held near the global weights of the round's start
+    by lambda/2 |v - w_global|^2."""
+
+    client_vectors = 1  # v
+    optimizers = 2  # of the global model, of its own
+    personal = True
+
+    def train(self, client):
+        super().train(client)
+        reached = client.weights.clone()
+        client.weights.copy_(client.global_weights if client.is_new else client.state[0])
+        for batch in client.batches(is_recorded=False):
+            client.backward(batch)
+            client.gradient.add_(client.parameters - client.global_parameters, alpha=self.hparams["lambda"])
+            client.step(optimizer=1)
+        client.state[0].copy_(client.weights)
+        client.weights.copy_(reached)
+
+    def personalize(self, client):
+        if not client.is_new:
+            client.weights.copy_(client.state[0])

@@ -1,0 +1,19 @@
+"""FedSGD (McMahan et al., AISTATS 2017, section 2)."""
+
+from federated.algorithms.fedavg import Fedavg
+
+
+class Fedsgd(Fedavg):
+    """One step a round, along the gradient over all data of the participants. Each makes the step of its own gradient, whose
+    average is the step of the average. --local_epochs has no meaning here."""
+
+    local_optimizers = ("sgd",)
+    takes_momentum = False
+
+    def train(self, client):
+        gradient = client.gradient.new_zeros(len(client.gradient))
+        for batch in client.batches(epochs=1):  # a gradient is summed over batches that fit into memory
+            client.backward(batch)
+            gradient.add_(client.gradient, alpha=len(batch) / client.samples)
+        client.gradient.copy_(gradient)
+        client.step()

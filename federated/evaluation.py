@@ -1,0 +1,84 @@
+"""Which samples are evaluated by which model, and the metrics that come of it.
+
+Evaluation goes in fixed blocks, a row of memory each, so that its bits do not depend on which process evaluates what: a row
+holds its samples' losses, then whether each was right. Sums are float64 in the order of the samples.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from federated.partition import Part
+
+BLOCK = 512  # samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Samples of the test or the training set, by their indices, evaluated by the global model or a client's own."""
+
+    is_test: bool
+    indices: np.ndarray
+    client: int | None
+
+
+class Plan:
+    """All blocks of an evaluation. The global model goes over the test set. Over what clients hold out goes the global model
+    or, where the algorithm is personal, each one's own, which then goes over the client's share of the test set too."""
+
+    def __init__(self, parts: list[Part], test_samples: int, personal: bool):
+        wanted = [(True, np.arange(test_samples), None)]
+        if personal:
+            for client, part in enumerate(parts):
+                wanted += [(False, part.val, client), (True, part.test, client)]
+        else:
+            wanted.append((False, np.concatenate([part.val for part in parts]), None))
+        self.blocks = [
+            Block(is_test, indices[start : start + BLOCK], client)
+            for is_test, indices, client in wanted
+            for start in range(0, len(indices), BLOCK)
+        ]
+
+        # Where in the flattened rows each result's losses lie, and how many samples each client has in it
+        places = [np.arange(len(block.indices)) + row * 2 * BLOCK for row, block in enumerate(self.blocks)]
+
+        def places_of(is_test, personal):
+            chosen = [
+                places[row]
+                for row, block in enumerate(self.blocks)
+                if block.is_test == is_test and (block.client is not None) == personal
+            ]
+            return np.concatenate([np.empty(0, int), *chosen])
+
+        self._test = places_of(True, False)
+        self._val, self._val_sizes = places_of(False, personal), [len(part.val) for part in parts]
+        tests = np.concatenate([part.test for part in parts])
+        self._local_test = places_of(True, True) if personal else self._test[tests]
+        self._local_test_sizes = [len(part.test) for part in parts]
+
+    def blocks_of(self, process: int, processes: int) -> list[int]:
+        """The numbers of the blocks that `process` evaluates: a client's own in one process."""
+        return [
+            number
+            for number, block in enumerate(self.blocks)
+            if (number if block.client is None else block.client) % processes == process
+        ]
+
+    def metrics(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """test [2], val [2, clients], local_test [2, clients]: mean losses, then accuracies, NaN where there is no sample."""
+        values = rows.reshape(-1)
+
+        def per_client(places, sizes):
+            clients = np.repeat(np.arange(len(sizes)), sizes)
+            sums = [
+                np.bincount(clients, values[places + offset].astype(np.float64), minlength=len(sizes)) for offset in (0, BLOCK)
+            ]
+            with np.errstate(invalid="ignore"):
+                return np.array(sums) / sizes
+
+        test = np.stack([values[self._test], values[self._test + BLOCK]]).astype(np.float64)
+        return {
+            "test": test.sum(axis=1) / len(self._test),
+            "val": per_client(self._val, self._val_sizes),
+            "local_test": per_client(self._local_test, self._local_test_sizes),
+        }
