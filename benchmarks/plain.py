@@ -23,15 +23,15 @@ def fedavg(
         return models.build(settings.model_arch, data.spec, hparams["dropout_rate"], seed)
 
     def normalised(images):
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.spec.mean, data.spec.std))
+        mean, std = (torch.tensor(values).view(data.spec.channel_shape) for values in (data.spec.mean, data.spec.std))
         return ((torch.from_numpy(images) / data.spec.scale - mean) / std).to(memory_format=memory_format)
 
     model = build(stream_seed(trial_seed, "model"))
     clients = [build(0) for _ in parts]
     optimizers = [optimizer_of(settings, hparams, client) for client in clients]
-    train = [(normalised(data.train_images[part.train]), torch.from_numpy(data.train_labels[part.train])) for part in parts]
-    val = [(normalised(data.train_images[part.val]), torch.from_numpy(data.train_labels[part.val])) for part in parts]
-    test = normalised(data.test_images), torch.from_numpy(data.test_labels)
+    train = [(normalised(data.train_inputs[part.train]), torch.from_numpy(data.train_labels[part.train])) for part in parts]
+    val = [(normalised(data.train_inputs[part.val]), torch.from_numpy(data.train_labels[part.val])) for part in parts]
+    test = normalised(data.test_inputs), torch.from_numpy(data.test_labels)
     val = tuple(torch.cat(tensors) for tensors in zip(*val))
     samples = sum(len(labels) for _, labels in train)
     history = []

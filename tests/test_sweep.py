@@ -211,7 +211,7 @@ def test_commands_are_lists_of_arguments(awkward):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--dataset", "cifar11"), "'cifar11' is not one of digits, mnist, fashion_mnist, cifar10, cifar100"),
+        (("--dataset", "cifar11"), "'cifar11' is not one of digits, mnist, fashion_mnist, emnist, kmnist, svhn, cifar10, cifar100"),
         (("--algorithm", "sgd"), "'sgd' is not one of Fedavg"),
         (("--rounds", "0"), "'0' is not a whole number of at least 1"),
         (("--num_clients", "2000"), "none to train on"),

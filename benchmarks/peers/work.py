@@ -42,10 +42,10 @@ class Client:
         data = datasets.load(self.settings.dataset, data_dir)
         part = partition.split(data.train_labels, self.settings, trial_seed)[number]
         self.images, self.labels = (
-            normalised(data, data.train_images[part.train]),
+            normalised(data, data.train_inputs[part.train]),
             torch.from_numpy(data.train_labels[part.train]),
         )
-        self.test = normalised(data, data.test_images), torch.from_numpy(data.test_labels)
+        self.test = normalised(data, data.test_inputs), torch.from_numpy(data.test_labels)
         self.model = initial_model(work, hparams, trial_seed)
 
     def train(self, state, round):
