@@ -59,7 +59,7 @@ def serve(args):
     memory = channel.receive_memory(welcome["memory"])
     settings = Settings(**welcome["settings"])
     dataset = datasets.load(settings.dataset, args.data_dir)
-    parts = partition.split(dataset.train_labels, settings, welcome["trial_seed"])
+    parts = partition.split(dataset, settings, welcome["trial_seed"])
     worker = Worker(settings, welcome["hparams"], welcome["trial_seed"], dataset, parts, memory)
     updates = torch.from_numpy(memory.updates[process]).view(worker.algorithm.uploads, -1)
     my_blocks = range(process, len(memory.evaluation), processes)

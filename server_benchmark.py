@@ -103,7 +103,7 @@ def serve(this: Trial, door, processes: int, args):
     torch.set_num_threads(settings.threads)
     algorithm = algorithms.load(settings.algorithm)(hparams)
     dataset = datasets.load(settings.dataset, args.data_dir)
-    parts = partition.split(dataset.train_labels, settings, this.trial_seed)
+    parts = partition.split(dataset, settings, this.trial_seed)
     model = models.build(settings.model_arch, dataset.spec, hparams["dropout_rate"], stream_seed(this.trial_seed, "model"))
     flat = Flat(model)
     moments = LocalOptimizer.row_size_of(settings, hparams, flat.num_parameters) if settings.optimizer_state == "keep" else 0

@@ -216,9 +216,9 @@ def launch(jobs, args) -> int:
         say("Nothing to launch! Exiting...All jobs are done.")
         return 0
     say(f"About to launch {len(to_launch)} jobs.")
-    labels = datasets.load(args.settings.dataset, args.data_dir).train_labels
+    data = datasets.load(args.settings.dataset, args.data_dir)
     for seed in range(args.num_trials):
-        partition.split(labels, args.settings, seed)
+        partition.split(data, args.settings, seed)
     if not confirmed(args):
         return 0
     progress = Progress(sum(not trial.is_done() for job in to_launch for trial in job.trials))

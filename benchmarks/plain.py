@@ -17,7 +17,7 @@ def fedavg(
     settings: Settings, hparams: dict, trial_seed: int, data: Dataset, evaluate=True, memory_format=torch.contiguous_format
 ):
     """Train at full participation. Returns the final model and each round's (test, validation) accuracy."""
-    parts = partition.split(data.train_labels, settings, trial_seed)
+    parts = partition.split(data, settings, trial_seed)
 
     def build(seed):
         return models.build(settings.model_arch, data.spec, hparams["dropout_rate"], seed)

@@ -106,6 +106,11 @@ def _normalisation(inputs, scale):
     return {"mean": tuple(mean.tolist()), "std": tuple(np.where(std > 0, std, 1).tolist())}
 
 
+def _heart_disease(data_dir):
+    with np.load(SHIPPED / "heart_disease.npz") as arrays:
+        return dict(arrays)
+
+
 def _digits(data_dir):
     with np.load(SHIPPED / "digits.npz") as arrays:
         return {
@@ -189,6 +194,7 @@ _BY_SPLIT = {part: {"split": part} for part in _TRAIN_OR_NOT}
 
 REGISTRY = {
     "digits": Spec((1, 8, 8), 10, _digits, 16, (0.3054,), (0.3761,)),
+    "heart_disease": Spec((13,), 2, _heart_disease, num_owners=4),
     "mnist": _images("mnist", _GREY, 10, (0.1307,), (0.3081,), "MNIST", "MNIST/raw"),
     "fashion_mnist": _images("fashion_mnist", _GREY, 10, (0.2860,), (0.3530,), "FashionMNIST", "FashionMNIST/raw"),
     # as torchvision gives them, lying on their side (transposed)

@@ -2,13 +2,21 @@
 so that naming the models costs nothing."""
 
 import itertools
+import math
+
+
+def logistic(spec, dropout_rate):
+    """Multinomial logistic regression. It has no dropout."""
+    from torch import nn
+
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.shape), spec.num_classes))
 
 
 def mlp(spec, dropout_rate):
     """Two hidden layers of 128 units."""
     from torch import nn
 
-    sizes = (_pixels(spec), 128, 128)
+    sizes = (math.prod(spec.shape), 128, 128)
     hidden = [
         layer
         for inputs, outputs in itertools.pairwise(sizes)
@@ -50,15 +58,10 @@ def resnet18(spec, dropout_rate):
     return model
 
 
-REGISTRY = {"mlp": mlp, "cnn": cnn, "resnet18": resnet18}
+REGISTRY = {"mlp": mlp, "logistic": logistic, "cnn": cnn, "resnet18": resnet18}
 
 # What building a model imports besides torch, for a process that imports ahead
 IMPORTS = {"resnet18": ["torchvision.models.resnet"]}
-
-
-def _pixels(spec):
-    channels, height, width = spec.shape
-    return channels * height * width
 
 
 def build(name: str, spec, dropout_rate: float, seed: int):

@@ -1,4 +1,4 @@
-"""Which client holds which training samples: the partitions of NIID-Bench (Li et al., ICDE 2022, section 4).
+"""Which client holds which samples: the partitions of NIID-Bench (Li et al., ICDE 2022, section 4), and the data's own.
 
 Every process of a trial computes the partition anew from the trial's seed instead of sending it around.
 """
@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from federated import datasets
 from federated.options import UsageError
 from federated.seeds import stream_seed
 
@@ -16,19 +17,22 @@ MAX_DRAWS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One client's samples, as sorted indices into the training set: what it trains on and what it holds out."""
+    """One client's samples, as sorted indices: into the training set what it trains on and what it holds out, and into the test
+    set those of its own distribution, of which it may have none."""
 
     train: np.ndarray
     val: np.ndarray
+    test: np.ndarray
 
 
-def iid(labels, settings, rng):
-    return np.array_split(rng.permutation(len(labels)), settings.num_clients)
+def iid(data, settings, rng):
+    return np.array_split(rng.permutation(len(data.train_labels)), settings.num_clients)
 
 
-def dirichlet(labels, settings, rng):
+def dirichlet(data, settings, rng):
     """Each label's samples go to the clients in proportions drawn from Dirichlet(alpha); full clients get no more."""
-    clients, fair_share = settings.num_clients, len(labels) / settings.num_clients
+    labels, clients = data.train_labels, settings.num_clients
+    fair_share = len(labels) / clients
     of_label = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
     def draw():
@@ -47,8 +51,10 @@ def dirichlet(labels, settings, rng):
     return _draw_until_large_enough(draw, settings)
 
 
-def by_labels(labels, settings, rng):
-    """Each client holds `labels_per_client` labels; a label's samples are split evenly among its holders."""
+def by_labels(data, settings, rng):
+    """Client i holds label i, counted round, and `labels_per_client` - 1 others; a label's samples are split evenly among its
+    holders."""
+    labels = data.train_labels
     known = np.unique(labels)
     if settings.labels_per_client > len(known):
         raise UsageError(f"--labels_per_client {settings.labels_per_client} is more than the {len(known)} labels there are")
@@ -66,9 +72,9 @@ def by_labels(labels, settings, rng):
     return [np.concatenate(share) for share in shares]
 
 
-def quantity(labels, settings, rng):
+def quantity(data, settings, rng):
     """Labels as in iid, sizes in proportions drawn from Dirichlet(alpha)."""
-    order = rng.permutation(len(labels))
+    order = rng.permutation(len(data.train_labels))
 
     def draw():
         proportions = rng.dirichlet(np.full(settings.num_clients, settings.partition_alpha))
@@ -77,7 +83,23 @@ def quantity(labels, settings, rng):
     return _draw_until_large_enough(draw, settings)
 
 
-REGISTRY = {"iid": iid, "dirichlet": dirichlet, "labels": by_labels, "quantity": quantity}
+def natural(data, settings, rng):
+    """Client i holds what owner i of the data has."""
+    owners = data.spec.num_owners
+    if owners is None:
+        have = [name for name, spec in datasets.REGISTRY.items() if spec.num_owners is not None]
+        raise UsageError(
+            f"--partition natural: the samples of {settings.dataset} have no owners; those of {', '.join(have)} do"
+        )
+    if settings.num_clients != owners:
+        raise UsageError(
+            f"--num_clients {settings.num_clients}: under --partition natural the clients are the {owners} owners of "
+            f"{settings.dataset}"
+        )
+    return [np.flatnonzero(data.train_owners == owner) for owner in range(owners)]
+
+
+REGISTRY = {"iid": iid, "dirichlet": dirichlet, "labels": by_labels, "quantity": quantity, "natural": natural}
 
 
 def _draw_until_large_enough(draw, settings):
@@ -91,26 +113,48 @@ def _draw_until_large_enough(draw, settings):
     )
 
 
-def split(labels: np.ndarray, settings, trial_seed: int) -> list[Part]:
+def split(data: datasets.Dataset, settings, trial_seed: int) -> list[Part]:
     """The part of each client, by the partition, sizes and holdout of `settings`, a function of them and the seed.
 
+    The test set goes to the clients as their training samples do: see `_test_shares`, or by owner under natural.
     Raises UsageError where the samples do not suffice.
     """
     rng = np.random.default_rng(stream_seed(trial_seed, "partition"))
-    wanted = settings.samples_per_client
+    labels, wanted = data.train_labels, settings.samples_per_client
     if wanted is not None and wanted * settings.num_clients > len(labels):
         raise UsageError(
             f"--samples_per_client {wanted} x --num_clients {settings.num_clients} is more than the "
             f"{len(labels)} training samples of {settings.dataset}"
         )
+    shares = [rng.permutation(share)[:wanted] for share in REGISTRY[settings.partition](data, settings, rng)]
+    if settings.partition == "natural":
+        tests = [np.flatnonzero(data.test_owners == owner) for owner in range(settings.num_clients)]
+    else:
+        tests = _test_shares(data, shares, np.random.default_rng(stream_seed(trial_seed, "test_partition")))
     parts = []
-    for client, share in enumerate(REGISTRY[settings.partition](labels, settings, rng)):
-        share = rng.permutation(share)[:wanted]
+    for client, (share, test) in enumerate(zip(shares, tests)):
         held_out = max(1, round(len(share) * settings.holdout_fraction))
         if held_out >= len(share):
             raise UsageError(
                 f"client {client} has {len(share)} samples, of which --holdout_fraction {settings.holdout_fraction} leaves "
                 f"none to train on: lower --num_clients {settings.num_clients} or raise --samples_per_client"
             )
-        parts.append(Part(np.sort(share[held_out:]), np.sort(share[:held_out])))
+        parts.append(Part(np.sort(share[held_out:]), np.sort(share[:held_out]), np.sort(test)))
     return parts
+
+
+def _test_shares(data, shares, rng):
+    """The test samples of each client: of every label in proportion to how much of it each client's share of the training set
+    holds, by largest remainders, equal ones in random order. A sample goes to one client, to none if nobody holds its label."""
+    held = np.array([np.bincount(data.train_labels[share], minlength=data.spec.num_classes) for share in shares])
+    tests = [[] for _ in shares]
+    for label in range(data.spec.num_classes):
+        indices, order = rng.permutation(np.flatnonzero(data.test_labels == label)), rng.permutation(len(shares))
+        total = held[:, label].sum()
+        if total == 0:
+            continue
+        sizes, remainders = np.divmod(len(indices) * held[:, label], total)
+        sizes[np.lexsort((order, -remainders))[: len(indices) - sizes.sum()]] += 1
+        for test, some in zip(tests, np.split(indices, np.cumsum(sizes)[:-1])):
+            test.append(some)
+    return [np.concatenate(test) for test in tests]

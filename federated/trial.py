@@ -31,17 +31,23 @@ class Settings:
     """What a trial computes, besides its hyper-parameters and seeds. Each setting stands here once: its name is the
     option's, the original's field's and the key in sweep.json."""
 
-    model_arch: str = _setting("mlp", one_of(models.REGISTRY), f"the model: {', '.join(models.REGISTRY)}")
+    model_arch: str = _setting(
+        None, one_of(models.REGISTRY), f"the model: {', '.join(models.REGISTRY)}; default: mlp for images, else logistic"
+    )
     dataset: str = _setting("digits", one_of(datasets.REGISTRY), f"the data: {', '.join(datasets.REGISTRY)}")
     algorithm: str = _setting(
         "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), f"in any case: {', '.join(algorithms.REGISTRY)}"
     )
-    num_clients: int = _setting(2, whole(1), "clients of the federation")
+    num_clients: int = _setting(None, whole(1), "clients of the federation; default: the data's owners, else 2")
     rounds: int = _setting(50, whole(1), "communication rounds")
     local_epochs: int = _setting(1, whole(1), "passes over its data that a client makes a round")
     samples_per_client: int = _setting(None, whole(2), "training samples of each client, held-out ones included; default: all")
     participation: float = _setting(1.0, real(0, 1, above=True), "fraction of the clients that train in a round")
-    partition: str = _setting("iid", one_of(partition.REGISTRY), f"how samples go to clients: {', '.join(partition.REGISTRY)}")
+    partition: str = _setting(
+        None,
+        one_of(partition.REGISTRY),
+        f"how samples go to clients: {', '.join(partition.REGISTRY)}; default: natural where the data have owners, else iid",
+    )
     partition_alpha: float = _setting(0.5, real(0, above=True), "concentration of dirichlet and quantity; less is more skewed")
     labels_per_client: int = _setting(2, whole(1), "labels each client holds under --partition labels")
     holdout_fraction: float = _setting(0.1, real(0, 0.9, above=True), "share of its samples a client validates on")
@@ -57,8 +63,17 @@ class Settings:
     threads: int = _setting(1, whole(1, 1024), "threads of each process; it changes the last bits of results")
 
     def __post_init__(self):
-        if self.optimizer_state is None:
-            object.__setattr__(self, "optimizer_state", "keep" if self.participation == 1 else "reset")
+        """What was not given is resolved, so that sweep.json says what was run."""
+        if None in (self.model_arch, self.num_clients, self.partition):
+            spec = datasets.REGISTRY[self.dataset]
+            self._default("model_arch", "mlp" if spec.is_image else "logistic")
+            self._default("num_clients", spec.num_owners or 2)
+            self._default("partition", "natural" if spec.num_owners else "iid")
+        self._default("optimizer_state", "keep" if self.participation == 1 else "reset")
+
+    def _default(self, name, value):
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
 
     @property
     def participants(self) -> int:

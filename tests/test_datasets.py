@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import SHARED_DATA
 
 from federated import datasets
 from federated.options import UsageError
@@ -22,6 +23,26 @@ def test_digits_ship_with_the_project():
 
 # of scikit-learn's load_digits().data as bytes, its rows sorted
 SORTED_DIGITS = "3013ca2de9a064a8f3b0cd1f57c04dc521fef20303d1b6a8e0c8eb1350569fee"
+
+
+def test_heart_disease_ships_with_the_project():
+    """Against the archive's files: the patients whose first ten features are known, none lost and none twice."""
+    data = datasets.load("heart_disease", "/nonexistent")
+    assert data.train_inputs.shape == (486, 13) and data.test_inputs.shape == (254, 13)
+    inputs = np.concatenate([data.train_inputs, data.test_inputs])
+    labels, owners = (
+        np.concatenate([getattr(data, f"{part}_{what}") for part in ("train", "test")]) for what in ("labels", "owners")
+    )
+    assert np.bincount(owners).tolist() == [303, 261, 46, 130]
+    assert [int(labels[owners == owner].sum()) for owner in range(4)] == [139, 98, 45, 101]
+    assert set(inputs[:, 8:11].sum(axis=1)) == {0, 1} and set(inputs[:, 11:].sum(axis=1)) == {0, 1}
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the files of {SHARED_DATA}")
+    for owner, hospital in enumerate(("cleveland", "hungarian", "switzerland", "va")):
+        lines = (SHARED_DATA / "heart_disease" / f"processed.{hospital}.csv").read_text().splitlines()
+        rows = [line.split(",") for line in lines if "?" not in line.split(",")[:10]]
+        raw = sorted((*map(np.float32, row[:2]), np.float32(row[7]), row[13] != "0") for row in rows)
+        assert sorted(zip(*inputs[owners == owner][:, [0, 1, 5]].T, labels[owners == owner] > 0)) == raw
 
 
 FOLDERS = {

@@ -225,8 +225,8 @@ def test_waiting_for_a_slower_process_is_not_silence(tmp_path):
     from federated.trial import Settings
 
     settings = Settings(num_clients=4, partition="quantity", partition_alpha=0.2, rounds=1)
-    labels = datasets.load("digits", "data").train_labels
-    seed = next(seed for seed in itertools.count() if len(split(labels, settings, seed)[0].train) > 1000)
+    data = datasets.load("digits", "data")
+    seed = next(seed for seed in itertools.count() if len(split(data, settings, seed)[0].train) > 1000)
     options = (
         "--num_clients", "4", "--partition", "quantity", "--partition_alpha", "0.2", "--rounds", "1", "--local_epochs", "500",
         "--hparams", '{"batch_size": 8}', "--trial_seed", str(seed), "--timeout", "5", "--client_processes", "2",

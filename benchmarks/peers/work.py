@@ -40,7 +40,7 @@ class Client:
         torch.set_num_threads(1)
         self.settings, self.hparams, self.trial_seed, self.number = WORK[work], hparams, trial_seed, number
         data = datasets.load(self.settings.dataset, data_dir)
-        part = partition.split(data.train_labels, self.settings, trial_seed)[number]
+        part = partition.split(data, self.settings, trial_seed)[number]
         self.images, self.labels = (
             normalised(data, data.train_inputs[part.train]),
             torch.from_numpy(data.train_labels[part.train]),
