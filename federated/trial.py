@@ -31,9 +31,7 @@ class Settings:
     """What a trial computes, besides its hyper-parameters and seeds. Each setting stands here once: its name is the
     option's, the original's field's and the key in sweep.json."""
 
-    model_arch: str = _setting(
-        None, one_of(models.REGISTRY), f"the model: {', '.join(models.REGISTRY)}; default: mlp for images, else logistic"
-    )
+    model_arch: str = _setting(None, models.known_name, f"the model: {models.NAMES}; default: mlp for images, else logistic")
     dataset: str = _setting("digits", one_of(datasets.REGISTRY), f"the data: {', '.join(datasets.REGISTRY)}")
     algorithm: str = _setting(
         "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), f"in any case: {', '.join(algorithms.REGISTRY)}"

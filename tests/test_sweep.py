@@ -236,6 +236,16 @@ def test_commands_are_lists_of_arguments(awkward):
         (("--samples_per_client", "1000"), "more than the 1437 training samples"),
         (("--partition", "dirichlet", "--partition_alpha", "1e-6", "--num_clients", "30"), "raise --partition_alpha"),
         (("--partition", "labels", "--labels_per_client", "11"), "more than the 10 labels"),
+        (
+            ("--model_arch", "resnet19"),
+            "'resnet19' is not one of mlp, 2nn, logistic, cnn, lenet, resnet18, resnet18_gn, or of torch",
+        ),
+        (("--model_arch", "lenet"), "--model_arch lenet does not fit 1x8x8 images: it takes images of at least 16x16"),
+        (
+            ("--model_arch", "cnn", "--dataset", "heart_disease"),
+            "--model_arch cnn does not fit 13 features: it takes images only",
+        ),
+        (("--model_arch", "resnet34"), "--model_arch resnet34 does not fit 1x8x8 images: Given groups=1"),
         (("--partition", "natural"), "--partition natural: the samples of digits have no owners; those of heart_disease do"),
         (("--dataset", "heart_disease", "--num_clients", "3"), "the clients are the 4 owners of heart_disease"),
         (("--hparams", '{"lr": 1}'), "unknown hyper-parameter 'lr'"),
