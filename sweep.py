@@ -11,7 +11,7 @@ import time
 from tqdm import tqdm
 
 from command_launchers import REGISTRY
-from federated import datasets, models, partition
+from federated import augmentation, datasets, models, partition
 from federated import trial as trials_of
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, whole
 from federated.processes import Interrupted, add_run_arguments, interrupt_on_signals
@@ -216,7 +216,9 @@ def launch(jobs, args) -> int:
         say("Nothing to launch! Exiting...All jobs are done.")
         return 0
     say(f"About to launch {len(to_launch)} jobs.")
-    models.check(args.settings.model_arch, datasets.REGISTRY[args.settings.dataset])
+    spec = datasets.REGISTRY[args.settings.dataset]
+    models.check(args.settings.model_arch, spec)
+    augmentation.check(args.settings.augmentation, spec)
     data = datasets.load(args.settings.dataset, args.data_dir)
     for seed in range(args.num_trials):
         partition.split(data, args.settings, seed)

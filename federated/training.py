@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from federated import algorithms, models
+from federated import algorithms, augmentation, models
 from federated.channel import Memory
 from federated.datasets import Dataset
 from federated.flat import Flat
@@ -112,6 +112,8 @@ class Worker:
         self.progress = 0  # grows as long as there is progress
         self.algorithm = algorithms.load(settings.algorithm)(hparams)
         spec = dataset.spec
+        augmentation.check(settings.augmentation, spec)
+        self._augment = augmentation.REGISTRY[settings.augmentation]
         self.model = models.build(settings.model_arch, spec, hparams["dropout_rate"], 0).to(self.device)
         self.flat = Flat(self.model)
         self.optimizer = LocalOptimizer(settings, hparams, self.flat)
@@ -151,12 +153,13 @@ class Worker:
 
         order = torch.Generator().manual_seed(stream_seed(self.trial_seed, client, round, "order"))
         torch.manual_seed(stream_seed(self.trial_seed, client, round, "dropout"))
+        augmenting = torch.Generator().manual_seed(stream_seed(self.trial_seed, client, round, "augmentation"))
         indices = self._train_indices[client]
         model.train()
         all_logits, all_labels, losses, sizes = [], [], [], []
         for _ in range(settings.local_epochs):
             permutation = indices[torch.randperm(len(indices), generator=order)]
-            for images, labels in self._batches(self._train, permutation, self.hparams["batch_size"]):
+            for images, labels in self._batches(self._train, permutation, self.hparams["batch_size"], augmenting):
                 flat.gradient.zero_()
                 with self._autocast():
                     logits = model(images)
@@ -199,7 +202,7 @@ class Worker:
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
-    def _batches(self, source, indices, batch_size):
+    def _batches(self, source, indices, batch_size, augmenting=None):
         """Batches of the samples at `indices`, in their order. A last batch of one sample joins the one before it, since
         BatchNorm cannot normalise a single sample."""
         sizes = batch_sizes(len(indices), batch_size)
@@ -208,15 +211,18 @@ class Worker:
         for first in range(0, len(sizes), a_time):
             chunk = sizes[first : first + a_time]
             start = first * batch_size
-            images, labels = self._gather(source, indices[start : start + sum(chunk)])
+            images, labels = self._gather(source, indices[start : start + sum(chunk)], augmenting)
             yield from zip(images.split(chunk), labels.split(chunk))
 
-    def _gather(self, source, indices):
-        """The normalised inputs and the labels at `indices`."""
-        images, labels = source
+    def _gather(self, source, indices, augmenting=None):
+        """The normalised inputs and the labels at `indices`, augmented where a generator to draw from is given."""
+        inputs, labels = source
         indices = indices.to(self.device, non_blocking=True)
+        inputs = inputs.index_select(0, indices)
+        if self._augment is not None and augmenting is not None:
+            inputs = self._augment(inputs, augmenting)
         return (
-            images.index_select(0, indices).float().sub_(self._mean).div_(self._std).to(memory_format=self._memory_format),
+            inputs.float().sub_(self._mean).div_(self._std).to(memory_format=self._memory_format),
             labels.index_select(0, indices),
         )
 

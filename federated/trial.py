@@ -18,7 +18,7 @@ import socket
 import subprocess
 import time
 
-from federated import algorithms, datasets, models, partition
+from federated import algorithms, augmentation, datasets, models, partition
 from federated.options import UsageError, one_of, real, whole
 
 
@@ -49,6 +49,9 @@ class Settings:
     partition_alpha: float = _setting(0.5, real(0, above=True), "concentration of dirichlet and quantity; less is more skewed")
     labels_per_client: int = _setting(2, whole(1), "labels each client holds under --partition labels")
     holdout_fraction: float = _setting(0.1, real(0, 0.9, above=True), "share of its samples a client validates on")
+    augmentation: str = _setting(
+        "none", one_of(augmentation.REGISTRY), f"of training images: {', '.join(augmentation.REGISTRY)}"
+    )
     local_optimizer: str = _setting("adam", one_of(("adam", "sgd")), "the clients' optimizer: adam, sgd")
     optimizer_state: str = _setting(
         None,

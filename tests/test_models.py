@@ -99,8 +99,13 @@ def test_a_model_of_torchvision_that_does_not_fit_says_why(name, dataset, reason
 
 
 def test_naming_a_model_of_the_registry_does_not_import_torch():
-    code = "import sys; from federated import datasets, models; models.check(models.known_name('cnn'), datasets.REGISTRY['digits']); "
-    subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], cwd=PROJECT, check=True)
+    code = """
+import sys
+from federated import datasets, models
+models.check(models.known_name("cnn"), datasets.REGISTRY["digits"])
+sys.exit("torch" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 
 IMAGES = dataclasses.replace(DATASETS["digits"], shape=(1, 16, 16))

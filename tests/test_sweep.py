@@ -94,6 +94,16 @@ def test_results_are_the_same_for_any_processes_launcher_and_time(launch, tmp_pa
         assert results(tmp_path / name) == reference, name
 
 
+def test_augmentation_is_drawn_from_the_trials_seed(launch, tmp_path):
+    for name, *options in (
+        ("one", "--client_processes", 1),
+        ("three", "--client_processes", 3),
+        ("none", "--augmentation", "none"),
+    ):
+        assert launch(tmp_path / name, "--num_clients", 3, "--augmentation", "crop_flip", *options).returncode == 0
+    assert results(tmp_path / "one") == results(tmp_path / "three") != results(tmp_path / "none")
+
+
 def test_kept_moments_follow_the_client_to_another_process(launch, tmp_path):
     common = ("--num_clients", 3, "--participation", 0.67, "--optimizer_state", "keep", "--rounds", 4, "--num_hparams", 1)
     for processes in (1, 2):
@@ -246,6 +256,7 @@ def test_commands_are_lists_of_arguments(awkward):
             "--model_arch cnn does not fit 13 features: it takes images only",
         ),
         (("--model_arch", "resnet34"), "--model_arch resnet34 does not fit 1x8x8 images: Given groups=1"),
+        (("--augmentation", "crop_flip", "--dataset", "heart_disease"), "--augmentation crop_flip does not fit 13 features"),
         (("--partition", "natural"), "--partition natural: the samples of digits have no owners; those of heart_disease do"),
         (("--dataset", "heart_disease", "--num_clients", "3"), "the clients are the 4 owners of heart_disease"),
         (("--hparams", '{"lr": 1}'), "unknown hyper-parameter 'lr'"),
