@@ -11,7 +11,7 @@ import time
 from tqdm import tqdm
 
 from command_launchers import REGISTRY
-from federated import augmentation, datasets, models, partition
+from federated import augmentation, datasets, models, partition, partition_table
 from federated import trial as trials_of
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, whole
 from federated.processes import Interrupted, add_run_arguments, interrupt_on_signals
@@ -150,6 +150,16 @@ def parse(argv):
             )
             add_run_arguments(run)
         trials_of.add_arguments(sub, given_only=True)
+    help = "print how many samples of each label each client has, in the trial of seed 0"
+    sub = commands.add_parser(SHOW_PARTITION, help=help, description=help, formatter_class=argparse.HelpFormatter)
+    sub.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
+    sub.add_argument(
+        "--picture",
+        type=partition_table.picture_file,
+        metavar="FILE",
+        help=f"draw it too, into FILE, which ends in {', '.join(partition_table.PICTURES)}; default: no picture",
+    )
+    trials_of.add_arguments(sub, given_only=True)
     return parser.parse_args(argv)
 
 
@@ -159,12 +169,16 @@ COMMANDS = {
     "delete_incomplete": "delete jobs that were begun and are not done",
     "delete_all": "delete all jobs of the sweep",
 }
+SHOW_PARTITION = "show_partition"  # of settings; it needs no sweep
 
 
 def main(argv=None) -> int:
     args = parse(argv)
     interrupt_on_signals("ending; what is done stays, and the same command goes on from here. Once more ends at once.")
     try:
+        if args.command == SHOW_PARTITION:
+            show_partition(trials_of.settings_from(args), args.data_dir, args.picture)
+            return 0
         args.settings = settings_of(args)
         fixed = check_hparams(args.hparams, args.settings.algorithm, args.settings.dataset, args.settings.local_optimizer)
         jobs = make_jobs(args.settings, args.num_hparams, args.num_trials, args.output_dir, args.hparams_seed, fixed)
@@ -205,6 +219,15 @@ def show(jobs):
     if Job.RUNNING in states:
         counts += f", {states.count(Job.RUNNING)} running"
     print(f"\n{counts}.\n", flush=True)
+
+
+def show_partition(settings, data_dir, picture):
+    """Print the table of labels by client, and draw it where `picture` names a file."""
+    data = datasets.load(settings.dataset, data_dir)
+    parts = partition.split(data, settings, 0)
+    if picture is not None:
+        partition_table.save_picture(data, parts, f"{settings.dataset}, {settings.partition}", picture)
+    print(partition_table.table(data, parts))
 
 
 def launch(jobs, args) -> int:
