@@ -10,7 +10,7 @@ import functools
 import os
 import shlex
 
-from federated import machine, models
+from federated import algorithms, machine, models
 from federated.channel import key_from_environment, unix_address
 from federated.processes import GIVER_VARIABLE, Cold, RunningTrial, Warm, run_trials, trial_commands
 
@@ -25,7 +25,7 @@ def local_sequential(trials, args, report):
 
 def local_parallel(trials, args, report):
     """As many trials at once as the machine holds, forked from a process that has imported what they need."""
-    preload(args.settings.model_arch)
+    preload(args.settings)
     _run_locally(trials, args, report, Warm, most=1 if args.host else len(trials))
 
 
@@ -69,9 +69,18 @@ def _run_locally(trials, args, report, start, most):
     run_trials(trials, begin, jobs, args.retries, report)
 
 
-def preload(model_arch):
+def preload(settings):
     """Have trials fork from a process that has imported what theirs need."""
-    Warm.preload(["server_benchmark", "client_benchmark", "federated.training", *models.IMPORTS.get(model_arch, ())])
+    algorithm = algorithms.load(settings.algorithm).__module__
+    Warm.preload(
+        [
+            "server_benchmark",
+            "client_benchmark",
+            "federated.training",
+            algorithm,
+            *models.IMPORTS.get(settings.model_arch, ()),
+        ]
+    )
 
 
 def client_processes(args, jobs, gpus):

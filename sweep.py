@@ -12,7 +12,7 @@ import time
 from tqdm import tqdm
 
 from command_launchers import REGISTRY
-from federated import datasets, partition
+from federated import augmentation, datasets, models, partition, partition_table
 from federated import trial as trials_of
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, whole
 from federated.processes import Interrupted, add_checkpoint_argument, add_run_arguments, interrupt_on_signals
@@ -159,6 +159,16 @@ def parse(argv):
             add_run_arguments(run)
             add_checkpoint_argument(run)
         trials_of.add_arguments(sub, given_only=True)
+    help = "print how many samples of each label each client has, in the trial of seed 0"
+    sub = commands.add_parser(SHOW_PARTITION, help=help, description=help, formatter_class=argparse.HelpFormatter)
+    sub.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
+    sub.add_argument(
+        "--picture",
+        type=partition_table.picture_file,
+        metavar="FILE",
+        help=f"draw it too, into FILE, which ends in {', '.join(partition_table.PICTURES)}; default: no picture",
+    )
+    trials_of.add_arguments(sub, given_only=True)
     return parser.parse_args(argv)
 
 
@@ -168,12 +178,16 @@ COMMANDS = {
     "delete_incomplete": "delete jobs that were begun and are not done",
     "delete_all": "delete all jobs of the sweep",
 }
+SHOW_PARTITION = "show_partition"  # of settings; it needs no sweep
 
 
 def main(argv=None) -> int:
     args = parse(argv)
     interrupt_on_signals("ending; what is done and the checkpoints stay, and the same command goes on from here.")
     try:
+        if args.command == SHOW_PARTITION:
+            show_partition(trials_of.settings_from(args), args.data_dir, args.picture)
+            return 0
         args.settings = settings_of(args)
         fixed = check_hparams(args.hparams, args.settings.algorithm, args.settings.dataset, args.settings.local_optimizer)
         make = functools.partial(
@@ -227,6 +241,15 @@ def show(jobs):
     print(f"\n{counts}.\n", flush=True)
 
 
+def show_partition(settings, data_dir, picture):
+    """Print the table of labels by client, and draw it where `picture` names a file."""
+    data = datasets.load(settings.dataset, data_dir)
+    parts = partition.split(data, settings, 0)
+    if picture is not None:
+        partition_table.save_picture(data, parts, f"{settings.dataset}, {settings.partition}", picture)
+    print(partition_table.table(data, parts))
+
+
 def launch(jobs, args) -> int:
     to_launch = [job for job in jobs if {Job.NOT_LAUNCHED, Job.INCOMPLETE} & set(job.states)]
     if not to_launch:
@@ -236,6 +259,9 @@ def launch(jobs, args) -> int:
         say("Nothing to launch! Exiting...All jobs are done.")
         return 0
     say(f"About to launch {len(to_launch)} jobs.")
+    spec = datasets.REGISTRY[args.settings.dataset]
+    models.check(args.settings.model_arch, spec)
+    augmentation.check(args.settings.augmentation, spec)
     data = datasets.load(args.settings.dataset, args.data_dir)
     for seed in range(args.num_trials):
         partition.split(data, args.settings, seed)

@@ -1,8 +1,13 @@
 """The models, each a function of a data set's Spec and the dropout rate. torch is imported by the one that is asked for,
 so that naming the models costs nothing."""
 
+import argparse
+import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+
+from federated.options import UsageError
 
 
 def logistic(spec, dropout_rate):
@@ -13,10 +18,20 @@ def logistic(spec, dropout_rate):
 
 
 def mlp(spec, dropout_rate):
-    """Two hidden layers of 128 units."""
+    """Two hidden layers of 128 units, dropout after each."""
+    return _perceptron(spec, dropout_rate, 128)
+
+
+def two_layers_of_200(spec, dropout_rate):
+    """The 2NN of McMahan et al. (AISTATS 2017, section 3): 199,210 parameters on 28x28x1 and ten classes. They have no
+    dropout; here it comes after each hidden layer."""
+    return _perceptron(spec, dropout_rate, 200)
+
+
+def _perceptron(spec, dropout_rate, units):
     from torch import nn
 
-    sizes = (math.prod(spec.shape), 128, 128)
+    sizes = (math.prod(spec.shape), units, units)
     hidden = [
         layer
         for inputs, outputs in itertools.pairwise(sizes)
@@ -26,7 +41,8 @@ def mlp(spec, dropout_rate):
 
 
 def cnn(spec, dropout_rate):
-    """The CNN of McMahan et al. (AISTATS 2017, section 3): 1,663,370 parameters on 28x28x1 and ten classes."""
+    """The CNN of McMahan et al. (AISTATS 2017, section 3): 1,663,370 parameters on 28x28x1 and ten classes. Dropout before the
+    last layer."""
     from torch import nn
 
     channels, height, width = spec.shape
@@ -45,12 +61,52 @@ def cnn(spec, dropout_rate):
     )
 
 
+def lenet(spec, dropout_rate):
+    """The CNN of NIID-Bench (Li et al., ICDE 2022, section 5): 62,006 parameters on 32x32x3 and ten classes. They have no
+    dropout; here it comes after each hidden fully connected layer."""
+    from torch import nn
+
+    channels, height, width = spec.shape
+    height, width = (((size - 4) // 2 - 4) // 2 for size in (height, width))
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * height * width, 120),
+        nn.ReLU(),
+        nn.Dropout(dropout_rate),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Dropout(dropout_rate),
+        nn.Linear(84, spec.num_classes),
+    )
+
+
 def resnet18(spec, dropout_rate):
-    """ResNet-18 (He et al., CVPR 2016) as is usual on 32x32 images: a 3x3 first convolution and no first max-pool."""
+    """ResNet-18 (He et al., CVPR 2016) as is usual on 32x32 images: a 3x3 first convolution and no first max-pool. Dropout
+    before the last layer."""
+    from torch import nn
+
+    return _resnet18(spec, dropout_rate, nn.BatchNorm2d)
+
+
+def resnet18_gn(spec, dropout_rate):
+    """`resnet18` with GroupNorm of two groups in place of BatchNorm, as in Reddi et al. (ICLR 2021, section 5), which follow
+    Hsieh et al. (ICML 2020): on skewed data the clients' BatchNorm statistics do not fit together."""
+    from torch import nn
+
+    return _resnet18(spec, dropout_rate, lambda channels: nn.GroupNorm(2, channels))
+
+
+def _resnet18(spec, dropout_rate, norm_layer):
     from torch import nn
     from torchvision.models.resnet import BasicBlock, ResNet
 
-    model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=spec.num_classes)
+    model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=spec.num_classes, norm_layer=norm_layer)
     model.conv1 = nn.Conv2d(spec.shape[0], 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
@@ -58,16 +114,98 @@ def resnet18(spec, dropout_rate):
     return model
 
 
-REGISTRY = {"mlp": mlp, "logistic": logistic, "cnn": cnn, "resnet18": resnet18}
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model, and the least height and width of the images that it takes; None: it takes samples of any shape."""
+
+    build: Callable
+    least_size: int | None = None
+
+
+REGISTRY = {
+    "mlp": Model(mlp),
+    "2nn": Model(two_layers_of_200),
+    "logistic": Model(logistic),
+    "cnn": Model(cnn, least_size=4),
+    "lenet": Model(lenet, least_size=16),
+    "resnet18": Model(resnet18, least_size=1),
+    "resnet18_gn": Model(resnet18_gn, least_size=1),
+}
 
 # What building a model imports besides torch, for a process that imports ahead
-IMPORTS = {"resnet18": ["torchvision.models.resnet"]}
+IMPORTS = {"resnet18": ["torchvision.models.resnet"], "resnet18_gn": ["torchvision.models.resnet"]}
+
+NAMES = f"{', '.join(REGISTRY)}, or a classification model of torchvision"
+
+
+def known_name(text: str) -> str:
+    """A parser of a model's name. torchvision, whose import takes seconds, is asked for those that are not in REGISTRY only."""
+    if text in REGISTRY:
+        return text
+    theirs = _torchvision_names()
+    if text not in theirs:
+        others = ", ".join(other for other in theirs if other not in REGISTRY)
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(REGISTRY)}, or of torchvision's {others}")
+    return text
+
+
+def _torchvision_names():
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
+def check(name: str, spec):
+    """Raises UsageError where the model `name` does not fit the data; torch is imported for torchvision's only."""
+    if name not in REGISTRY:
+        build(name, spec, 0.0, 0)
+        return
+    least = REGISTRY[name].least_size
+    if least is not None and not spec.is_image:
+        raise _misfit(name, spec, "it takes images only")
+    if least is not None and min(spec.shape[1:]) < least:
+        raise _misfit(name, spec, f"it takes images of at least {least}x{least}")
+
+
+def _misfit(name, spec, reason):
+    return UsageError(f"--model_arch {name} does not fit {spec}: {reason}")
 
 
 def build(name: str, spec, dropout_rate: float, seed: int):
-    """The model `name` with initial weights drawn from `seed`; torch's global generator is left as it was."""
+    """The model `name` with initial weights drawn from `seed`; torch's global generator is left as it was.
+
+    Raises UsageError where it does not fit the data.
+    """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return REGISTRY[name](spec, dropout_rate)
+        if name not in REGISTRY:
+            return _from_torchvision(name, spec, dropout_rate)
+        check(name, spec)
+        return REGISTRY[name].build(spec, dropout_rate)
+
+
+def _from_torchvision(name, spec, dropout_rate):
+    """torchvision's model as it is, without pretrained weights. `dropout_rate` is that of the dropout layers it has by
+    default. Whether it fits is found by two zero images, in training and in evaluation."""
+    import torch
+    from torch import nn
+    from torchvision import models
+
+    if not spec.is_image:
+        raise _misfit(name, spec, "it takes images only")
+    model = models.get_model(name, weights=None, num_classes=spec.num_classes)
+    try:
+        with torch.no_grad():
+            logits = [model.train(training)(torch.zeros(2, *spec.shape)) for training in (True, False)]
+    except Exception as error:  # each model has its own way to fail
+        raise _misfit(name, spec, " ".join(str(error).split()) or repr(error)) from error
+    if not all(isinstance(each, torch.Tensor) and each.shape == (2, spec.num_classes) for each in logits):
+        raise _misfit(name, spec, "in training it gives more than logits")
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            module.p = dropout_rate
+    return model.train()

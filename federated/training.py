@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from federated import algorithms, models
+from federated import algorithms, augmentation, models
 from federated.channel import Memory
 from federated.datasets import Dataset
 from federated.evaluation import BLOCK, Plan
@@ -116,7 +116,7 @@ class Client:
 
     def __init__(self, worker: "Worker", number: int, round: int):
         self._worker, self.number = worker, number
-        self.model, self.classifier = worker.model, worker.classifier
+        self.model = worker.model
         self.mask_of = worker.flat.mask_of
         self.weights, self.gradient = worker.flat.weights, worker.flat.gradient
         self.parameters = self.weights[: len(self.gradient)]
@@ -129,7 +129,10 @@ class Client:
         self.relative_size = self.samples / worker.mean_samples
         self.steps = 0
         self._is_recorded = True
-        self._order = torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, "order"))
+        self._order, self._augmenting = (
+            torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, purpose))
+            for purpose in ("order", "augmentation")
+        )
         self._seen = []  # logits, labels, loss, number of samples of each recorded batch
 
     def batches(self, epochs: int | None = None, is_recorded: bool = True):
@@ -138,7 +141,7 @@ class Client:
         worker = self._worker
         for _ in range(epochs or worker.settings.local_epochs):
             order = self._indices[torch.randperm(self.samples, generator=self._order)]
-            for inputs, labels in worker.batches(order):
+            for inputs, labels in worker.batches(order, self._augmenting):
                 self._is_recorded = is_recorded
                 yield Batch(inputs, labels)
 
@@ -161,6 +164,11 @@ class Client:
         if only is not None:
             self.parameters.copy_(self.parameters.where(only[: len(before)], before))
         self.steps += 1
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The model's last linear layer. Raises UsageError where it has none."""
+        return classifier_of(self.model)
 
     @property
     def features(self) -> torch.Tensor:
@@ -209,10 +217,11 @@ class Worker:
         self.progress = 0  # grows as long as there is progress
         self.algorithm = algorithms.load(settings.algorithm)(hparams)
         spec = dataset.spec
+        augmentation.check(settings.augmentation, spec)
+        self._augment = augmentation.REGISTRY[settings.augmentation]
         self._build = lambda: models.build(settings.model_arch, spec, hparams["dropout_rate"], 0).to(self.device)
         self.model = self._build()
         self.flat = Flat(self.model)
-        self.classifier = classifier_of(self.model)
         self.optimizer = LocalOptimizer(settings, hparams, self.flat)
         self._scratch_moments = torch.zeros(self.algorithm.optimizers, self.optimizer.row_size, device=self.device)
         self._broadcast, self._clients, self._evaluation = map(
@@ -222,7 +231,7 @@ class Worker:
         self._spares_in_use = 0
         self.features = {}
         if self.algorithm.uses_features:
-            self._note_features(self.classifier)
+            self._note_features(classifier_of(self.model))
 
         def on_device(array):
             return torch.from_numpy(array).to(self.device)
@@ -323,9 +332,9 @@ class Worker:
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
-    def batches(self, indices: torch.Tensor):
-        """Batches (inputs, labels) of the samples at `indices`, in their order. A last batch of one sample joins the one
-        before it, since BatchNorm cannot normalise a single sample."""
+    def batches(self, indices: torch.Tensor, augmenting: torch.Generator):
+        """Batches (inputs, labels) of the samples at `indices`, in their order, augmented by draws from `augmenting`. A last
+        batch of one sample joins the one before it, since BatchNorm cannot normalise a single sample."""
         sizes = batch_sizes(len(indices), self.hparams)
         batch_size = sizes[0]
         sample_bytes = 4 * self._train[0][0].numel()
@@ -333,15 +342,18 @@ class Worker:
         for first in range(0, len(sizes), a_time):
             chunk = sizes[first : first + a_time]
             start = first * batch_size
-            inputs, labels = self._gather(self._train, indices[start : start + sum(chunk)])
+            inputs, labels = self._gather(self._train, indices[start : start + sum(chunk)], augmenting)
             yield from zip(inputs.split(chunk), labels.split(chunk))
 
-    def _gather(self, source, indices):
-        """The normalised inputs and the labels at `indices`."""
-        images, labels = source
+    def _gather(self, source, indices, augmenting=None):
+        """The normalised inputs and the labels at `indices`, augmented where a generator to draw from is given."""
+        inputs, labels = source
         indices = indices.to(self.device, non_blocking=True)
+        inputs = inputs.index_select(0, indices)
+        if self._augment is not None and augmenting is not None:
+            inputs = self._augment(inputs, augmenting)
         return (
-            images.index_select(0, indices).float().sub_(self._mean).div_(self._std).to(memory_format=self._memory_format),
+            inputs.float().sub_(self._mean).div_(self._std).to(memory_format=self._memory_format),
             labels.index_select(0, indices),
         )
 
@@ -362,5 +374,8 @@ def batch_sizes(samples: int, hparams: dict) -> list[int]:
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The model's last linear layer."""
-    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    """See Client."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UsageError("the algorithm needs a model that ends in a linear layer, and this one has none")
+    return linear[-1]

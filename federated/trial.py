@@ -18,7 +18,7 @@ import socket
 import subprocess
 import time
 
-from federated import algorithms, datasets, models, partition
+from federated import algorithms, augmentation, datasets, models, partition
 from federated.options import UsageError, one_of, real, whole
 
 
@@ -31,9 +31,7 @@ class Settings:
     """What a trial computes, besides its hyper-parameters and seeds. Each setting stands here once: its name is the
     option's, the original's field's and the key in sweep.json."""
 
-    model_arch: str = _setting(
-        None, one_of(models.REGISTRY), f"the model: {', '.join(models.REGISTRY)}; default: mlp for images, else logistic"
-    )
+    model_arch: str = _setting(None, models.known_name, f"the model: {models.NAMES}; default: mlp for images, else logistic")
     dataset: str = _setting("digits", one_of(datasets.REGISTRY), f"the data: {', '.join(datasets.REGISTRY)}")
     algorithm: str = _setting(
         "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), f"in any case: {', '.join(algorithms.REGISTRY)}"
@@ -51,6 +49,9 @@ class Settings:
     partition_alpha: float = _setting(0.5, real(0, above=True), "concentration of dirichlet and quantity; less is more skewed")
     labels_per_client: int = _setting(2, whole(1), "labels each client holds under --partition labels")
     holdout_fraction: float = _setting(0.1, real(0, 0.9, above=True), "share of its samples a client validates on")
+    augmentation: str = _setting(
+        "none", one_of(augmentation.REGISTRY), f"of training images: {', '.join(augmentation.REGISTRY)}"
+    )
     local_optimizer: str = _setting(
         None, one_of(("adam", "sgd")), "the clients' optimizer: adam, sgd; default: adam where the algorithm allows it"
     )

@@ -1,20 +1,29 @@
+import dataclasses
 import gzip
 import hashlib
+import json
 import pickle
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
+from conftest import PROJECT, SHARED_DATA
 
 from federated import datasets
+from federated.options import UsageError
 
 
 def test_digits_ship_with_the_project():
     data = datasets.load("digits", "/nonexistent")
-    assert data.train_images.shape == (1437, 1, 8, 8) and data.test_images.shape == (360, 1, 8, 8)
-    assert data.train_images.dtype == np.uint8 and data.train_images.max() == 16
+    assert data.train_inputs.shape == (1437, 1, 8, 8) and data.test_inputs.shape == (360, 1, 8, 8)
+    assert data.train_inputs.dtype == np.uint8 and data.train_inputs.max() == 16
     train, test = np.bincount(data.train_labels), np.bincount(data.test_labels)
     np.testing.assert_allclose(test / 360, (train + test) / 1797, atol=1 / 360)  # stratified
-    both = np.concatenate([data.train_images, data.test_images]).reshape(1797, 64)
+    both = np.concatenate([data.train_inputs, data.test_inputs]).reshape(1797, 64)
     assert hashlib.sha256(both[np.lexsort(both.T)].tobytes()).hexdigest() == SORTED_DIGITS
 
 
@@ -22,25 +31,56 @@ def test_digits_ship_with_the_project():
 SORTED_DIGITS = "3013ca2de9a064a8f3b0cd1f57c04dc521fef20303d1b6a8e0c8eb1350569fee"
 
 
+def test_heart_disease_ships_with_the_project():
+    """Against the archive's files: the patients whose first ten features are known, none lost and none twice."""
+    data = datasets.load("heart_disease", "/nonexistent")
+    assert data.train_inputs.shape == (486, 13) and data.test_inputs.shape == (254, 13)
+    inputs = np.concatenate([data.train_inputs, data.test_inputs])
+    labels, owners = (
+        np.concatenate([getattr(data, f"{part}_{what}") for part in ("train", "test")]) for what in ("labels", "owners")
+    )
+    assert np.bincount(owners).tolist() == [303, 261, 46, 130]
+    assert [int(labels[owners == owner].sum()) for owner in range(4)] == [139, 98, 45, 101]
+    assert set(inputs[:, 8:11].sum(axis=1)) == {0, 1} and set(inputs[:, 11:].sum(axis=1)) == {0, 1}
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the files of {SHARED_DATA}")
+    for owner, hospital in enumerate(("cleveland", "hungarian", "switzerland", "va")):
+        lines = (SHARED_DATA / "heart_disease" / f"processed.{hospital}.csv").read_text().splitlines()
+        rows = [line.split(",") for line in lines if "?" not in line.split(",")[:10]]
+        raw = sorted((*map(np.float32, row[:2]), np.float32(row[7]), row[13] != "0") for row in rows)
+        assert sorted(zip(*inputs[owners == owner][:, [0, 1, 5]].T, labels[owners == owner] > 0)) == raw
+
+
+FOLDERS = {
+    "mnist": "MNIST/raw",
+    "fashion_mnist": "FashionMNIST/raw",
+    "emnist": "EMNIST/raw",
+    "kmnist": "KMNIST/raw",
+    "svhn": "",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_the_mnist_files_are_read_and_decoded_once(shared_data, name):
     data = datasets.load(name, shared_data)
-    assert data.train_images.shape == (60000, 1, 28, 28) and data.test_images.shape == (10000, 1, 28, 28)
-    folder = datasets.REGISTRY[name].folder
+    assert data.train_inputs.shape == (60000, 1, 28, 28) and data.test_inputs.shape == (10000, 1, 28, 28)
+    folder = FOLDERS[name]
     packed = gzip.decompress((shared_data / folder / "train-images-idx3-ubyte.gz").read_bytes())
-    assert data.train_images.tobytes() == packed[16:]
+    assert data.train_inputs.tobytes() == packed[16:]
     packed = gzip.decompress((shared_data / folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
     assert data.test_labels.astype(np.uint8).tobytes() == packed[8:]
     for file in (shared_data / folder).iterdir():
         file.unlink()
     again = datasets.load(name, shared_data)
-    assert np.array_equal(again.test_images, data.test_images)
+    assert np.array_equal(again.test_inputs, data.test_inputs)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_the_normalisation_is_that_of_the_training_set(shared_data, name):
     data = datasets.load(name, shared_data)
-    images = data.train_images / 255
+    images = data.train_inputs / 255
     assert images.mean() == pytest.approx(data.spec.mean[0], abs=1e-3)
     assert images.std() == pytest.approx(data.spec.std[0], abs=1e-3)
 
@@ -67,8 +107,8 @@ def write_cifar(folder, batches, label_key):
 def test_the_cifar_files_are_read(tmp_path, monkeypatch, name, train, test, label_key, classes_key):
     from torchvision import datasets as readers
 
-    reader = getattr(readers, datasets.REGISTRY[name].torchvision)
-    folder = tmp_path / datasets.REGISTRY[name].folder
+    reader = getattr(readers, name.upper())
+    folder = tmp_path / FOLDERS[name]
     written = write_cifar(folder, {**dict.fromkeys(train, 6), test: 4}, label_key)
     with open(folder / reader.meta["filename"], "wb") as file:
         pickle.dump({classes_key: [str(i) for i in range(10)]}, file)
@@ -80,12 +120,54 @@ def test_the_cifar_files_are_read(tmp_path, monkeypatch, name, train, test, labe
     monkeypatch.setattr(reader, "test_list", [[test, md5(test)]])
     monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": md5(reader.meta["filename"])})
     data = datasets.load(name, tmp_path)
-    assert data.train_images.reshape(-1, 3072).tolist() == np.concatenate([written[file][0] for file in train]).tolist()
+    assert data.train_inputs.reshape(-1, 3072).tolist() == np.concatenate([written[file][0] for file in train]).tolist()
     assert data.train_labels.tolist() == [label for file in train for label in written[file][1]]
-    assert data.test_images.shape == (4, 3, 32, 32)
+    assert data.test_inputs.shape == (4, 3, 32, 32)
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def write_idx(path, array):
+    """A file in MNIST's format: a magic number of type (8: bytes) and dimensions, the sizes, the bytes."""
+    header = [(8 << 8) + array.ndim, *array.shape]
+    path.write_bytes(np.array(header, dtype=">i4").tobytes() + array.astype(np.uint8).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "prefixes"),
+    [("emnist", 47, ("emnist-balanced-train", "emnist-balanced-test")), ("kmnist", 10, ("train", "t10k"))],
+)
+def test_files_in_mnists_format_are_read(tmp_path, name, classes, prefixes):
+    folder = tmp_path / FOLDERS[name]
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    written = {}
+    for part, prefix, samples in zip(("train", "test"), prefixes, (100, 50)):
+        images, labels = rng.integers(0, 256, (samples, 28, 28), dtype=np.uint8), np.arange(samples) % classes
+        written[part] = images, labels
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    data = datasets.load(name, tmp_path)
+    assert data.spec.num_classes == classes
+    assert np.array_equal(data.train_inputs[:, 0], written["train"][0]) and np.array_equal(data.test_labels, written["test"][1])
+
+
+def test_the_svhn_files_are_read(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    rng = np.random.default_rng(0)
+    written = {}
+    for part, samples in (("train", 12), ("test", 4)):
+        images, labels = rng.integers(0, 256, (32, 32, 3, samples), dtype=np.uint8), np.arange(samples) % 10 + 1
+        written[part] = images, labels % 10  # in the files a zero is label 10
+        savemat(tmp_path / f"{part}_32x32.mat", {"X": images, "y": labels[:, None]})
+    sums = {part: hashlib.md5((tmp_path / f"{part}_32x32.mat").read_bytes()).hexdigest() for part in written}
+    monkeypatch.setattr(SVHN, "split_list", {part: ["", f"{part}_32x32.mat", md5] for part, md5 in sums.items()})
+    data = datasets.load("svhn", tmp_path)
+    assert np.array_equal(data.train_inputs, written["train"][0].transpose(3, 2, 0, 1))
+    assert np.array_equal(data.test_labels, written["test"][1])
+
+
+@pytest.mark.parametrize("name", FOLDERS)
 def test_missing_files_without_a_network_are_one_clear_line(run, tmp_path, name):
     """The proxy stands for a network that is not there."""
     result = run(
@@ -94,9 +176,7 @@ def test_missing_files_without_a_network_are_one_clear_line(run, tmp_path, name)
     )  # fmt: skip
     assert result.returncode == 2
     error = result.stderr.splitlines()[-1]
-    assert (
-        error.startswith("sweep.py launch: error: dataset") and str(tmp_path / "none" / datasets.REGISTRY[name].folder) in error
-    )
+    assert error.startswith("sweep.py launch: error: dataset") and str(tmp_path / "none" / FOLDERS[name]) in error
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "sweep_logs").exists()
 
@@ -108,3 +188,68 @@ def test_a_damaged_file_is_named(run, shared_data):
     result = run("sweep.py", "launch", "--skip_confirmation", "--dataset", "mnist", "--data_dir", shared_data)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert str(raw) in result.stderr.splitlines()[-1]
+
+
+SPEC = datasets.Spec((2, 3), 4, None, num_owners=2)
+
+
+def arrays_of(**changes):
+    inputs, numbers = np.arange(48, dtype=np.float32).reshape(8, 2, 3), np.arange(8)
+    whole = {"inputs": inputs, "labels": numbers % 4, "owners": numbers % 2}
+    return {f"{part}_{name}": array for part in ("train", "test") for name, array in whole.items()} | changes
+
+
+def test_where_a_spec_has_no_normalisation_it_is_that_of_the_training_set(monkeypatch):
+    monkeypatch.setitem(datasets.REGISTRY, "mine", dataclasses.replace(SPEC, scale=2, read=lambda data_dir: arrays_of()))
+    data = datasets.load("mine", "data")
+    normalised = (data.train_inputs / 2 - np.reshape(data.spec.mean, (2, 1))) / np.reshape(data.spec.std, (2, 1))
+    np.testing.assert_allclose(normalised.mean(axis=(0, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(normalised.std(axis=(0, 2)), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_inputs": np.zeros((8, 3, 2), np.float32)}, r"test_inputs are float32 \[8, 3, 2\], not .* \[samples, 2, 3\]"),
+        ({"train_inputs": np.zeros((8, 2, 3))}, "train_inputs are float64"),
+        ({"train_inputs": np.full((8, 2, 3), np.nan, np.float32)}, "not finite"),
+        ({"train_labels": np.arange(8)}, "train_labels are not one number from 0 to 3 for each of 8 samples"),
+        ({"train_labels": np.zeros(7)}, "train_labels are not one number"),
+        ({"test_owners": np.arange(8)}, "test_owners are not one number from 0 to 1"),
+    ],
+)
+def test_arrays_that_are_not_what_the_spec_says_are_refused(monkeypatch, changes, message):
+    monkeypatch.setitem(datasets.REGISTRY, "mine", dataclasses.replace(SPEC, read=lambda data_dir: arrays_of(**changes)))
+    with pytest.raises(UsageError, match=f"dataset 'mine': its .*{message}"):
+        datasets.load("mine", "data")
+
+
+def test_the_readmes_own_data(tmp_path):
+    """Add the README's example to a copy of the project, and tune on it."""
+    project, data, out = tmp_path / "project", tmp_path / "data", tmp_path / "out"
+    shutil.copytree(PROJECT / "federated", project / "federated")
+    for script in PROJECT.glob("*.py"):
+        shutil.copy(script, project)
+    text = (PROJECT / "README.md").read_text()
+    function = textwrap.dedent(text[text.index("    def _patients(data_dir):") : text.index('with `"patients": Spec(')])
+    entry = re.search(r'`("patients": Spec\(.*\),)`', text).group(1)
+    module = project / "federated" / "datasets.py"
+    source = module.read_text()
+    module.write_text(source.replace("REGISTRY = {\n", f"{function}\n\nREGISTRY = {{\n    {entry}\n"))
+    data.mkdir()
+    rng = np.random.default_rng(0)
+    for owner, patients in enumerate((60, 50, 40)):
+        features = rng.normal(size=(patients, 4))
+        np.save(data / f"hospital_{owner}.npy", np.c_[features, features[:, 0] > 0])
+
+    def sweep(*options):
+        command = [sys.executable, project / "sweep.py", *options, "--dataset", "patients", "--data_dir", data]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
+
+    hparams = '{"learning_rate": 0.5, "batch_size": 16}'
+    options = ("--rounds", 5, "--num_hparams", 1, "--num_trials", 1, "--local_optimizer", "sgd", "--hparams", hparams)
+    sweep("launch", "--skip_confirmation", "--output_dir", out, *options)
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("logistic_patients_Fedavg/*/*/*/results.json"))]
+    assert [len(client["train_indices"]) + client["val_samples"] for client in found] == [48, 40, 32]
+    assert found[0]["test_acc"][-1] > 0.9
+    assert "| all" in sweep("show_partition").stdout

@@ -98,17 +98,18 @@ def failure(output_dir, trial="trial_0"):
 
 
 @pytest.fixture
-def leaves_nothing(tmp_path):
+def leaves_nothing(tmp_path, monkeypatch):
     """Afterwards no process, lock, socket or half-written file is left."""
-    sockets = set(Path(tempfile.gettempdir()).glob("federated-*"))
-    yield
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(processes_of(trial) for trial in tmp_path.glob("*/*/*/trial_*")):
-        time.sleep(0.05)
-    for trial in tmp_path.glob("*/*/*/trial_*"):
-        assert processes_of(trial) == {}
-    assert list(tmp_path.rglob("lock")) == [] and list(tmp_path.rglob("*.tmp")) == []
-    assert set(Path(tempfile.gettempdir()).glob("federated-*")) <= sockets
+    with tempfile.TemporaryDirectory(prefix="t-") as sockets:  # a socket's path has to be short
+        monkeypatch.setenv("TMPDIR", sockets)
+        yield
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and any(processes_of(trial) for trial in tmp_path.glob("*/*/*/trial_*")):
+            time.sleep(0.05)
+        for trial in tmp_path.glob("*/*/*/trial_*"):
+            assert processes_of(trial) == {}
+        assert list(tmp_path.rglob("lock")) == [] and list(tmp_path.rglob("*.tmp")) == []
+        assert os.listdir(sockets) == []
 
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
@@ -388,8 +389,8 @@ def test_waiting_for_a_slower_process_is_not_silence(tmp_path):
     from federated.trial import Settings
 
     settings = Settings(num_clients=4, partition="quantity", partition_alpha=0.2, rounds=1)
-    labels = datasets.load("digits", "data").train_labels
-    seed = next(seed for seed in itertools.count() if len(split(labels, settings, seed)[0].train) > 1000)
+    data = datasets.load("digits", "data")
+    seed = next(seed for seed in itertools.count() if len(split(data, settings, seed)[0].train) > 1000)
     options = (
         "--num_clients", "4", "--partition", "quantity", "--partition_alpha", "0.2", "--rounds", "1", "--local_epochs", "500",
         "--hparams", '{"batch_size": 8}', "--trial_seed", str(seed), "--timeout", "5", "--client_processes", "2",

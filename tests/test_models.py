@@ -1,35 +1,120 @@
+import dataclasses
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import PROJECT
 from torch import nn
 
 from federated import models
 from federated.datasets import REGISTRY as DATASETS
 from federated.flat import Flat
+from federated.options import UsageError
 
 
-def test_cnn_has_the_published_number_of_parameters():
-    model = models.build("cnn", DATASETS["mnist"], 0.5, 0)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 1_663_370
+@pytest.mark.parametrize(
+    ("name", "dataset", "parameters"),
+    [
+        ("cnn", "mnist", 1_663_370),  # McMahan et al. (2017)
+        ("2nn", "mnist", 199_210),  # McMahan et al. (2017)
+        ("lenet", "cifar10", 62_006),  # LeNet-5 with three channels and 6, 16, 120, 84 units
+        ("lenet", "mnist", 44_426),
+        ("logistic", "mnist", 7_850),
+        ("logistic", "heart_disease", 28),
+        ("resnet18", "cifar10", 11_173_962),  # He et al.'s 11.2 million
+        ("resnet18_gn", "cifar10", 11_173_962),
+        ("mobilenet_v2", "cifar10", 2_236_682),
+    ],
+)
+def test_parameters(name, dataset, parameters):
+    model = models.build(name, DATASETS[dataset], 0.5, 0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
 def test_resnet18_has_the_cifar_stem():
     model = models.build("resnet18", DATASETS["cifar10"], 0.5, 0)
     assert model.conv1.kernel_size == (3, 3) and model.conv1.stride == (1, 1)
     assert isinstance(model.maxpool, nn.Identity)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 11_173_962  # He et al.'s 11.2 million
+
+
+def test_resnet18_gn_has_two_groups_and_no_batchnorm():
+    norms = [
+        module
+        for module in models.build("resnet18_gn", DATASETS["cifar10"], 0.5, 0).modules()
+        if "Norm" in type(module).__name__
+    ]
+    assert len(norms) == 20 and all(isinstance(norm, nn.GroupNorm) and norm.num_groups == 2 for norm in norms)
+
+
+MISFITS = {(name, "heart_disease") for name in ("cnn", "lenet", "resnet18", "resnet18_gn")} | {("lenet", "digits")}
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("name", models.REGISTRY)
-def test_every_model_takes_every_data_set(name, dataset):
+def test_every_model_takes_every_data_set_or_says_why_not(name, dataset):
     spec = DATASETS[dataset]
-    logits = models.build(name, spec, 0.5, 0)(torch.rand(3, *spec.shape))
-    assert logits.shape == (3, spec.num_classes)
+    if (name, dataset) in MISFITS:
+        with pytest.raises(UsageError, match=f"--model_arch {name} does not fit {spec}: it takes images"):
+            models.build(name, spec, 0.5, 0)
+    else:
+        logits = models.build(name, spec, 0.5, 0)(torch.rand(3, *spec.shape))
+        assert logits.shape == (3, spec.num_classes)
 
 
-@pytest.mark.parametrize("name", models.REGISTRY)
+@pytest.mark.parametrize("least", [name for name, model in models.REGISTRY.items() if model.least_size])
+def test_the_least_size_is_the_least(least):
+    size = models.REGISTRY[least].least_size
+    spec = dataclasses.replace(DATASETS["cifar10"], shape=(3, size, size))
+    assert models.build(least, spec, 0.5, 0)(torch.rand(3, *spec.shape)).shape == (3, 10)
+
+
+def test_any_model_of_torchvision_is_built_as_it_is_there():
+    from torchvision.models import mobilenet_v2
+
+    spec = DATASETS["cifar10"]
+    model = models.build("mobilenet_v2", spec, 0.3, 3)
+    torch.manual_seed(3)
+    theirs = mobilenet_v2(num_classes=10)
+    assert model.state_dict().keys() == theirs.state_dict().keys()
+    for ours, expected in zip(model.state_dict().values(), theirs.state_dict().values()):
+        assert torch.equal(ours, expected)  # the images that it was tried on left no trace
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.3]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "reason"),
+    [
+        ("resnet50", "mnist", "expected input.* 3 channels"),
+        ("alexnet", "cifar10", "Output size is too small"),
+        ("vit_b_16", "cifar10", "Wrong image height! Expected 224 but got 32!"),
+        ("googlenet", "cifar10", "in training it gives more than logits"),
+        ("resnet50", "heart_disease", "it takes images only"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
+def test_a_model_of_torchvision_that_does_not_fit_says_why(name, dataset, reason):
+    with pytest.raises(UsageError, match=f"--model_arch {name} does not fit {DATASETS[dataset]}: .*{reason}"):
+        models.check(name, DATASETS[dataset])
+
+
+def test_naming_a_model_of_the_registry_does_not_import_torch():
+    code = """
+import sys
+from federated import datasets, models
+models.check(models.known_name("cnn"), datasets.REGISTRY["digits"])
+sys.exit("torch" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+IMAGES = dataclasses.replace(DATASETS["digits"], shape=(1, 16, 16))
+WITH_DROPOUT = [name for name in models.REGISTRY if name != "logistic"]
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
 def test_dropout_acts_in_training_and_not_in_evaluation(name):
-    spec = DATASETS["digits"]
+    spec = IMAGES
     images = torch.rand(4, *spec.shape)
     model = models.build(name, spec, 0.5, 0)
     for module in model.modules():
@@ -43,7 +128,7 @@ def test_dropout_acts_in_training_and_not_in_evaluation(name):
 
 @pytest.mark.parametrize("name", models.REGISTRY)
 def test_the_seed_makes_the_model_and_leaves_the_global_generator(name):
-    spec = DATASETS["digits"]
+    spec = IMAGES
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)

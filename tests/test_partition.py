@@ -1,13 +1,19 @@
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
 
+from federated import datasets
 from federated.options import UsageError
 from federated.partition import REGISTRY, split
 from federated.trial import Settings
 
-LABELS = np.random.default_rng(0).integers(0, 10, 5000)
+LABELS, TEST_LABELS = np.random.default_rng(0).integers(0, 10, 5000), np.random.default_rng(1).integers(0, 10, 1000)
+OWNERS, TEST_OWNERS = np.arange(5000) % 10, np.arange(1000) % 7 + 3
+SPEC = datasets.Spec((1,), 10, None, num_owners=10)
+DATA = datasets.Dataset(SPEC, LABELS[:, None], LABELS, TEST_LABELS[:, None], TEST_LABELS, OWNERS, TEST_OWNERS)
+DRAWN = [name for name in REGISTRY if name != "natural"]
 
 
 def settings(**changes):
@@ -16,37 +22,101 @@ def settings(**changes):
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_every_sample_goes_to_one_client_and_a_tenth_is_held_out(name):
-    parts = split(LABELS, settings(partition=name), 3)
+    parts = split(DATA, settings(partition=name), 3)
     everything = np.concatenate([indices for part in parts for indices in (part.train, part.val)])
     assert np.array_equal(np.sort(everything), np.arange(5000))
     for part in parts:
         assert len(part.val) == max(1, round((len(part.train) + len(part.val)) / 10))
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", DRAWN)
 def test_a_partition_is_a_function_of_the_trial_seed(name):
-    one, again, other = (split(LABELS, settings(partition=name), seed) for seed in (3, 3, 4))
+    one, again, other = (split(DATA, settings(partition=name), seed) for seed in (3, 3, 4))
     same = [np.array_equal(a.train, b.train) for a, b in zip(one, again)]
     assert all(same)
     assert not all(np.array_equal(a.train, b.train) for a, b in zip(one, other))
 
 
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("iid", "0bb4b50ddc8f0cec"),
+        ("dirichlet", "c6aa6923b19ea7a3"),
+        ("labels", "2c1d545624577ddf"),
+        ("quantity", "1f75b3964ec1e23b"),
+    ],
+)
+def test_golden_partitions_of_digits(name, digest):
+    """What a trial of a seed trains on and holds out stays what it was, or its results would not compare with older ones."""
+    data, seen = datasets.load("digits", "data"), hashlib.sha256()
+    for seed, samples in ((0, 100), (1, None), (7, None)):
+        for part in split(data, Settings(num_clients=6, partition=name, samples_per_client=samples), seed):
+            seen.update(part.train.tobytes() + part.val.tobytes())
+    assert seen.hexdigest().startswith(digest)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_each_test_sample_goes_to_one_client_by_the_shares_of_its_label(name):
+    parts = split(DATA, settings(partition=name), 3)
+    everything = np.concatenate([part.test for part in parts])
+    assert np.array_equal(np.sort(everything), np.arange(1000))
+    held = np.array([np.bincount(LABELS[np.concatenate([part.train, part.val])], minlength=10) for part in parts])
+    tested = np.array([np.bincount(TEST_LABELS[part.test], minlength=10) for part in parts])
+    exact = held / held.sum(axis=0) * np.bincount(TEST_LABELS)
+    assert (np.abs(tested - exact) < 1).all()  # the largest remainders round each share up or down
+    assert not tested[held == 0].any()
+
+
+def test_a_label_that_nobody_holds_is_tested_by_nobody():
+    parts = split(DATA, settings(num_clients=3, partition="labels", labels_per_client=1), 0)
+    assert [set(TEST_LABELS[part.test]) for part in parts] == [{0}, {1}, {2}]
+
+
+def test_clients_without_test_samples_are_allowed():
+    parts = split(dataclasses.replace(DATA, test_labels=TEST_LABELS[:30]), settings(num_clients=200), 0)
+    sizes = [len(part.test) for part in parts]
+    assert sum(sizes) == 30 and 0 in sizes and parts[sizes.index(0)].test.dtype == np.int64
+
+
+def test_the_test_partition_has_a_stream_of_its_own():
+    ours, theirs = (split(data, settings(), 0) for data in (DATA, dataclasses.replace(DATA, test_labels=TEST_LABELS[::-1])))
+    assert all(np.array_equal(a.train, b.train) and np.array_equal(a.val, b.val) for a, b in zip(ours, theirs))
+    assert not all(np.array_equal(a.test, b.test) for a, b in zip(ours, theirs))
+
+
+def test_natural_is_by_owner():
+    parts = split(DATA, settings(partition="natural"), 0)
+    for client, part in enumerate(parts):
+        assert np.array_equal(np.sort(np.concatenate([part.train, part.val])), np.flatnonzero(client == OWNERS))
+        assert np.array_equal(part.test, np.flatnonzero(client == TEST_OWNERS))
+
+
+def test_heart_disease_goes_to_its_hospitals():
+    """The numbers of FLamby's Fed-Heart-Disease (Ogier du Terrail et al., NeurIPS 2022)."""
+    parts = split(datasets.load("heart_disease", "data"), Settings(dataset="heart_disease"), 0)
+    assert [len(part.train) + len(part.val) for part in parts] == [199, 172, 30, 85]
+    assert [len(part.test) for part in parts] == [104, 89, 16, 45]
+
+
 def test_iid_is_even():
-    parts = split(LABELS, settings(), 0)
+    parts = split(DATA, settings(), 0)
     assert {len(part.train) for part in parts} == {450}
 
 
 @pytest.mark.parametrize("labels_per_client", [1, 2, 5])
 def test_labels_gives_each_client_as_many(labels_per_client):
-    parts = split(LABELS, settings(partition="labels", labels_per_client=labels_per_client), 0)
+    parts = split(DATA, settings(partition="labels", labels_per_client=labels_per_client), 0)
     for client, part in enumerate(parts):
         held = set(LABELS[np.concatenate([part.train, part.val])])
         assert len(held) == labels_per_client and client % 10 in held
+    counts = np.array([np.bincount(LABELS[np.concatenate([part.train, part.val])], minlength=10) for part in parts])
+    for of_label in counts.T:  # split evenly among its holders
+        assert np.ptp(of_label[of_label > 0]) <= 1
 
 
 def test_dirichlet_is_skewed_by_alpha_and_caps_sizes():
     def skew(alpha):
-        parts = split(LABELS, settings(partition="dirichlet", partition_alpha=alpha), 0)
+        parts = split(DATA, settings(partition="dirichlet", partition_alpha=alpha), 0)
         counts = np.array([np.bincount(LABELS[part.train], minlength=10) for part in parts])
         return (counts.max(axis=1) / counts.sum(axis=1)).mean()
 
@@ -55,7 +125,7 @@ def test_dirichlet_is_skewed_by_alpha_and_caps_sizes():
 
 
 def test_a_full_client_gets_no_more_of_a_later_label():
-    parts = split(LABELS, settings(partition="dirichlet", partition_alpha=0.3), 1)
+    parts = split(DATA, settings(partition="dirichlet", partition_alpha=0.3), 1)
     for part in parts:
         counts = np.bincount(LABELS[np.concatenate([part.train, part.val])], minlength=10)
         counts[counts == 1] = 0  # the cut of a share may be off by one, as in NIID-Bench
@@ -63,7 +133,7 @@ def test_a_full_client_gets_no_more_of_a_later_label():
 
 
 def test_samples_per_client_is_kept():
-    parts = split(LABELS, settings(samples_per_client=50), 0)
+    parts = split(DATA, settings(samples_per_client=50), 0)
     assert [len(part.train) + len(part.val) for part in parts] == [50] * 10
 
 
@@ -75,8 +145,9 @@ def test_samples_per_client_is_kept():
         ({"partition": "dirichlet", "partition_alpha": 1e-3, "num_clients": 30}, "raise --partition_alpha 0.001"),
         ({"partition": "quantity", "partition_alpha": 1e-9}, "raise --partition_alpha"),
         ({"partition": "labels", "labels_per_client": 11}, "the 10 labels"),
+        ({"partition": "natural", "num_clients": 9}, "--num_clients 9: .* the 10 owners"),
     ],
 )
 def test_too_few_samples_are_an_error_that_names_the_setting(changes, message):
     with pytest.raises(UsageError, match=message):
-        split(LABELS, settings(**changes), 0)
+        split(DATA, settings(**changes), 0)

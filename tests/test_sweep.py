@@ -95,6 +95,16 @@ def test_results_are_the_same_for_any_processes_launcher_and_time(launch, tmp_pa
         assert results(tmp_path / name) == reference, name
 
 
+def test_augmentation_is_drawn_from_the_trials_seed(launch, tmp_path):
+    for name, *options in (
+        ("one", "--client_processes", 1),
+        ("three", "--client_processes", 3),
+        ("none", "--augmentation", "none"),
+    ):
+        assert launch(tmp_path / name, "--num_clients", 3, "--augmentation", "crop_flip", *options).returncode == 0
+    assert results(tmp_path / "one") == results(tmp_path / "three") != results(tmp_path / "none")
+
+
 def test_kept_moments_follow_the_client_to_another_process(launch, tmp_path):
     common = ("--num_clients", 3, "--participation", 0.67, "--optimizer_state", "keep", "--rounds", 4, "--num_hparams", 1)
     for processes in (1, 2):
@@ -223,6 +233,21 @@ def test_fixed_hparams_hold_in_every_set(launch, tmp_path):
     assert all(content.items() >= fixed.items() for content in found.values())
 
 
+def test_heart_disease_by_default_is_its_four_hospitals_and_logistic_regression(launch, tmp_path):
+    """131 of the 254 test samples have one label, so that guessing reaches 0.52."""
+    hparams = '{"learning_rate": 0.05, "batch_size": 16, "momentum": 0.0, "weight_decay": 0.001}'
+    options = ("--dataset", "heart_disease", "--rounds", 20, "--local_optimizer", "sgd", "--hparams", hparams)
+    launched = launch(tmp_path, *options, "--num_hparams", 1, "--samples_per_client", 100)
+    assert launched.returncode == 0, launched.stderr
+    sweep = tmp_path / "logistic_heart_disease_Fedavg"
+    stored = json.loads((sweep / "sweep.json").read_text())
+    assert (stored["model_arch"], stored["partition"], stored["num_clients"]) == ("logistic", "natural", 4)
+    (trial,) = sweep.glob("*/trial_0")
+    clients = [json.loads((trial / f"client_{client}" / "results.json").read_text()) for client in range(4)]
+    assert [len(client["train_indices"]) for client in clients] == [90, 90, 27, 77]
+    assert clients[0]["test_acc"][-1] > 0.75
+
+
 def test_commands_are_lists_of_arguments(awkward):
     from federated.processes import trial_commands
     from federated.trial import Settings
@@ -239,13 +264,29 @@ def test_commands_are_lists_of_arguments(awkward):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--dataset", "cifar11"), "'cifar11' is not one of digits, mnist, fashion_mnist, cifar10, cifar100"),
+        (
+            ("--dataset", "cifar11"),
+            "'cifar11' is not one of digits, heart_disease, mnist, fashion_mnist, emnist, kmnist, svhn, cifar10, cifar100",
+        ),
         (("--algorithm", "sgd"), "'sgd' is not one of Fedavg"),
         (("--rounds", "0"), "'0' is not a whole number of at least 1"),
         (("--num_clients", "2000"), "none to train on"),
         (("--samples_per_client", "1000"), "more than the 1437 training samples"),
         (("--partition", "dirichlet", "--partition_alpha", "1e-6", "--num_clients", "30"), "raise --partition_alpha"),
         (("--partition", "labels", "--labels_per_client", "11"), "more than the 10 labels"),
+        (
+            ("--model_arch", "resnet19"),
+            "'resnet19' is not one of mlp, 2nn, logistic, cnn, lenet, resnet18, resnet18_gn, or of torch",
+        ),
+        (("--model_arch", "lenet"), "--model_arch lenet does not fit 1x8x8 images: it takes images of at least 16x16"),
+        (
+            ("--model_arch", "cnn", "--dataset", "heart_disease"),
+            "--model_arch cnn does not fit 13 features: it takes images only",
+        ),
+        (("--model_arch", "resnet34"), "--model_arch resnet34 does not fit 1x8x8 images: Given groups=1"),
+        (("--augmentation", "crop_flip", "--dataset", "heart_disease"), "--augmentation crop_flip does not fit 13 features"),
+        (("--partition", "natural"), "--partition natural: the samples of digits have no owners; those of heart_disease do"),
+        (("--dataset", "heart_disease", "--num_clients", "3"), "the clients are the 4 owners of heart_disease"),
         (("--hparams", '{"lr": 1}'), "unknown hyper-parameter 'lr'"),
         (("--hparams", "[1]"), "is not a JSON object"),
         (("--host", "nowhere"), "is not HOST:PORT"),

@@ -1,0 +1,35 @@
+"""Augmentation of training images: whole batches at once, on the device they are on."""
+
+from federated.options import UsageError
+
+PADDING = 4  # pixels on each side, as in He et al. (CVPR 2016, section 4.2)
+
+
+def crop_flip(images, generator):
+    """A random crop of each image padded with zeros, mirrored left to right or not with equal chance.
+
+    images [samples, channels, height, width] are raw, so that zeros are black. What is drawn comes from the CPU's `generator`
+    and so is the same on every device. Returns images of the same shape and type.
+    """
+    import torch
+    from torch.nn import functional
+
+    samples, _, height, width = images.shape
+    down, right = torch.randint(0, 2 * PADDING + 1, (2, samples, 1), generator=generator)
+    mirrored = torch.rand(samples, 1, generator=generator) < 0.5
+    rows = down + torch.arange(height)
+    columns = right + torch.arange(width)
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = functional.pad(images, [PADDING] * 4)
+    of_sample = torch.arange(samples)[:, None, None]
+    where = tuple(index.to(images.device) for index in (of_sample, rows[:, :, None], columns[:, None, :]))
+    return padded.permute(0, 2, 3, 1)[where].permute(0, 3, 1, 2)
+
+
+REGISTRY = {"none": None, "crop_flip": crop_flip}
+
+
+def check(name: str, spec):
+    """Raises UsageError where the augmentation `name` does not fit the data."""
+    if REGISTRY[name] is not None and not spec.is_image:
+        raise UsageError(f"--augmentation {name} does not fit {spec}: it takes images only")

@@ -1,0 +1,57 @@
+"""What a partition looks like: labels by client, as a table and as a picture."""
+
+import argparse
+import pathlib
+
+import numpy as np
+from tabulate import tabulate
+
+from federated.datasets import Dataset
+from federated.options import UsageError
+from federated.partition import Part
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def picture_file(text: str) -> pathlib.Path:
+    """A parser of the name of a picture to write."""
+    path = pathlib.Path(text)
+    if path.suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {str(path.parent)!r} is not a directory")
+    return path
+
+
+def label_counts(data: Dataset, parts: list[Part]) -> np.ndarray:
+    """int [clients, labels]: the training samples, held-out ones included, that each client has of each label."""
+    held = [np.concatenate([part.train, part.val]) for part in parts]
+    return np.array([np.bincount(data.train_labels[samples], minlength=data.spec.num_classes) for samples in held])
+
+
+def table(data: Dataset, parts: list[Part]) -> str:
+    """A row a client, a column a label, then how many samples it trains on, validates on and tests on; last the sums."""
+    sizes = np.array([[len(part.train), len(part.val), len(part.test)] for part in parts])
+    numbers = np.hstack([label_counts(data, parts), sizes])
+    rows = [[client, *row] for client, row in enumerate(numbers.tolist())] + [["all", *numbers.sum(axis=0).tolist()]]
+    headers = ["client", *map(str, range(data.spec.num_classes)), "train", "validation", "test"]
+    return tabulate(rows, headers=headers, tablefmt="github")
+
+
+def save_picture(data: Dataset, parts: list[Part], title: str, path: pathlib.Path):
+    """Draw the label counts, the darker the more, and write them to `path`, whose suffix says the format."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    counts = label_counts(data, parts)
+    clients, labels = counts.shape
+    figure = Figure(figsize=(min(4 + labels / 4, 16), min(2 + clients / 4, 16)), layout="constrained")
+    axes = figure.add_subplot(xlabel="label", ylabel="client", title=title)
+    image = axes.imshow(counts, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, label="training samples")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UsageError(f"--picture: {str(path)!r} cannot be written ({error.strerror})") from error
