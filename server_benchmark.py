@@ -24,8 +24,8 @@ import time
 import numpy as np
 
 from federated import algorithms, datasets, partition, trial
-from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_object, whole
-from federated.processes import GIVER_VARIABLE, HERE, add_run_arguments, end_with_parent
+from federated.options import USAGE_ERROR, Parser, UsageError, address, directory, json_object, whole
+from federated.processes import GIVER_VARIABLE, HERE, MOST_PROCESSES, add_run_arguments, end_with_parent
 from federated.seeds import stream_seed
 from federated.trial import DIVERGED_EXIT, LOCKED_EXIT, LOST_PEER_EXIT, Lock, Locked, Trial
 from hparams_registry import check_hparams, default_hparams
@@ -43,9 +43,14 @@ def parse(argv):
         "--hparams", type=json_object, default={}, metavar="JSON", help="hyper-parameters; default: the registry's defaults"
     )
     parser.add_argument("--hparams_seed", type=whole(0), default=0, metavar="INT", help="recorded with the results")
-    parser.add_argument("--host", metavar="ADDRESS", help="HOST:PORT to listen at; default: a private Unix socket")
     parser.add_argument(
-        "--client_processes", type=whole(1), metavar="INT", help="client processes to wait for; default: one a client"
+        "--host", type=address, metavar="ADDRESS", help="HOST:PORT to listen at; default: a private Unix socket"
+    )
+    parser.add_argument(
+        "--client_processes",
+        type=whole(1, MOST_PROCESSES),
+        metavar="INT",
+        help="client processes to wait for; default: one a participant",
     )
     add_run_arguments(parser)
     trial.add_arguments(parser)

@@ -29,6 +29,8 @@ PARENT_VARIABLE = "FEDERATED_PARENT_FD"
 # The pid of the process that took the trial's lock for the server it starts
 GIVER_VARIABLE = "FEDERATED_LOCK_GIVER"
 
+MOST_PROCESSES = 1024  # of one trial
+
 
 def end_with_parent(clean_up):
     """Called by a trial's process as it starts: when its parent ends, call `clean_up` and end at once."""
@@ -53,7 +55,11 @@ def add_run_arguments(parser: Parser):
         "--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie or are downloaded to"
     )
     parser.add_argument(
-        "--timeout", type=real(0, above=True), default=600.0, metavar="SECONDS", help="a process silent for so long has failed"
+        "--timeout",
+        type=real(0, 1e6, above=True),
+        default=600.0,
+        metavar="SECONDS",
+        help="a process silent for so long has failed",
     )
 
 
