@@ -13,9 +13,11 @@ import sys
 import threading
 import time
 
-from federated.options import USAGE_ERROR, Parser, UsageError, address, whole
-from federated.processes import MOST_PROCESSES, add_run_arguments, end_with_parent
-from federated.trial import LOST_PEER_EXIT, Settings
+from federated.channel import PeerLost, knock
+from federated.options import Parser, UsageError, address, whole
+from federated.processes import MOST_PROCESSES, add_run_arguments, end_with_parent, exit_code_of
+from federated.trial import Settings
+from federated.version import CODE
 
 
 def parse(argv):
@@ -34,23 +36,19 @@ def parse(argv):
 def main(argv=None) -> int:
     args = parse(argv)
     end_with_parent(lambda: None)
-    from federated.channel import PeerLost
+    return exit_code_of(lambda: run(args))
 
+
+def run(args):
     try:
         serve(args)
-    except UsageError as error:
-        print(f"client_benchmark.py: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
     except PeerLost as error:
-        print(f"client_benchmark.py: the server is lost: {error}", file=sys.stderr)
-        return LOST_PEER_EXIT
-    return 0
+        raise PeerLost(f"the server is lost: {error}") from error
 
 
 def serve(args):
     """Join the trial and do what the server asks for until it says stop."""
     from federated import datasets, partition
-    from federated.channel import PeerLost, knock
     from federated.training import Worker, keep_freed_memory, torch
 
     keep_freed_memory()
@@ -58,6 +56,8 @@ def serve(args):
     welcome = channel.receive()
     if "refused" in welcome:
         raise PeerLost(f"it refused this client process: {welcome['refused']}")
+    if welcome["code"] != CODE:
+        raise UsageError(f"the server runs other code ({welcome['code']}) than this client process ({CODE})")
     process, processes = welcome["process"], welcome["processes"]
     memory = channel.receive_memory(welcome["memory"])
     settings = Settings(**welcome["settings"])
@@ -104,8 +104,6 @@ class telling_progress:
         self._thread.join()  # a thread that is still there when Python ends may abort it
 
     def _tell(self):
-        from federated.channel import PeerLost
-
         told = 0
         while not self._over.wait(self._interval):
             if self._worker.progress != told:

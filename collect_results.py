@@ -22,7 +22,9 @@ NOTHING_DONE = 1
 
 def parse(argv):
     parser = Parser(prog="collect_results.py", description=__doc__)
-    parser.add_argument("--output_dir", nargs="+", type=options.directory, default=["sweep_logs"], metavar="DIR", help="of the sweeps")
+    parser.add_argument(
+        "--output_dir", nargs="+", type=options.directory, default=["sweep_logs"], metavar="DIR", help="of the sweeps"
+    )
     return parser.parse_args(argv)
 
 

@@ -33,7 +33,7 @@ def dry_run(trials, args, report):
     """Print the commands of every trial, run nothing."""
     for trial in trials:
         address = args.host or unix_address(str(trial.directory.resolve()))
-        commands = trial_commands(trial, address, client_processes(args, 1, []), args.data_dir, args.timeout)
+        commands = trial_commands(trial, address, client_processes(args, 1, []), args)
         print(" &\n".join(map(shlex.join, commands.values())))
 
 
@@ -64,7 +64,7 @@ def _run_locally(trials, args, report, start, most):
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
         start_here = functools.partial(start, environment=environment)
-        return RunningTrial(trial, start_here, processes, args.host, args.data_dir, args.timeout)
+        return RunningTrial(trial, start_here, processes, args)
 
     run_trials(trials, begin, jobs, args.retries, report)
 

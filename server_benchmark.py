@@ -17,22 +17,25 @@ import os
 import pathlib
 import platform
 import resource
-import subprocess
 import sys
 import time
 
 import numpy as np
 
-from federated import algorithms, datasets, partition, trial
-from federated.options import USAGE_ERROR, Parser, UsageError, address, directory, json_object, whole
-from federated.processes import GIVER_VARIABLE, HERE, MOST_PROCESSES, add_run_arguments, end_with_parent
+from federated import algorithms, checkpoint, datasets, partition, trial, version
+from federated.channel import Door, Hub, Memory, PeerLost
+from federated.options import Parser, UsageError, address, directory, json_object, whole
+from federated.processes import (
+    GIVER_VARIABLE,
+    MOST_PROCESSES,
+    add_checkpoint_argument,
+    add_run_arguments,
+    end_with_parent,
+    exit_code_of,
+)
 from federated.seeds import stream_seed
-from federated.trial import DIVERGED_EXIT, LOCKED_EXIT, LOST_PEER_EXIT, Lock, Locked, Trial
+from federated.trial import Diverged, Lock, Trial
 from hparams_registry import check_hparams, default_hparams
-
-
-class Diverged(Exception):
-    """A loss is no longer a finite number."""
 
 
 def parse(argv):
@@ -53,51 +56,42 @@ def parse(argv):
         help="client processes to wait for; default: one a participant",
     )
     add_run_arguments(parser)
+    add_checkpoint_argument(parser)
     trial.add_arguments(parser)
     return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
     args = parse(argv)
+    return exit_code_of(lambda: run(args))
+
+
+def run(args):
+    """Hold the trial's lock and open its door while the trial is served."""
     settings = trial.settings_from(args)
     draw = (settings.algorithm, settings.dataset, settings.local_optimizer)
-    try:
-        hparams = default_hparams(*draw) | check_hparams(args.hparams, *draw)
-    except UsageError as error:
-        print(f"server_benchmark.py: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+    hparams = default_hparams(*draw) | check_hparams(args.hparams, *draw)
     this = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
     this.directory.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = Lock(this.directory, giver=int(os.environ.pop(GIVER_VARIABLE, "0")))
-    except Locked as error:
-        print(f"server_benchmark.py: {error}", file=sys.stderr)
-        return LOCKED_EXIT
-    from federated.channel import Door, PeerLost
-
-    door = None
+    giver = int(os.environ.pop(GIVER_VARIABLE, "0"))
+    lock, door = Lock(this.directory, giver=giver), None
     try:
         door = Door(args.host)
         end_with_parent(lambda: (door.close(), lock.release()))
         serve(this, door, args.client_processes or settings.participants, args)
-    except UsageError as error:
-        print(f"server_benchmark.py: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
     except (PeerLost, Diverged) as error:
-        print(error, file=sys.stderr)
-        this.record_failure("server", str(error))
-        return LOST_PEER_EXIT if isinstance(error, PeerLost) else DIVERGED_EXIT
+        if not giver:  # a launcher sees all processes, so it knows the cause better
+            this.record_failure("server", str(error))
+        raise
     finally:
         if door is not None:
             door.close()
         lock.release()
-    return 0
 
 
 def serve(this: Trial, door, processes: int, args):
     """Lead the trial from the first client's joining to the results. Returns the broadcast vectors after the last round."""
     from federated import models
-    from federated.channel import Hub, Memory
     from federated.flat import Flat
     from federated.training import EVALUATION_BLOCK, LocalOptimizer, evaluation_blocks, torch
 
@@ -127,6 +121,14 @@ def serve(this: Trial, door, processes: int, args):
     average = torch.empty(algorithm.uploads, flat.size)
     del model, flat
 
+    # What an earlier run of the trial has left to go on from
+    record = Record(settings, parts, len(dataset.test_labels))
+    saved = {"broadcast": memory.broadcast, **record.arrays}
+    runs = [{"round": 0, "code": version.CODE, "git_revision": version.git_revision(), "time": time.strftime("%FT%T%z")}]
+    if (stored := checkpoint.load(this.directory)) is not None:
+        runs = resume(this, stored, runs[0], saved, memory.moments)
+    first_round, have_trained = runs[-1]["round"], set(record.trained_clients())
+
     # The client processes
     clock.note("start")
     print(f"waiting for {processes} client processes at {door.address}", flush=True)
@@ -134,6 +136,7 @@ def serve(this: Trial, door, processes: int, args):
     for process, (channel, hello) in enumerate(door.admit(processes, args.timeout)):
         channel.send(
             {
+                "code": version.CODE,
                 "process": process,
                 "processes": processes,
                 "settings": dataclasses.asdict(settings),
@@ -155,8 +158,8 @@ def serve(this: Trial, door, processes: int, args):
 
     # The rounds. A message asks for the evaluation of the weights it brings and for training from them, so that there is
     # one wait a round: the evaluation of round r's model runs before the training of round r + 1.
-    record = Record(settings, parts, len(dataset.test_labels))
-    for round in range(settings.rounds + 1):
+    checkpointed = time.monotonic()
+    for round in range(first_round, settings.rounds + 1):
         start = time.perf_counter()
         evaluate = round % settings.eval_every == 0 or round == settings.rounds
         training = participants(settings, this.trial_seed, round) if round < settings.rounds else []
@@ -195,16 +198,46 @@ def serve(this: Trial, door, processes: int, args):
             record.evaluated(round, memory.evaluation)
         if training:
             algorithm.step(broadcast, average)
-            record.trained(arrived, time.perf_counter() - start)
+            record.trained(round, arrived, time.perf_counter() - start)
+            have_trained.update(training)
+            if time.monotonic() - checkpointed >= args.checkpoint_seconds:
+                begin = time.perf_counter()
+                rows = {f"client_{client}": memory.moments[client] for client in sorted(have_trained) if moments}
+                checkpoint.save(this.directory, {"round": round + 1, "trial": this.identity(), "runs": runs}, saved | rows)
+                checkpointed = time.monotonic()
+                clock.add({"checkpoint": time.perf_counter() - begin})
     for channel in channels:
         channel.send({"stop": True})
     hub.close()
     clock.note("rounds")
-    provenance = describe() | {"devices": devices, "seconds": clock.seconds}
+    provenance = describe() | {"devices": devices, "seconds": clock.seconds, "runs": runs, "failures": this.failures()}
     provenance["server_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for client, part in enumerate(parts):
         this.write_results(client, record.results(this, client, part, len(dataset.train_labels)) | {"provenance": provenance})
+    this.forget_attempts()
     return broadcast
+
+
+def resume(this: Trial, stored, run: dict, saved: dict, client_rows) -> list[dict]:
+    """Put the `stored` checkpoint back into the arrays of `saved` and the clients' rows. Returns the runs of the trial, of
+    which this `run` is the last. Raises UsageError where it is another trial's."""
+    state, arrays = stored
+    if state["trial"] != this.identity():
+        raise UsageError(
+            f"{str(this.directory)!r} holds the checkpoint of a trial with other settings: give those, or another --output_dir"
+        )
+    for name, array in arrays.items():
+        target = saved[name] if name in saved else client_rows[int(name.removeprefix("client_"))]
+        target[...] = array
+    print(f"goes on after round {state['round']}", flush=True)
+    before = state["runs"][-1]
+    if before["code"] != run["code"]:
+        print(
+            f"the code has changed since round {before['round']}: it was {before['code']} (revision {before['git_revision']}) "
+            f"and is {run['code']} (revision {run['git_revision']})",
+            flush=True,
+        )
+    return [*state["runs"], run | {"round": state["round"]}]
 
 
 def participants(settings, trial_seed, round) -> list[int]:
@@ -216,18 +249,24 @@ def participants(settings, trial_seed, round) -> list[int]:
 
 
 class Record:
-    """The metrics of a trial, round by round. None stands where a client did not train or nothing was evaluated."""
+    """The metrics of a trial, round by round, in arrays that start as NaN: it stays where a client did not train or nothing
+    was evaluated. Index 0 of a metric is the loss, 1 the accuracy; entry r of an evaluation is of the model after r rounds.
+    """
 
     def __init__(self, settings, parts, test_samples):
         from federated.training import EVALUATION_BLOCK
 
-        self._settings, self._test_samples = settings, test_samples
+        self._rounds, self._test_samples = settings.rounds, test_samples
         self._block = EVALUATION_BLOCK
         self._test_blocks = -(-test_samples // EVALUATION_BLOCK)
         self._val_sizes = np.array([len(part.val) for part in parts])
-        self._training = []
-        self._evaluations = {}
-        self._step_times = []
+        shapes = {
+            "train": (settings.rounds, 2, len(parts)),
+            "test": (settings.rounds + 1, 2),
+            "val": (settings.rounds + 1, 2, len(parts)),
+            "step_time": (settings.rounds,),
+        }
+        self.arrays = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
         self._told = 0.0
 
     def evaluated(self, round, evaluation):
@@ -236,54 +275,49 @@ class Record:
         test = per_sample[:, : self._test_blocks].reshape(2, -1)[:, : self._test_samples].astype(np.float64)
         val = per_sample[:, self._test_blocks :].reshape(2, -1)[:, : self._val_sizes.sum()].astype(np.float64)
         starts = np.concatenate([[0], np.cumsum(self._val_sizes)[:-1]])
-        test = test.sum(axis=1) / self._test_samples
-        val = np.add.reduceat(val, starts, axis=1) / self._val_sizes
+        self.arrays["test"][round] = test = test.sum(axis=1) / self._test_samples
+        self.arrays["val"][round] = val = np.add.reduceat(val, starts, axis=1) / self._val_sizes
         if not (np.isfinite(test).all() and np.isfinite(val).all()):
-            raise Diverged(f"diverged: the loss after round {round} of {self._settings.rounds} is not finite")
-        self._evaluations[round] = test, val
-        if time.monotonic() - self._told > 1 or round == self._settings.rounds:
+            raise Diverged(f"diverged: the loss after round {round} of {self._rounds} is not finite")
+        if time.monotonic() - self._told > 1 or round == self._rounds:
             self._told = time.monotonic()
-            print(f"round {round}/{self._settings.rounds}: test accuracy {test[1]:.4f}", flush=True)
+            print(f"round {round}/{self._rounds}: test accuracy {test[1]:.4f}", flush=True)
 
-    def trained(self, messages, seconds):
-        """Note what the participants of the next round reported."""
-        self._training.append({client: (message["loss"], message["accuracy"]) for client, message in messages.items()})
-        self._step_times.append(seconds)
-        if not all(math.isfinite(loss) for loss, _ in self._training[-1].values()):
-            raise Diverged(f"diverged: a training loss of round {len(self._training)} of {self._settings.rounds} is not finite")
+    def trained(self, round, messages, seconds):
+        """Note what the participants of `round`, counted from 0, reported."""
+        for client, message in messages.items():
+            self.arrays["train"][round, :, client] = message["loss"], message["accuracy"]
+        self.arrays["step_time"][round] = seconds
+        if not all(math.isfinite(message["loss"]) for message in messages.values()):
+            raise Diverged(f"diverged: a training loss of round {round + 1} of {self._rounds} is not finite")
+
+    def trained_clients(self) -> list[int]:
+        """The clients that have trained so far."""
+        return np.flatnonzero(np.isfinite(self.arrays["train"][:, 0]).any(axis=0)).tolist()
 
     def results(self, this: Trial, client: int, part, train_samples: int) -> dict:
         """What results.json of `client` holds; entry r of a list is of round r + 1."""
-        rounds = range(1, self._settings.rounds + 1)
 
-        def trained(metric):
-            return [metrics[client][metric] if client in metrics else None for metrics in self._training]
+        def by_round(values):
+            return [None if math.isnan(value) else value for value in values.tolist()]
 
-        def tested(metric):
-            return [float(self._evaluations[round][0][metric]) if round in self._evaluations else None for round in rounds]
-
-        def validated(metric):
-            return [
-                float(self._evaluations[round][1][metric, client]) if round in self._evaluations else None for round in rounds
-            ]
-
-        initial_test, _ = self._evaluations[0]
+        train, test, val = (self.arrays[name] for name in ("train", "test", "val"))
         return {
             "client_id": client,
             "node_id": client + 1,  # the original counts the server as node 0
             "train_indices": part.train.tolist(),
             "percentage_samples": len(part.train) / train_samples,
-            "initial_test_loss": float(initial_test[0]),
-            "initial_test_acc": float(initial_test[1]),
+            "initial_test_loss": float(test[0, 0]),
+            "initial_test_acc": float(test[0, 1]),
             **this.description(),
-            "train_loss": trained(0),
-            "train_acc": trained(1),
-            "test_loss": tested(0),
-            "test_acc": tested(1),
-            "val_loss": validated(0),
-            "val_acc": validated(1),
+            "train_loss": by_round(train[:, 0, client]),
+            "train_acc": by_round(train[:, 1, client]),
+            "test_loss": by_round(test[1:, 0]),
+            "test_acc": by_round(test[1:, 1]),
+            "val_loss": by_round(val[1:, 0, client]),
+            "val_acc": by_round(val[1:, 1, client]),
             "val_samples": len(part.val),
-            "step_time": self._step_times,
+            "step_time": by_round(self.arrays["step_time"]),
         }
 
 
@@ -322,11 +356,8 @@ def describe() -> dict:
     """Where the results come from."""
     import torch
 
-    revision = subprocess.run(
-        ["git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
-    )
     return {
-        "git_revision": revision.stdout.strip() or None,
+        "git_revision": version.git_revision(),
         "argv": sys.argv,
         "host": platform.node(),
         "platform": platform.platform(),

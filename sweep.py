@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -14,7 +15,13 @@ from command_launchers import REGISTRY
 from federated import datasets, partition
 from federated import trial as trials_of
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, whole
-from federated.processes import MOST_PROCESSES, Interrupted, add_run_arguments, interrupt_on_signals
+from federated.processes import (
+    MOST_PROCESSES,
+    Interrupted,
+    add_checkpoint_argument,
+    add_run_arguments,
+    interrupt_on_signals,
+)
 from federated.trial import Locked, Settings, Trial, hparams_hash
 from hparams_registry import check_hparams, default_hparams, random_hparams
 
@@ -37,27 +44,26 @@ class Job:
         self.trials = [
             Trial(settings, hparams, hparams_seed, seed, self.output_dir / f"trial_{seed}") for seed in range(num_trials)
         ]
-        states = [trial.state() for trial in self.trials]
-        self.done_trials = states.count(self.DONE)
-        if self.RUNNING in states:
+        self.states = [trial.state() for trial in self.trials]
+        if self.RUNNING in self.states:
             self.state = self.RUNNING
-        elif len(set(states)) == 1:
-            self.state = states[0]
+        elif len(set(self.states)) == 1:
+            self.state = self.states[0]
         else:
             self.state = self.INCOMPLETE
 
     def __str__(self):
-        return (
-            f"{self.state}: {self.output_dir} set {self.hparams_seed}, {self.done_trials}/{len(self.trials)} trials done, "
-            f"{json.dumps(self.hparams)}"
-        )
+        done = f"{self.states.count(self.DONE)}/{len(self.trials)} trials done"
+        return f"{self.state}: {self.output_dir} set {self.hparams_seed}, {done}, {json.dumps(self.hparams)}"
 
     @staticmethod
     def launch(jobs, launcher_fn):
         """Have `launcher_fn` make the directories of all trials of `jobs` that are not done, and run them."""
         say("Launching...")
-        trials = [trial for job in jobs for trial in job.trials if not trial.is_done()]
-        launcher_fn(trials)
+        trials = [trial for job in jobs for trial in job.trials]
+        for trial in filter(Trial.is_done, trials):
+            trial.forget_attempts()  # of processes that were killed before they could
+        launcher_fn([trial for trial in trials if not trial.is_done()])
         say(f"Launched {len(jobs)} jobs!")
 
     @staticmethod
@@ -67,18 +73,21 @@ class Job:
         deleted = 0
         for job in jobs:
             try:
-                job._delete()
-                deleted += 1
+                deleted += job._delete()
             except Locked as error:
                 say(f"Not deleted: {error}")
         say(f"Deleted {deleted} jobs!")
 
-    def _delete(self):
+    def _delete(self) -> bool:
+        if self.output_dir.is_symlink() or self.output_dir.parent.is_symlink():
+            say(f"Not deleted, it is a link: {self.output_dir}")
+            return False
         for path in self.output_dir.glob("trial_*"):
             dataclasses.replace(self.trials[0], directory=path).delete()
         with contextlib.suppress(OSError):
             self.output_dir.rmdir()
             trials_of.remove_sweep_file(self.output_dir.parent)
+        return True
 
 
 def make_jobs(settings, num_hparams, num_trials, output_dir, hparams_seed, fixed_hparams) -> list[Job]:
@@ -124,6 +133,11 @@ def parse(argv):
         )
         if command != "status":
             group.add_argument("--skip_confirmation", action="store_true", help="do not ask")
+            group.add_argument(
+                "--take_over",
+                action="store_true",
+                help="take over the trials that processes on other hosts hold; only you can know that those are dead",
+            )
         if command == "launch":
             run = sub.add_argument_group("how it is run", "None of these changes a result.")
             run.add_argument(
@@ -163,6 +177,7 @@ def parse(argv):
                 help="servers listen here, with the key in FEDERATED_KEY, one trial at a time (default: private Unix sockets)",
             )
             add_run_arguments(run)
+            add_checkpoint_argument(run)
         trials_of.add_arguments(sub, given_only=True)
     return parser.parse_args(argv)
 
@@ -177,14 +192,19 @@ COMMANDS = {
 
 def main(argv=None) -> int:
     args = parse(argv)
-    interrupt_on_signals("ending; what is done stays, and the same command goes on from here. Once more ends at once.")
+    interrupt_on_signals("ending; what is done and the checkpoints stay, and the same command goes on from here.")
     try:
         args.settings = settings_of(args)
         fixed = check_hparams(args.hparams, args.settings.algorithm, args.settings.dataset, args.settings.local_optimizer)
-        try:
-            jobs = make_jobs(args.settings, args.num_hparams, args.num_trials, args.output_dir, args.hparams_seed, fixed)
-        except OSError as error:
-            raise UsageError(f"--output_dir {args.output_dir!r} cannot be read ({error})") from error
+        make = functools.partial(
+            make_jobs, args.settings, args.num_hparams, args.num_trials, args.output_dir, args.hparams_seed, fixed
+        )
+        jobs = make()
+        if vars(args).get("take_over"):
+            for job in jobs:
+                for trial in job.trials:
+                    trials_of.take_over(trial.directory)
+            jobs = make()
         show(jobs)
         if args.command == "launch":
             return launch(jobs, args)
@@ -213,9 +233,12 @@ def settings_of(args) -> Settings:
 
 
 def show(jobs):
-    """Print every job and how many there are of each state."""
+    """Print every job, the last failure of each of its trials that is not done, and how many there are of each state."""
     for job in jobs:
         print(job)
+        for trial, state in zip(job.trials, job.states):
+            if state == Job.INCOMPLETE and (failures := trial.failures()):
+                print(f"  {trial.directory.name} failed: {failures[-1]['role']} {failures[-1]['reason']}")
     states = [job.state for job in jobs]
     counts = f"{len(jobs)} jobs: {states.count(Job.DONE)} done, {states.count(Job.INCOMPLETE)} incomplete, "
     counts += f"{states.count(Job.NOT_LAUNCHED)} not launched"
@@ -225,7 +248,7 @@ def show(jobs):
 
 
 def launch(jobs, args) -> int:
-    to_launch = [job for job in jobs if job.state in (Job.NOT_LAUNCHED, Job.INCOMPLETE)]
+    to_launch = [job for job in jobs if {Job.NOT_LAUNCHED, Job.INCOMPLETE} & set(job.states)]
     if not to_launch:
         if any(job.state == Job.RUNNING for job in jobs):
             say("Nothing to launch! What is not done is being run by another sweep.")

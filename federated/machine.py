@@ -27,6 +27,15 @@ def memory() -> int:
     return min([size, *(int(limit) for limit in _limits("memory.max") if limit != "max")])
 
 
+def oom_kills() -> int:
+    """How many processes the system has killed for want of memory since it started."""
+    try:
+        counters = pathlib.Path("/proc/vmstat").read_text().split()
+        return int(counters[counters.index("oom_kill") + 1])
+    except (OSError, ValueError):  # not Linux
+        return 0
+
+
 def gpus() -> list[str]:
     """The ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if not any(pathlib.Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd")):

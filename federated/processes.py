@@ -6,6 +6,7 @@ something whose other end only its parent holds, and leaves when that is closed.
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import multiprocessing
 import os
@@ -20,11 +21,12 @@ from collections import Counter, deque
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_any
 
-from federated.channel import is_remote, remove_socket, unix_address
-from federated.options import Parser, directory, real
-from federated.trial import LOCKED_EXIT, LOST_PEER_EXIT, Lock, Locked, Trial
+from federated import machine
+from federated.channel import PeerLost, is_remote, remove_socket, unix_address
+from federated.options import USAGE_ERROR, Parser, UsageError, directory, real
+from federated.trial import Diverged, Lock, Locked, Trial
+from federated.version import HERE
 
-HERE = pathlib.Path(__file__).resolve().parent.parent
 PARENT_VARIABLE = "FEDERATED_PARENT_FD"
 # The pid of the process that took the trial's lock for the server it starts
 GIVER_VARIABLE = "FEDERATED_LOCK_GIVER"
@@ -49,6 +51,49 @@ def end_with_parent(clean_up):
     threading.Thread(target=watch, daemon=True).start()
 
 
+# How a trial's process ends, besides 0, USAGE_ERROR and what Python itself has
+LOCKED_EXIT, LOST_PEER_EXIT, DIVERGED_EXIT = 3, 4, 5
+SYSTEM_ERROR_EXIT = 64  # and more: an error of the operating system, such as a full disk, by its number
+OUT_OF_MEMORY_EXIT = SYSTEM_ERROR_EXIT + errno.ENOMEM
+
+
+def exit_code_of(work) -> int:
+    """Do the `work` of a trial's process. What ends it becomes its last line on stderr and the exit code."""
+    try:
+        work()
+        return 0
+    except UsageError as error:
+        reason, code = f"{pathlib.Path(sys.argv[0]).name}: error: {error}", USAGE_ERROR
+    except Locked as error:
+        reason, code = error, LOCKED_EXIT
+    except PeerLost as error:
+        reason, code = error, LOST_PEER_EXIT
+    except Diverged as error:
+        reason, code = error, DIVERGED_EXIT
+    except OSError as error:
+        reason, code = error, SYSTEM_ERROR_EXIT + (error.errno or 0)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)):
+            raise
+        reason, code = f"out of memory: {str(error).splitlines()[0] if str(error) else 'none left'}", OUT_OF_MEMORY_EXIT
+    with contextlib.suppress(OSError):  # on a full disk neither
+        print(reason, file=sys.stderr, flush=True)
+    return code
+
+
+def meaning_of(code: int) -> str:
+    """What the exit code of a trial's process says."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    if code == DIVERGED_EXIT:
+        return "diverged"
+    if code == OUT_OF_MEMORY_EXIT:
+        return "ran out of memory"
+    if SYSTEM_ERROR_EXIT < code < 128:
+        return f"ended with the system's error {os.strerror(code - SYSTEM_ERROR_EXIT)!r}"
+    return f"ended with exit code {code}"
+
+
 def add_run_arguments(parser: Parser):
     """The options that a trial's server and clients share, which say how they run and not what they compute."""
     parser.add_argument(
@@ -60,6 +105,16 @@ def add_run_arguments(parser: Parser):
         default=600.0,
         metavar="SECONDS",
         help="a process silent for so long has failed",
+    )
+
+
+def add_checkpoint_argument(parser: Parser):
+    parser.add_argument(
+        "--checkpoint_seconds",
+        type=real(0, 1e6),
+        default=10.0,
+        metavar="SECONDS",
+        help="least time between checkpoints, which are made at round ends; 0: after each round (default: 10)",
     )
 
 
@@ -104,16 +159,17 @@ class Warm:
 
     @classmethod
     def preload(cls, modules: list[str]):
-        """Start the process to fork from, which imports `modules`. It looks for them where PYTHONPATH says, and passes
-        over what it does not find."""
+        """Start the process to fork from, which imports `modules`. It looks for them where PYTHONPATH says and in no
+        current directory, which may hold another version, and passes over what it does not find."""
         cls._context.set_forkserver_preload(["__main__", *modules])
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), before]))
-        forkserver.ensure_running()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        before = dict(os.environ)
+        path = os.pathsep.join(filter(None, [str(HERE), before.get("PYTHONPATH")]))
+        os.environ.update(PYTHONPATH=path, PYTHONSAFEPATH="1")
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def __init__(self, command: list[str], log: pathlib.Path, environment: dict):
         self._process = self._context.Process(target=_run_script, args=(command, log, environment))
@@ -151,14 +207,12 @@ def script_command(script: str, *arguments) -> list[str]:
     return [sys.executable, str(HERE / script), *map(str, arguments)]
 
 
-def trial_commands(trial: Trial, address: str, client_processes: int, data_dir: str, timeout: float) -> dict[str, list[str]]:
-    """{role: command} of a trial's processes, each a list of arguments. The server comes first."""
-    shared = ("--host", address, "--data_dir", data_dir, "--timeout", timeout)
-    commands = {
-        "server": script_command(
-            "server_benchmark.py", *trial.server_arguments(), *shared, "--client_processes", client_processes
-        )
-    }
+def trial_commands(trial: Trial, address: str, client_processes: int, args) -> dict[str, list[str]]:
+    """{role: command} of a trial's processes, each a list of arguments. The server comes first. `args` are options as
+    add_run_arguments and add_checkpoint_argument have them."""
+    shared = ("--host", address, "--data_dir", args.data_dir, "--timeout", args.timeout)
+    of_server = ("--client_processes", client_processes, "--checkpoint_seconds", args.checkpoint_seconds)
+    commands = {"server": script_command("server_benchmark.py", *trial.server_arguments(), *shared, *of_server)}
     for process in range(client_processes):
         commands[f"client_process_{process}"] = script_command("client_benchmark.py", *shared, "--process", process)
     return commands
@@ -179,7 +233,7 @@ class Failure:
 
     def is_accident(self) -> bool:
         """Whether the same trial may well succeed next time: it was killed, fell silent or lost a peer."""
-        return self.exitcode is None or self.exitcode < 0 or self.exitcode == LOST_PEER_EXIT
+        return self.exitcode is None or self.exitcode < 0 or self.exitcode in (LOST_PEER_EXIT, OUT_OF_MEMORY_EXIT)
 
     def __str__(self):
         last = f": {self.log[-1]}" if self.log else ""
@@ -189,20 +243,20 @@ class Failure:
 class RunningTrial:
     """The processes of one trial, from start to end."""
 
-    def __init__(self, trial: Trial, start, client_processes: int, host: str | None, data_dir: str, timeout: float):
-        """Raises Locked where another process runs the trial, which is left as it is."""
+    def __init__(self, trial: Trial, start, client_processes: int, args):
+        """`args` are sweep.py's. Raises Locked where another process runs the trial, which is left as it is."""
         self.trial = trial
-        self.timeout = timeout
+        self.timeout = args.timeout
         trial.directory.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(trial.directory)
-        self._address = host or unix_address(str(trial.directory.resolve()))
+        self._address = args.host or unix_address(str(trial.directory.resolve()))
+        self._oom_kills = machine.oom_kills()
         self.handles = {}
         self._ended = {}
-        self.started = time.monotonic()
         try:
             trial.prepare()
-            for role, command in trial_commands(trial, self._address, client_processes, data_dir, timeout).items():
-                trial.log(role).unlink(missing_ok=True)
+            for role, command in trial_commands(trial, self._address, client_processes, args).items():
+                trial.log(role).write_text("")
                 self.handles[role] = start(command, trial.log(role))
         except BaseException:
             self.end()
@@ -223,7 +277,11 @@ class RunningTrial:
             if self.trial.is_done():
                 return True
             return Failure("server", "ended before the trial was done", log=self._tail("server"))
-        if self._seconds_of_silence() > self.timeout + GRACE_SECONDS:
+        try:
+            silence = time.time() - self.trial.log("server").stat().st_mtime  # a sign of life is a touch of the log
+        except OSError as error:
+            return Failure("server", f"lost its directory ({error.strerror})", SYSTEM_ERROR_EXIT + error.errno)
+        if silence > self.timeout + GRACE_SECONDS:
             return Failure("server", f"was silent for {self.timeout:g} s", log=self._tail("server"))
         return None
 
@@ -240,20 +298,15 @@ class RunningTrial:
                 break
             self._note_ended(ready)
 
-    def _seconds_of_silence(self) -> float:
-        """Since the server gave a sign of life, which it does by touching its log."""
-        try:
-            return time.time() - self.trial.log("server").stat().st_mtime
-        except OSError:
-            return time.monotonic() - self.started
-
     def _failure(self):
         def likeness_to_a_cause(item):
             code = item[1]
             return code not in (0, LOST_PEER_EXIT), code != 0
 
         role, code = max(self._ended.items(), key=likeness_to_a_cause)
-        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        reason = meaning_of(code)
+        if code == -signal.SIGKILL and machine.oom_kills() > self._oom_kills:
+            reason += ", as the system ran out of memory"
         return Failure(role, reason, code, self._tail(role))
 
     def _tail(self, role, lines=20):
@@ -261,15 +314,17 @@ class RunningTrial:
             return self.trial.log(role).read_text(errors="replace").splitlines()[-lines:]
         return []
 
-    def end(self):
-        """Kill what still runs and leave nothing but the trial's directory."""
+    def kill(self):
         for handle in self.handles.values():
             handle.kill()
+
+    def end(self):
+        """Kill what still runs and leave nothing but the trial's directory."""
+        self.kill()
         for handle in self.handles.values():
             _ = handle.exitcode
             handle.close()
         self._lock.release()
-        self.trial.forget_dead_owner()
         self.trial.remove_half_written()
         if not is_remote(self._address):
             remove_socket(self._address)
@@ -283,17 +338,18 @@ class Interrupted(BaseException):
 
 
 def interrupt_on_signals(message: str):
-    """Raise Interrupted on the first SIGINT, SIGTERM or SIGHUP, after telling so; a second one ends this process at once."""
+    """Raise Interrupted on the first SIGINT, SIGTERM or SIGHUP, after telling so. Further ones change nothing: what follows
+    is killing the trials' processes and tidying up, which is as fast as ending without."""
 
     def interrupt(signum, frame):
-        for each in caught:
-            signal.signal(each, signal.SIG_DFL)
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"{signal.Signals(signum).name}: {message}", file=sys.stderr, flush=True)
         raise Interrupted(signum)
 
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for each in caught:
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for each in signals:
         signal.signal(each, interrupt)
 
 
@@ -320,6 +376,8 @@ def run_trials(trials, begin, jobs: int, retries: int, report):
                     running[place] = begin(trial, place)
                 except Locked:
                     report(trial, Failure("server", "is run by another sweep", LOCKED_EXIT))
+                except OSError as error:
+                    report(trial, Failure("server", f"could not be started: {error}", SYSTEM_ERROR_EXIT + error.errno))
             ready = wait_for_any([s for one in running.values() for s in one.sentinels()], timeout=POLL_SECONDS)
             for place, one in list(running.items()):
                 outcome = one.look(ready)
@@ -330,13 +388,16 @@ def run_trials(trials, begin, jobs: int, retries: int, report):
                 trial = one.trial
                 attempts[trial.directory] += 1
                 if outcome is not True:
+                    if not outcome.is_locked():
+                        with contextlib.suppress(OSError):  # a full disk, a vanished directory: the screen tells
+                            trial.record_failure(outcome.role, outcome.reason, outcome.log)
                     if outcome.is_accident() and attempts[trial.directory] <= retries:
                         waiting.append(trial)
                         continue
-                    if not outcome.is_locked():
-                        trial.record_failure(outcome.role, outcome.reason, outcome.log)
                 report(trial, outcome)
     finally:
+        for one in running.values():
+            one.kill()
         for one in running.values():
             one.end()
 

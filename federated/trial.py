@@ -1,7 +1,7 @@
 """A trial: its settings, and its directory, which is all that is known of it.
 
 OUTPUT_DIR/<model>_<dataset>_<algorithm>/sweep.json        the settings that all trials share
-…/<md5 of hparams>/trial_<seed>/                           one trial: logs, lock, failed.json
+…/<md5 of hparams>/trial_<seed>/                           one trial: logs, lock, checkpoint, failed.json
 …/trial_<seed>/client_<i>/results.json, done               one client's results; done is written last
 """
 
@@ -97,14 +97,23 @@ def hparams_hash(hparams: dict) -> str:
 
 # Files of a trial's directory
 RESULTS, DONE, LOCK, FAILED, SWEEP = "results.json", "done", "lock", "failed.json", "sweep.json"
+CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
+# All that a trial writes there: nothing else is ever deleted
+_OWN_FILES = re.compile(
+    "|".join(map(re.escape, (RESULTS, DONE, FAILED, *CHECKPOINTS))) + r"|(server|client_process_\d+)\.log|\.[a-z.]+\.\d+\.tmp"
+)
 
 
-def write_atomically(path: pathlib.Path, text: str):
-    """Write a file that is whole or absent, whatever happens meanwhile."""
+def write_atomically(path: pathlib.Path, content):
+    """Write a file that is whole or absent, whatever happens meanwhile. `content` is a text, or a function that is given the
+    file to write to and called before the file gets its name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -113,8 +122,9 @@ def write_atomically(path: pathlib.Path, text: str):
         raise
 
 
-# How a trial's process ends, besides 0 and options.USAGE_ERROR
-FAILED_EXIT, LOCKED_EXIT, LOST_PEER_EXIT, DIVERGED_EXIT = 1, 3, 4, 5
+class Diverged(Exception):
+    """A loss is no longer a finite number."""
+
 
 NOT_LAUNCHED, INCOMPLETE, RUNNING, COMPLETE = "Not launched", "Incomplete", "Running", "Done"
 
@@ -168,12 +178,21 @@ class Trial:
             **self.hparams,
         }
 
+    def identity(self) -> dict:
+        """All that its results are a function of."""
+        return {
+            **dataclasses.asdict(self.settings),
+            "algorithm": algorithms.canonical(self.settings.algorithm),
+            "hparams": self.hparams,
+            "hparams_seed": self.hparams_seed,
+            "trial_seed": self.trial_seed,
+        }
+
     def prepare(self):
-        """Make the directories of the trial, note its sweep's settings, and forget the failure of an earlier attempt."""
+        """Make the directories of the trial and note its sweep's settings."""
         write_sweep_file(self.directory.parent.parent, self.settings)
         for client in range(self.settings.num_clients):
             self.client_directory(client).mkdir(parents=True, exist_ok=True)
-        (self.directory / FAILED).unlink(missing_ok=True)
 
     def delete(self):
         """Delete the files this trial made, and its directories where nothing else is left in them. Raises Locked."""
@@ -183,7 +202,7 @@ class Trial:
         directories = self._directories()
         for directory in directories:
             for path in directory.iterdir():
-                if path.name in (RESULTS, DONE, FAILED) or path.suffix in (".log", ".tmp"):
+                if _OWN_FILES.fullmatch(path.name) and not path.is_dir():
                     path.unlink()
         lock.release()
         for directory in reversed(directories):
@@ -201,16 +220,29 @@ class Trial:
             for path in directory.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
 
-    def forget_dead_owner(self):
-        """Remove the lock that a process which was killed has left."""
-        owner = read_lock(self.directory)
-        if owner is not None and not owner.may_live():
-            (self.directory / LOCK).unlink(missing_ok=True)
-
     def record_failure(self, role: str, reason: str, log_lines: list[str] = ()):
-        """Write failed.json: which process ended the trial, why, and the last lines of its log."""
-        record = {"role": role, "reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "log": list(log_lines)}
+        """Write failed.json: which process ended the trial, why, the last lines of its log, and the earlier failures."""
+        record = {
+            "role": role,
+            "reason": reason,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "log": list(log_lines),
+            "earlier": self.failures(),
+        }
         write_atomically(self.directory / FAILED, json.dumps(record, indent=1) + "\n")
+
+    def failures(self) -> list[dict]:
+        """How the attempts at this trial failed so far, the first one first."""
+        try:
+            last = json.loads((self.directory / FAILED).read_text())
+            return [*last.pop("earlier"), last]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return []
+
+    def forget_attempts(self):
+        """Once the trial is done: remove what only unfinished ones need. Their history is in the results."""
+        for name in (FAILED, *CHECKPOINTS):
+            (self.directory / name).unlink(missing_ok=True)
 
     def write_results(self, client: int, results: dict):
         """Write results.json of one client, whole, and then its done."""
@@ -310,8 +342,9 @@ class Locked(Exception):
 
 def read_lock(directory: pathlib.Path) -> Owner | None:
     try:
-        return Owner(**json.loads((directory / LOCK).read_text()))
-    except (OSError, ValueError, TypeError):
+        with open(directory / LOCK) as file:
+            return _owner_in(file)
+    except OSError:
         return None
 
 
@@ -336,18 +369,49 @@ class Lock:
 
     def __init__(self, directory: pathlib.Path, giver: int | None = None):
         self._directory, self._owner = directory, Owner.this_process()
-        guard = os.open(directory, os.O_RDONLY)
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX)  # one at a time looks at a lock and takes it over
-            owner = read_lock(directory)
+        with _open_lock(directory) as file:
+            owner = _owner_in(file)
             given = owner is not None and (owner.host, owner.pid) == (self._owner.host, giver)
             if owner is not None and owner.may_live() and not given:
                 raise Locked(f"{str(directory)!r} is being run by {owner}")
-            write_atomically(directory / LOCK, json.dumps(dataclasses.asdict(self._owner)))
-        finally:
-            os.close(guard)
+            file.truncate(0)
+            file.write(json.dumps(dataclasses.asdict(self._owner)))
 
     def release(self):
-        """Remove the lock, if it was not handed on."""
-        if read_lock(self._directory) == self._owner:
-            (self._directory / LOCK).unlink(missing_ok=True)
+        """Remove the lock, if it was not handed on or who it was handed to is dead."""
+        if not (self._directory / LOCK).exists():
+            return
+        with _open_lock(self._directory) as file:
+            owner = _owner_in(file)
+            if owner is None or owner == self._owner or not owner.may_live():
+                (self._directory / LOCK).unlink(missing_ok=True)
+
+
+def take_over(directory: pathlib.Path):
+    """Remove the lock of a process on another host, of which only the user can know that it is dead."""
+    owner = read_lock(directory)
+    if owner is not None and owner.host != socket.gethostname():
+        with _open_lock(directory) as file:
+            if _owner_in(file) == owner:
+                (directory / LOCK).unlink()
+
+
+@contextlib.contextmanager
+def _open_lock(directory):
+    """The lock file, made where it is missing, held so that one process at a time looks at it and changes it. POSIX record
+    locks work on network file systems too."""
+    while True:
+        with open(directory / LOCK, "a+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # removed while this process waited
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / LOCK)):
+                    yield file
+                    return
+
+
+def _owner_in(file) -> Owner | None:
+    file.seek(0)
+    try:
+        return Owner(**json.load(file))
+    except (ValueError, TypeError):
+        return None

@@ -14,6 +14,10 @@ sys.path.insert(0, str(PROJECT))
 TINY = ("--rounds", "2", "--samples_per_client", "40", "--num_hparams", "2", "--num_trials", "1")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=20, help="how often the trial of test_resume.py is killed")
+
+
 @pytest.fixture
 def awkward(tmp_path):
     """A directory whose name has what breaks shell strings."""

@@ -1,14 +1,19 @@
 """Whatever happens to a trial's processes, the trial ends with a named cause and the others go on."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from conftest import PROJECT, TINY, is_alive
+from test_sweep import results
 
 LONG = ("--rounds", "100000", "--num_hparams", "1", "--client_processes", "2", "--jobs", "1")
 
@@ -16,13 +21,13 @@ LONG = ("--rounds", "100000", "--num_hparams", "1", "--client_processes", "2", "
 class Sweep:
     """A sweep running in the background, and its trials' processes by role."""
 
-    def __init__(self, output_dir, *options, command=None):
+    def __init__(self, output_dir, *options, command=None, project=PROJECT):
         self.output_dir = output_dir
         self.process = subprocess.Popen(
             command
             or [
                 sys.executable,
-                PROJECT / "sweep.py",
+                project / "sweep.py",
                 "launch",
                 "--skip_confirmation",
                 "--output_dir",
@@ -65,6 +70,28 @@ def processes_of(trial):
     return roles
 
 
+def descendants(pid):
+    """All processes below `pid`."""
+    parents = {}
+    for each in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{each}/stat") as file:
+                parents.setdefault(int(file.read().rpartition(")")[2].split()[1]), []).append(int(each))
+        except OSError:
+            continue
+    found = [pid]
+    for each in found:
+        found += parents.get(each, [])
+    return found[1:]
+
+
+def wait_until_dead(pids, seconds=5):
+    deadline = time.monotonic() + seconds
+    while living := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < deadline, f"{living} live on"
+        time.sleep(0.05)
+
+
 def failure(output_dir, trial="trial_0"):
     (path,) = output_dir.glob(f"*/*/{trial}/failed.json")
     return json.loads(path.read_text())
@@ -73,9 +100,6 @@ def failure(output_dir, trial="trial_0"):
 @pytest.fixture
 def leaves_nothing(tmp_path):
     """Afterwards no process, lock, socket or half-written file is left."""
-    import tempfile
-    from pathlib import Path
-
     sockets = set(Path(tempfile.gettempdir()).glob("federated-*"))
     yield
     deadline = time.monotonic() + 5
@@ -97,10 +121,7 @@ def test_a_death_is_named_and_the_other_trials_go_on(tmp_path, launcher, victim)
         roles = sweep.pids(trial)
         assert roles.keys() == {"server", "client_process_0", "client_process_1"}
         os.kill(roles[victim], signal.SIGKILL)
-        killed = time.monotonic()
-        while any(map(is_alive, roles.values())):
-            assert time.monotonic() < killed + 5
-            time.sleep(0.05)
+        wait_until_dead(roles.values())
     code, output = sweep.wait(10)
     assert code == 1
     for trial in ("trial_0", "trial_1"):
@@ -176,11 +197,23 @@ def test_no_process_outlives_a_killed_sweep(tmp_path, launcher, own_session):
     sweep = Sweep(out, command=["setsid"] * own_session + [*command, "--command_launcher", launcher])
     roles = sweep.pids()
     os.kill(sweep.process.pid, signal.SIGKILL)
-    killed = time.monotonic()
-    while any(map(is_alive, roles.values())):
-        assert time.monotonic() < killed + 5
-        time.sleep(0.05)
+    wait_until_dead(roles.values())
     sweep.wait()
+
+
+@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 1.5, 2.0, 2.5])
+@pytest.mark.usefixtures("leaves_nothing")
+def test_no_process_outlives_a_sweep_killed_during_start_up(tmp_path, launcher, seconds):
+    sweep = Sweep(tmp_path / "out", *LONG, "--command_launcher", launcher)
+    time.sleep(seconds)
+    below = descendants(sweep.process.pid)
+    os.kill(sweep.process.pid, signal.SIGKILL)
+    wait_until_dead(below)
+    sweep.wait()
+    for name in ("lock", "*.tmp"):  # at this age the server may not have taken over the lock: the next command does
+        for path in tmp_path.rglob(name):
+            path.unlink()
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -192,6 +225,136 @@ def test_a_signal_ends_the_sweep_and_its_trials(tmp_path, signum, code):
     ended, output = sweep.wait(10)
     assert ended == code
     assert "Traceback" not in output and signum.name in output
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_ctrl_c_again_and_again_ends_at_once_and_leaves_nothing(tmp_path):
+    sweep = Sweep(tmp_path / "out", *LONG)
+    roles = sweep.pids()
+    start = time.monotonic()
+    while sweep.process.poll() is None:
+        sweep.process.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    code, output = sweep.wait(5)
+    assert time.monotonic() - start < 3
+    assert code == 130 and output.count("SIGINT: ending; ") == 1 and "Traceback" not in output
+    wait_until_dead(roles.values())
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_all_killed_at_once_is_cleaned_up_by_the_next_launch(launch, tmp_path):
+    out, options = tmp_path / "out", ("--rounds", "3000", "--num_hparams", "1")
+    sweep = Sweep(out, *options)
+    pids = [*sweep.pids().values(), sweep.process.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    sweep.wait()
+    result = launch(out, *options)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(options) mounts a file system of a megabyte, or mounts it anew with other options."""
+    path = tmp_path / "small"
+    path.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small file system needs root")
+        return path
+
+    yield mount
+    while os.path.ismount(path):
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_full_disk_is_named_and_nothing_is_lost(launch, small_disk, tmp_path, launcher):
+    """One checkpoint fits on it, a second one does not."""
+    options = ("--rounds", "60", "--num_hparams", "1", "--checkpoint_seconds", "0", "--command_launcher", launcher)
+    out = small_disk("size=1m") / "out"
+    full = launch(out, *options)
+    assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
+    assert "server ended with the system's error 'No space left on device'" in full.stderr
+    small_disk("size=16m,remount")
+    freed = launch(out, *options)
+    assert freed.returncode == 0, freed.stderr
+    (log,) = out.rglob("server.log")
+    assert "goes on after round " in log.read_text()
+    assert launch(tmp_path / "roomy", *options).returncode == 0
+    assert results(out) == results(tmp_path / "roomy")
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_disk_without_room_for_anything_is_named(launch, small_disk):
+    out = small_disk("size=64k")
+    with open(out / "filler", "wb") as file, contextlib.suppress(OSError):
+        file.write(bytes(1 << 20))
+    full = launch(out / "out")
+    assert full.returncode in (1, 2) and "Traceback" not in full.stderr
+    assert "No space left on device" in full.stderr
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_vanished_directory_is_named_and_the_other_trials_go_on(tmp_path):
+    sweep = Sweep(tmp_path / "out", "--rounds", "3000", "--num_hparams", "1", "--num_trials", "2", "--jobs", "1")
+    sweep.pids()
+    (trial,) = (tmp_path / "out").glob("*/*/trial_0")
+    shutil.rmtree(trial)
+    code, output = sweep.wait()
+    assert code == 1 and "Traceback" not in output
+    assert "trial_0 failed: server lost its directory (No such file or directory)" in output
+    assert "trial_1 done" in output
+
+
+@pytest.fixture
+def memory_group():
+    """memory_group(pid) puts a process into a control group that has no memory left."""
+    for root, limit in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max")):
+        group = root / f"federated-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / limit).exists():
+            break
+        group.rmdir()
+    else:
+        pytest.skip("needs a memory control group of its own, which takes root")
+
+    def move(pid):
+        (group / limit).write_text("65536")
+        (group / "cgroup.procs").write_text(str(pid))
+
+    yield move
+    group.rmdir()
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_an_out_of_memory_kill_is_named(tmp_path, memory_group):
+    sweep = Sweep(tmp_path / "out", *LONG, "--model_arch", "resnet18")
+    memory_group(sweep.pids()["client_process_1"])
+    code, output = sweep.wait()
+    assert code == 1
+    assert "client_process_1 was killed by SIGKILL, as the system ran out of memory" in output
+
+
+def test_a_lock_of_another_host_is_only_taken_over_when_told_to(launch, run, tmp_path):
+    out = tmp_path / "out"
+    assert launch(out, "--num_hparams", 1).returncode == 0
+    (trial,) = out.glob("*/*/trial_0")
+    (trial / "client_0" / "done").unlink()
+    (trial / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "7"}))
+    size = ("--output_dir", out, "--num_hparams", 1, "--num_trials", 1)
+    assert run("sweep.py", "status", *size).stdout.startswith("Running: ")
+    assert launch(out, "--num_hparams", 1).returncode == 3
+    kept = run("sweep.py", "delete_all", "--skip_confirmation", *size)
+    assert kept.stderr.startswith("Not deleted, it is running: ") and (trial / "lock").exists()
+    assert launch(out, "--num_hparams", 1, "--take_over").returncode == 0
+    assert not (trial / "lock").exists() and run("sweep.py", "status", *size).stdout.startswith("Done: ")
 
 
 def test_a_running_trial_is_neither_run_twice_nor_deleted(run, launch, tmp_path):

@@ -31,7 +31,9 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
         for _ in range(processes)
     ]
     try:
-        weights = server_benchmark.serve(this, door, processes, argparse.Namespace(data_dir=data_dir, timeout=60))
+        weights = server_benchmark.serve(
+            this, door, processes, argparse.Namespace(data_dir=data_dir, timeout=60, checkpoint_seconds=10)
+        )
         assert [client.wait(10) for client in clients] == [0] * processes
     finally:
         for client in clients:

@@ -1,5 +1,6 @@
 """The command, end to end."""
 
+import argparse
 import json
 import os
 import pty
@@ -149,6 +150,32 @@ def test_delete_incomplete_leaves_the_rest_and_what_is_not_its_own(launch, run, 
     assert (tmp_path / "precious" / "results.json").read_text() == "mine"
 
 
+def test_deleting_in_a_home_directory_loses_nothing(run, launch, tmp_path):
+    """With names like the sweep's own, and links where its directories would be."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    assert launch(home, "--num_hparams", 1).returncode == 0
+    assert launch(elsewhere, "--num_hparams", 1).returncode == 0
+    job = home / SWEEP / hparams_hash(default_hparams("Fedavg", "digits"))
+    for path in ("done", "results.json", "trial_0/done", f"{SWEEP}/results.json", f"{SWEEP}/notes/trial_0/done"):
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / path).write_text("mine")
+    (job / "server.log").write_text("mine")
+    (job / "trial_0" / "my.log").write_text("mine")
+    (job / "trial_0" / "client_0" / "checkpoint.npz.bak").write_text("mine")
+    kept = [path for path in files(home) if (home / path).read_text() == "mine"]
+    assert run("sweep.py", "delete_all", "--output_dir", home, *TINY, "--skip_confirmation").returncode == 0
+    assert sorted([*kept, f"{SWEEP}/sweep.json"]) == files(home)
+
+    before = files(elsewhere)
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / SWEEP).symlink_to(elsewhere / SWEEP)
+    deleted = run("sweep.py", "delete_all", "--output_dir", links, *TINY, "--skip_confirmation")
+    assert "Not deleted, it is a link: " in deleted.stderr and "Deleted 0 jobs!" in deleted.stderr
+    assert files(elsewhere) == before
+    assert run("sweep.py", "delete_all", "--output_dir", "/", *TINY, "--skip_confirmation").returncode == 0
+
+
 def test_deleting_what_is_not_there_is_no_error(run, tmp_path):
     for command in ("delete_all", "delete_incomplete", "status"):
         result = run("sweep.py", command, "--output_dir", tmp_path / "none")
@@ -202,7 +229,8 @@ def test_commands_are_lists_of_arguments(awkward):
     from server_benchmark import parse
 
     this = Trial(Settings(samples_per_client=30), {"batch_size": 8}, 3, 4, awkward)
-    commands = trial_commands(this, "/tmp/x/socket", 2, "data dir", 5.0)
+    args = argparse.Namespace(data_dir="data dir", timeout=5.0, checkpoint_seconds=2.5)
+    commands = trial_commands(this, "/tmp/x/socket", 2, args)
     assert list(commands) == ["server", "client_process_0", "client_process_1"]
     args = parse(commands["server"][2:])
     assert (args.output_dir, args.data_dir, args.hparams, args.trial_seed) == (str(awkward), "data dir", {"batch_size": 8}, 4)

@@ -1,0 +1,48 @@
+"""What a trial needs to go on after its processes were killed: one file, whole or absent, and the one before it.
+
+The file is numpy's .npz, whose members carry checksums; nothing in it is pickled.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import struct
+import zipfile
+
+import numpy as np
+
+from federated.trial import CHECKPOINT, DAMAGED, PREVIOUS, write_atomically
+
+_STATE = "state"
+
+
+def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray]):
+    """Write `arrays` and `state`, which JSON can hold, as the checkpoint in `directory`; the one that was there is kept."""
+    encoded = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    latest = directory / CHECKPOINT
+
+    def write(file):
+        np.savez(file, **{_STATE: encoded}, **arrays)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(latest, directory / PREVIOUS)
+
+    write_atomically(latest, write)
+
+
+def load(directory: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """The state and arrays of the latest checkpoint that is whole, None where there is none. A damaged one is set aside."""
+    for name in (CHECKPOINT, PREVIOUS):
+        path = directory / name
+        try:
+            if (member := zipfile.ZipFile(path).testzip()) is not None:
+                raise zipfile.BadZipFile(f"{member} has a wrong checksum")
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            return json.loads(arrays.pop(_STATE).tobytes()), arrays
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
+            os.replace(path, directory / DAMAGED)
+            print(f"{path} is damaged ({error}): it is set aside as {DAMAGED}", flush=True)
+    return None
