@@ -23,7 +23,7 @@ import time
 import numpy as np
 
 from federated import algorithms, checkpoint, datasets, partition, trial, version
-from federated.channel import Door, Hub, Memory, PeerLost
+from federated.channel import Door, Hub, Memory, PeerLost, is_duration
 from federated.options import Parser, UsageError, address, directory, json_object, whole
 from federated.processes import (
     GIVER_VARIABLE,
@@ -133,7 +133,7 @@ def serve(this: Trial, door, processes: int, args):
     clock.note("start")
     print(f"waiting for {processes} client processes at {door.address}", flush=True)
     channels = []
-    for process, (channel, hello) in enumerate(door.admit(processes, args.timeout)):
+    for process, channel in enumerate(door.admit(processes, args.timeout)):
         channel.send(
             {
                 "code": version.CODE,
@@ -145,7 +145,8 @@ def serve(this: Trial, door, processes: int, args):
                 "memory": memory.shapes,
             }
         )
-        channel.send_memory(memory, hello["pid"])
+        channel.send_memory(memory)
+        channel.expect({"ready": str})
         channels.append(channel)
     door.close()
     hub = Hub(channels, args.timeout, sign_of_life=SignOfLife())
@@ -170,6 +171,14 @@ def serve(this: Trial, door, processes: int, args):
             rows = [("broadcast", row) for row in range(algorithm.broadcasts)]
             rows += [("moments", client) for client in mine if moments]
             channel.send({"round": round, "evaluate": evaluate, "train": mine}, rows)
+            if evaluate:
+                blocks = range(process, len(memory.evaluation), processes)
+                channel.expect(
+                    {"evaluated": round, "seconds": {"evaluation": is_duration}}, [("evaluation", b) for b in blocks]
+                )
+            for client in mine:
+                form = {"trained": client, "loss": float, "accuracy": float, "seconds": {"training": is_duration}}
+                channel.expect(form, [("updates", process)] + [("moments", client)] * bool(moments))
 
         # Updates arrive in any order and are added in that of the clients. Waited for are those that evaluate and the one
         # whose update is next: another may itself be waiting, for its last update to be added.
@@ -197,6 +206,8 @@ def serve(this: Trial, door, processes: int, args):
         if evaluate:
             record.evaluated(round, memory.evaluation)
         if training:
+            if not math.isfinite(average.sum()):
+                raise Diverged(f"diverged: an update of round {round + 1} of {settings.rounds} is not finite")
             algorithm.step(broadcast, average)
             record.trained(round, arrived, time.perf_counter() - start)
             have_trained.update(training)
@@ -288,7 +299,7 @@ class Record:
         for client, message in messages.items():
             self.arrays["train"][round, :, client] = message["loss"], message["accuracy"]
         self.arrays["step_time"][round] = seconds
-        if not all(math.isfinite(message["loss"]) for message in messages.values()):
+        if not all(math.isfinite(message["loss"]) and math.isfinite(message["accuracy"]) for message in messages.values()):
             raise Diverged(f"diverged: a training loss of round {round + 1} of {self._rounds} is not finite")
 
     def trained_clients(self) -> list[int]:
