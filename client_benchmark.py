@@ -14,17 +14,20 @@ import threading
 import time
 
 from federated.channel import PeerLost, knock
-from federated.options import Parser, UsageError, whole
-from federated.processes import add_run_arguments, end_with_parent, exit_code_of
+from federated.options import Parser, UsageError, address, whole
+from federated.processes import MOST_PROCESSES, add_run_arguments, end_with_parent, exit_code_of
 from federated.trial import Settings
 from federated.version import CODE
 
 
 def parse(argv):
     parser = Parser(prog="client_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", required=True, metavar="ADDRESS", help="the address that the server prints")
+    parser.add_argument("--host", type=address, required=True, metavar="ADDRESS", help="the address that the server prints")
     parser.add_argument(
-        "--process", type=whole(0), metavar="N", help="number of this client process; default: the next free one"
+        "--process",
+        type=whole(0, MOST_PROCESSES - 1),
+        metavar="N",
+        help="number of this client process; default: the next free one",
     )
     add_run_arguments(parser)
     return parser.parse_args(argv)

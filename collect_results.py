@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 from tabulate import tabulate
 
-from federated import algorithms, trial
+from federated import algorithms, options, trial
 from federated.options import USAGE_ERROR, Parser, UsageError
 from hparams_registry import default_hparams
 
@@ -23,7 +23,7 @@ NOTHING_DONE = 1
 def parse(argv):
     parser = Parser(prog="collect_results.py", description=__doc__)
     parser.add_argument(
-        "--output_dir", nargs="+", type=pathlib.Path, default=[pathlib.Path("sweep_logs")], metavar="DIR", help="of the sweeps"
+        "--output_dir", nargs="+", type=options.directory, default=["sweep_logs"], metavar="DIR", help="of the sweeps"
     )
     return parser.parse_args(argv)
 
@@ -123,7 +123,7 @@ def with_deviation(values: pandas.Series) -> str:
 def main(argv=None) -> int:
     args = parse(argv)
     try:
-        collected = collect(args.output_dir)
+        collected = collect([pathlib.Path(directory) for directory in args.output_dir])
     except UsageError as error:
         print(f"collect_results.py: error: {error}", file=sys.stderr)
         return USAGE_ERROR

@@ -6,13 +6,14 @@ so that adding one leaves the draws of the others as they were.
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 
 from federated import algorithms, datasets
-from federated.options import UsageError
+from federated.options import MOST, UsageError, shortened, shown
 from federated.seeds import seed_hash
+
+FLOAT32_MOST = 1e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +34,11 @@ def _hparams(algorithm, dataset, local_optimizer, seed):
         raise KeyError(f"unknown dataset {dataset!r}: the datasets are {', '.join(datasets.REGISTRY)}")
     hparams = {}
 
-    def add(name, default, draw, low, high=math.inf):
+    def add(name, default, draw, low, high=FLOAT32_MOST):
         hparams[name] = Hparam(default, draw(np.random.RandomState(seed_hash(seed, name))), low, high)
 
     if algorithm != "Fedsgd":
-        add("batch_size", 64, lambda r: int(2 ** r.uniform(5, 10)), low=1)
+        add("batch_size", 64, lambda r: int(2 ** r.uniform(5, 10)), low=1, high=MOST)
     add("dropout_rate", 0.5, lambda r: float(r.choice([0.0, 0.5])), low=0.0, high=1.0)
 
     if local_optimizer == "adam":
@@ -72,12 +73,12 @@ def _hparams(algorithm, dataset, local_optimizer, seed):
         add("mu", 1.0, lambda r: float(r.choice([0.1, 1.0, 5.0, 10.0])), low=0.0)
         add("temperature", 0.5, lambda r: 0.5, low=1e-3)
     if algorithm == "Fedrep":
-        add("head_epochs", 5, lambda r: int(r.choice([1, 5, 10])), low=1)
+        add("head_epochs", 5, lambda r: int(r.choice([1, 5, 10])), low=1, high=MOST)
     if algorithm == "Ditto":
         add("lambda", 0.1, lambda r: float(r.choice([0.01, 0.1, 1.0])), low=0.0)
     if algorithm == "Pfedme":
         add("lambda", 15.0, lambda r: float(r.choice([5.0, 15.0, 30.0])), low=0.0)
-        add("inner_steps", 5, lambda r: int(r.choice([1, 5, 10])), low=1)
+        add("inner_steps", 5, lambda r: int(r.choice([1, 5, 10])), low=1, high=MOST)
         add("personal_learning_rate", 0.01, lambda r: float(10 ** r.uniform(-2.5, -1.5)), low=0.0)
         add("beta", 1.0, lambda r: float(r.choice([1.0, 2.0])), low=0.0)
     if algorithm == "Apfl":
@@ -102,13 +103,15 @@ def check_hparams(values: dict, algorithm: str, dataset: str, local_optimizer: s
     checked = {}
     for name, value in values.items():
         if name not in known:
-            raise UsageError(f"--hparams: unknown hyper-parameter {name!r}: {algorithm} has {', '.join(known)}")
+            raise UsageError(f"--hparams: unknown hyper-parameter {shown(name)}: {algorithm} has {', '.join(known)}")
         hparam = known[name]
         kind = type(hparam.default)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (is_number and kind(value) == value and hparam.low <= value <= hparam.high):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and hparam.low <= value <= hparam.high and kind(value) == value):
             what = "a whole number" if kind is int else "a number"
-            top = f" and at most {hparam.high:g}" if math.isfinite(hparam.high) else ""
-            raise UsageError(f"--hparams: {name} {json.dumps(value)} is not {what} of at least {hparam.low:g}{top}")
+            raise UsageError(
+                f"--hparams: {name} {shortened(json.dumps(value))} is not {what} of at least {hparam.low:g} and at most "
+                f"{hparam.high:g}"
+            )
         checked[name] = kind(value)
     return checked

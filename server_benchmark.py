@@ -23,11 +23,12 @@ import time
 import numpy as np
 
 from federated import algorithms, checkpoint, datasets, partition, trial, version
-from federated.channel import Door, Hub, Memory, PeerLost
+from federated.channel import Door, Hub, Memory, PeerLost, is_duration
 from federated.evaluation import BLOCK, Plan
-from federated.options import Parser, UsageError, directory, json_object, whole
+from federated.options import Parser, UsageError, address, directory, json_object, whole
 from federated.processes import (
     GIVER_VARIABLE,
+    MOST_PROCESSES,
     add_checkpoint_argument,
     add_run_arguments,
     end_with_parent,
@@ -46,9 +47,14 @@ def parse(argv):
         "--hparams", type=json_object, default={}, metavar="JSON", help="hyper-parameters; default: the registry's defaults"
     )
     parser.add_argument("--hparams_seed", type=whole(0), default=0, metavar="INT", help="recorded with the results")
-    parser.add_argument("--host", metavar="ADDRESS", help="HOST:PORT to listen at; default: a private Unix socket")
     parser.add_argument(
-        "--client_processes", type=whole(1), metavar="INT", help="client processes to wait for; default: one a client"
+        "--host", type=address, metavar="ADDRESS", help="HOST:PORT to listen at; default: a private Unix socket"
+    )
+    parser.add_argument(
+        "--client_processes",
+        type=whole(1, MOST_PROCESSES),
+        metavar="INT",
+        help="client processes to wait for; default: one a participant",
     )
     add_run_arguments(parser)
     add_checkpoint_argument(parser)
@@ -130,7 +136,7 @@ def serve(this: Trial, door, processes: int, args):
 
     # What an earlier run of the trial has left to go on from
     record = Record(settings, plan)
-    saved = {"broadcast": memory.broadcast, "state": server.state.numpy(), **record.arrays}
+    saved = {"broadcast": memory.broadcast, "server_state": server.state.numpy(), **record.arrays}
     runs = [{"round": 0, "code": version.CODE, "git_revision": version.git_revision(), "time": time.strftime("%FT%T%z")}]
     if (stored := checkpoint.load(this.directory)) is not None:
         runs = resume(this, stored, runs[0], saved, memory.clients)
@@ -140,7 +146,7 @@ def serve(this: Trial, door, processes: int, args):
     clock.note("start")
     print(f"waiting for {processes} client processes at {door.address}", flush=True)
     channels = []
-    for process, (channel, hello) in enumerate(door.admit(processes, args.timeout)):
+    for process, channel in enumerate(door.admit(processes, args.timeout)):
         channel.send(
             {
                 "code": version.CODE,
@@ -152,7 +158,8 @@ def serve(this: Trial, door, processes: int, args):
                 "memory": memory.shapes,
             }
         )
-        channel.send_memory(memory, hello["pid"])
+        channel.send_memory(memory)
+        channel.expect({"ready": str})
         channels.append(channel)
     door.close()
     hub = Hub(channels, args.timeout, sign_of_life=SignOfLife())
@@ -176,6 +183,14 @@ def serve(this: Trial, door, processes: int, args):
                 own = {plan.blocks[block].client for block in plan.blocks_of(process, processes) if evaluate} - {None}
                 rows += [("clients", client) for client in sorted(own.union(mine))]
             channel.send({"round": round, "evaluate": evaluate, "train": mine}, rows)
+            if evaluate:
+                blocks = plan.blocks_of(process, processes)
+                channel.expect(
+                    {"evaluated": round, "seconds": {"evaluation": is_duration}}, [("evaluation", b) for b in blocks]
+                )
+            for client in mine:
+                form = {"trained": client, "loss": float, "accuracy": float, "seconds": {"training": is_duration}}
+                channel.expect(form, [("updates", process)] + [("clients", client)] * bool(keeps))
 
         # Updates arrive in any order and are added in that of the clients. Waited for are those that evaluate and the one
         # whose update is next: another may itself be waiting, for its last update to be added.
@@ -217,6 +232,8 @@ def serve(this: Trial, door, processes: int, args):
         if evaluate:
             record.evaluated(round, memory.evaluation)
         if training:
+            if not math.isfinite(average.sum()):
+                raise Diverged(f"diverged: an update of round {round + 1} of {settings.rounds} is not finite")
             algorithm.step(server, average)
             record.trained(round, arrived, time.perf_counter() - start)
             have_trained.update(training)
@@ -303,7 +320,7 @@ class Record:
         for client, message in messages.items():
             self.arrays["train"][round, :, client] = message["loss"], message["accuracy"]
         self.arrays["step_time"][round] = seconds
-        if not all(math.isfinite(message["loss"]) for message in messages.values()):
+        if not all(math.isfinite(message["loss"]) and math.isfinite(message["accuracy"]) for message in messages.values()):
             raise Diverged(f"diverged: a training loss of round {round + 1} of {self._rounds} is not finite")
 
     def trained_clients(self) -> list[int]:

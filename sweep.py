@@ -15,11 +15,19 @@ from command_launchers import REGISTRY
 from federated import augmentation, datasets, models, partition, partition_table
 from federated import trial as trials_of
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, whole
-from federated.processes import Interrupted, add_checkpoint_argument, add_run_arguments, interrupt_on_signals
+from federated.processes import (
+    MOST_PROCESSES,
+    Interrupted,
+    add_checkpoint_argument,
+    add_run_arguments,
+    interrupt_on_signals,
+)
 from federated.trial import Locked, Settings, Trial, hparams_hash
 from hparams_registry import check_hparams, default_hparams, random_hparams
 
 FAILED, ALL_LOCKED = 1, 3  # exit codes of launch, besides 0 and USAGE_ERROR
+
+MOST_TRIALS = 100_000  # of one sweep
 
 
 class Job:
@@ -84,6 +92,8 @@ class Job:
 
 def make_jobs(settings, num_hparams, num_trials, output_dir, hparams_seed, fixed_hparams) -> list[Job]:
     """The jobs of sets hparams_seed, hparams_seed + 1, …; a set that equals an earlier one is left out."""
+    if num_hparams * num_trials > MOST_TRIALS:
+        raise UsageError(f"--num_hparams {num_hparams} x --num_trials {num_trials} is more than {MOST_TRIALS} trials")
     jobs = {}
     for seed in range(hparams_seed, hparams_seed + num_hparams):
         draw = (settings.algorithm, settings.dataset)
@@ -101,8 +111,12 @@ def parse(argv):
         sub = commands.add_parser(command, help=help, description=help, formatter_class=argparse.HelpFormatter)
         group = sub.add_argument_group("the sweep")
         group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
-        group.add_argument("--num_hparams", type=whole(1), default=5, metavar="INT", help="hyper-parameter sets (default: 5)")
-        group.add_argument("--num_trials", type=whole(1), default=3, metavar="INT", help="seeds for each set (default: 3)")
+        group.add_argument(
+            "--num_hparams", type=whole(1, MOST_TRIALS), default=5, metavar="INT", help="hyper-parameter sets (default: 5)"
+        )
+        group.add_argument(
+            "--num_trials", type=whole(1, MOST_TRIALS), default=3, metavar="INT", help="seeds for each set (default: 3)"
+        )
         group.add_argument(
             "--hparams_seed",
             type=whole(0),
@@ -133,19 +147,25 @@ def parse(argv):
                 metavar="NAME",
                 help=f"{', '.join(REGISTRY)} (default: local_parallel)",
             )
-            run.add_argument("--jobs", type=whole(1), metavar="INT", help="trials at once (default: as many as the cores hold)")
             run.add_argument(
-                "--trials_per_device", type=whole(1), default=1, metavar="INT", help="trials at once on each GPU (default: 1)"
+                "--jobs", type=whole(1, 1024), metavar="INT", help="trials at once (default: as many as the cores hold)"
+            )
+            run.add_argument(
+                "--trials_per_device",
+                type=whole(1, 1024),
+                default=1,
+                metavar="INT",
+                help="trials at once on each GPU (default: 1)",
             )
             run.add_argument(
                 "--client_processes",
-                type=whole(1),
+                type=whole(1, MOST_PROCESSES),
                 metavar="INT",
                 help="client processes of a trial (default: one a participant up to the trial's share of the cores)",
             )
             run.add_argument(
                 "--retries",
-                type=whole(0),
+                type=whole(0, 1000),
                 default=0,
                 metavar="INT",
                 help="further attempts at a trial that failed by accident (default: 0)",

@@ -47,8 +47,8 @@ def seconds_per_round(floats, clients, rounds, address):
         process.start()
     memory = Memory(shapes(floats, clients), shared=True)
     channels = []
-    for channel, hello in door.admit(clients, 60):
-        channel.send_memory(memory, hello["pid"])
+    for channel in door.admit(clients, 60):
+        channel.send_memory(memory)
         channels.append(channel)
     door.close()
     hub = Hub(channels, 60, lambda: None)

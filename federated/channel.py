@@ -18,17 +18,18 @@ import secrets
 import selectors
 import socket
 import stat
+import struct
 import sys
 import tempfile
 import threading
 import time
-from multiprocessing import AuthenticationError, BufferTooShort, reduction
-from multiprocessing.connection import Client as connect_to
-from multiprocessing.connection import Listener
+from collections import deque
+from multiprocessing import AuthenticationError, reduction
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
 import numpy as np
 
-from federated.options import UsageError
+from federated.options import UsageError, shown
 
 KEY_VARIABLE = "FEDERATED_KEY"
 MAX_MESSAGE_BYTES = 1 << 20
@@ -81,9 +82,24 @@ class Channel:
         self._lock = threading.Lock()
         self.local = _is_local(connection)
         self.memory = None
+        self._expected = None
 
     def fileno(self):
         return self._connection.fileno()
+
+    def limit(self, seconds: float | None):
+        """Take the peer for lost where it stops in the middle of a message, or takes none, for so long; None: never."""
+        microseconds = 0 if seconds is None else max(1, round(seconds * 1e6))
+        with _socket_of(self._connection) as connected:
+            for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                connected.setsockopt(socket.SOL_SOCKET, direction, struct.pack("ll", *divmod(microseconds, 1_000_000)))
+
+    def expect(self, form: dict, rows=()):
+        """Allow the peer one more message, after those allowed before: one of this `form`, as `fits` has it, with just these
+        `rows`. Who never calls this takes any message."""
+        if self._expected is None:
+            self._expected = deque()
+        self._expected.append((form, rows))
 
     def send(self, message: dict, rows=()):
         """Send `message`, and with it each (name, row) of `rows`. Raises PeerLost."""
@@ -104,21 +120,37 @@ class Channel:
             message = json.loads(self._connection.recv_bytes(MAX_MESSAGE_BYTES))
             if not isinstance(message, dict):
                 raise PeerLost("it sent something that is no message")
-            for name, row in message.pop("rows", ()):
+            rows = [(name, row) for name, row in message.pop("rows", ())]
+            if self._expected is not None and message != ALIVE:
+                self._check(message, rows)
+            for name, row in rows:
                 expected = self.memory.row_bytes(name, row)
-                if self._connection.recv_bytes_into(expected) != len(expected):
+                received = self._connection.recv_bytes(len(expected))
+                if len(received) != len(expected):
                     raise PeerLost(f"it sent a row of {name!r} that is too short")
+                expected[:] = received
             return message
         except (EOFError, ConnectionError) as error:
             raise PeerLost("it closed the connection") from error
-        except (OSError, ValueError, TypeError, RecursionError, BufferTooShort) as error:
+        except BlockingIOError as error:
+            raise PeerLost("it stopped in the middle of a message") from error
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise PeerLost(f"it sent something that is no message ({str(error)[:200]})") from error
 
-    def send_memory(self, memory: Memory, peer_pid: int):
+    def _check(self, message, rows):
+        if not self._expected:
+            raise PeerLost(f"it sent a message that it was not asked for: {shown(message)}")
+        form, its_rows = self._expected.popleft()
+        if not fits(message, form):
+            raise PeerLost(f"it sent {shown(message)} where {{{', '.join(form)}}} was due")
+        if rows != ([] if self.local else list(its_rows)):
+            raise PeerLost(f"it sent rows {shown(rows)} with {shown(message)}, which are not those it was asked for")
+
+    def send_memory(self, memory: Memory):
         """Hand over the mapping that both sides then share; the other side calls receive_memory."""
         self.memory = memory
         if self.local:
-            reduction.send_handle(self._connection, memory.fd, peer_pid)
+            reduction.send_handle(self._connection, memory.fd, None)  # the pid is for Windows
 
     def receive_memory(self, shapes: dict) -> Memory:
         fd = reduction.recv_handle(self._connection) if self.local else None
@@ -131,12 +163,42 @@ class Channel:
         self._connection.close()
 
 
+ALIVE = {"alive": True}
+
+
+def fits(value, form) -> bool:
+    """Whether what came from a socket has this form: a dict of forms has the same keys, a type is that of the value, a
+    function is true of it, and all else is equal to it."""
+    if isinstance(form, dict):
+        return isinstance(value, dict) and value.keys() == form.keys() and all(fits(value[key], form[key]) for key in form)
+    if isinstance(form, type):
+        return type(value) is form
+    if callable(form):
+        return form(value)
+    return type(value) is type(form) and value == form
+
+
+def is_duration(value) -> bool:
+    """Whether it is a number of seconds."""
+    return type(value) is float and 0 <= value < math.inf
+
+
+@contextlib.contextmanager
+def _socket_of(connection):
+    """The socket below a connection, which stays open."""
+    connected = socket.socket(fileno=connection.fileno())
+    try:
+        yield connected
+    finally:
+        connected.detach()
+
+
 def _is_local(connection):
-    with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-        if duplicate.family == socket.AF_UNIX:
+    with _socket_of(connection) as connected:
+        if connected.family == socket.AF_UNIX:
             return True
-        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return False
 
 
@@ -178,7 +240,7 @@ class Hub:
                     raise PeerLost(f"client process {process} is lost: {error}") from error
                 self._heard[process] = time.monotonic()
                 self._sign_of_life()
-                if message.keys() != {"alive"}:
+                if message != ALIVE:
                     return process, message
 
     def close(self):
@@ -194,56 +256,135 @@ class Door:
         """Raises UsageError where the address cannot be had or the key is missing."""
         self._directory = None
         if address is not None and is_remote(address):
-            self.address, key, place = address, key_from_environment(), _host_and_port(address)
+            self.address, self._key, place = address, key_from_environment(), _host_and_port(address)
         else:
             self.address = place = address or unix_address(str(os.getpid()))
+            self._key = secrets.token_hex(32).encode()
             self._directory = pathlib.Path(place).parent
-            _make_private(self._directory)
-            pathlib.Path(place).unlink(missing_ok=True)  # of a server that was killed
-            key = secrets.token_hex(32).encode()
-            with open(os.open(self._directory / KEY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(key)
         try:
-            self._listener = Listener(place, backlog=128, authkey=key)
+            if self._directory is not None:
+                _make_private(self._directory)
+                pathlib.Path(place).unlink(missing_ok=True)  # of a server that was killed
+                with open(os.open(self._directory / KEY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                    file.write(self._key)
+            self._socket = _listen(place)
+            self._socket.setblocking(False)
         except OSError as error:
             raise UsageError(f"cannot listen at {self.address}: {error.strerror or error}") from error
 
-    def admit(self, count: int, timeout: float) -> list[tuple[Channel, dict]]:
-        """Wait for `count` processes; each channel comes with the first message it sent, in the order of their number.
+    def admit(self, count: int, timeout: float) -> list[Channel]:
+        """Wait for `count` processes; their channels, in the order of their numbers.
 
         A process that names no number gets the next free one. Raises PeerLost, naming who is missing, after `timeout`
-        seconds without a newcomer.
+        seconds in which none joined. Strangers are no hindrance: each newcomer shows in a thread of its own that it has
+        the key, and where NEWCOMERS are at it, the next one takes the place of the one that has been at it for longest.
         """
-        joined: dict[int, tuple[Channel, dict]] = {}
-        waiting = selectors.DefaultSelector()
-        waiting.register(self._listener._listener._socket, selectors.EVENT_READ)
-        with waiting:
-            while len(joined) < count:
-                missing = [process for process in range(count) if process not in joined]
-                if not waiting.select(timeout):
-                    names = ", ".join(map(str, missing))
-                    raise PeerLost(f"client process {names} did not join within {timeout:g} s")
-                try:
-                    channel = Channel(self._listener.accept())
-                    hello = channel.receive()
-                except (AuthenticationError, PeerLost, OSError, EOFError) as error:
-                    print(f"refused a connection: {error}", file=sys.stderr, flush=True)
-                    continue
-                process = hello.get("process")
-                process = missing[0] if process is None else process
-                if process not in missing:
-                    channel.send({"refused": f"client process {process} is not one of the missing {missing}"})
+        joined: dict[int, Channel] = {}
+        newcomers: dict[int, _Newcomer] = {}  # by file descriptor, the oldest first
+        deadline = time.monotonic() + timeout
+        refused = 0
+        with selectors.DefaultSelector() as waiting, contextlib.ExitStack() as ends:
+            told, tells = (ends.enter_context(end) for end in socket.socketpair())
+            waiting.register(self._socket, selectors.EVENT_READ)
+            waiting.register(told, selectors.EVENT_READ)
+            try:
+                while len(joined) < count:
+                    missing = [process for process in range(count) if process not in joined]
+                    ready = [key.fileobj for key, _ in waiting.select(max(0, deadline - time.monotonic()))]
+                    if not ready and time.monotonic() >= deadline:
+                        names = ", ".join(map(str, missing))
+                        raise PeerLost(f"client process {names} did not join within {timeout:g} s")
+                    if self._socket in ready and len(newcomers) == NEWCOMERS:
+                        min(newcomers.values(), key=lambda newcomer: newcomer.has_key).turn_away()  # soon `told` tells
+                    elif self._socket in ready:
+                        with contextlib.suppress(BlockingIOError, ConnectionError):  # it is gone again
+                            newcomer = _Newcomer(self._socket.accept()[0], self._key, tells)
+                            newcomers[newcomer.channel.fileno()] = newcomer
+                            newcomer.start()
+                    if told not in ready:
+                        continue
+                    newcomer = newcomers.pop(int.from_bytes(told.recv(4)))
+                    process = newcomer.hello.get("process", missing[0])
+                    if newcomer.error is not None:
+                        error = newcomer.error
+                    elif type(process) is not int or process not in missing:
+                        error = f"client process {shown(process)} is not one of the missing {missing}"
+                        newcomer.say({"refused": error})
+                    else:
+                        newcomer.channel.limit(timeout)
+                        joined[process] = newcomer.channel
+                        deadline = time.monotonic() + timeout
+                        continue
+                    newcomer.channel.close()
+                    refused += 1
+                    if refused <= TOLD_OF:
+                        print(f"refused a connection: {error}", file=sys.stderr, flush=True)
+            except BaseException:
+                for channel in joined.values():
                     channel.close()
-                    continue
-                joined[process] = channel, hello
+                raise
+            finally:
+                for newcomer in newcomers.values():
+                    newcomer.turn_away()
+                for newcomer in newcomers.values():
+                    newcomer.join()
+                    newcomer.channel.close()
         return [joined[process] for process in range(count)]
 
     def close(self):
         """Close the door and leave nothing of it on disk."""
-        with contextlib.suppress(OSError):
-            self._listener.close()
+        self._socket.close()
         if self._directory is not None:
             remove_socket(self.address)
+
+
+NEWCOMERS = 100  # at most, who have not shown yet that they have the key
+TOLD_OF = 20  # refused connections are told of, so that nobody can fill the log
+
+
+class _Newcomer(threading.Thread):
+    """Who has connected and has yet to show that it has the key and to say which process it is. As soon as either is done or
+    has failed, its file descriptor is sent to `tells`."""
+
+    def __init__(self, connected: socket.socket, key: bytes, tells: socket.socket):
+        super().__init__(daemon=True)
+        self._connection = Connection(connected.detach())
+        self.channel = Channel(self._connection)
+        self._key, self._tells = key, tells
+        self.has_key, self.hello, self.error = False, {}, None
+
+    def run(self):
+        try:
+            deliver_challenge(self._connection, self._key)
+            self.has_key = True
+            answer_challenge(self._connection, self._key)
+            self.hello = self.channel.receive()
+        except Exception as error:  # the library's handshake may fail in any way on what a stranger sends
+            self.error = " ".join(str(error).split())[:200] or type(error).__name__
+        self._tells.sendall(self.channel.fileno().to_bytes(4))
+
+    def turn_away(self):
+        """Have the thread end at once."""
+        with contextlib.suppress(OSError), _socket_of(self._connection) as connected:
+            connected.shutdown(socket.SHUT_RDWR)
+
+    def say(self, message):
+        with contextlib.suppress(PeerLost):
+            self.channel.send(message)
+
+
+def _listen(place):
+    backlog = 1024  # so that a crowd of strangers keeps nobody from connecting
+    if not isinstance(place, str):
+        return socket.create_server(place, backlog=backlog)
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        listening.bind(place)
+        listening.listen(backlog)
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 SOCKET, KEY = "socket", "key"
@@ -281,17 +422,41 @@ def knock(address: str, process: int | None, timeout: float) -> Channel:
     while True:
         try:
             key = key_from_environment() if remote else (pathlib.Path(address).parent / KEY).read_bytes()
-            channel = Channel(connect_to(place, authkey=key))
+            channel = _connect(place, key, max(1.0, deadline - time.monotonic()))
             break
         except AuthenticationError as error:
             raise UsageError(
                 f"the server at {address} has another key: set {KEY_VARIABLE} to the same on both sides"
             ) from error
+        except (AssertionError, ValueError) as error:
+            raise UsageError(f"what answers at {address} is no server of a trial") from error
         except (OSError, EOFError) as error:
             if time.monotonic() > deadline:
                 raise PeerLost(f"no server answered at {address} within {timeout:g} s ({error})") from error
             time.sleep(0.01)
-    channel.send({"process": process, "pid": os.getpid(), "host": socket.gethostname()})
+    channel.send({} if process is None else {"process": process})
+    return channel
+
+
+def _connect(place, key, timeout):
+    """A channel to a server that has shown that it has the key. Raises OSError, EOFError, or what the handshake does."""
+    if isinstance(place, str):
+        with socket.socket(socket.AF_UNIX) as connecting:
+            connecting.connect(place)
+            connection = Connection(connecting.detach())
+    else:
+        connecting = socket.create_connection(place, timeout)
+        connecting.settimeout(None)
+        connection = Connection(connecting.detach())
+    channel = Channel(connection)
+    try:
+        channel.limit(timeout)
+        answer_challenge(connection, key)
+        deliver_challenge(connection, key)
+        channel.limit(None)
+    except BaseException:
+        channel.close()
+        raise
     return channel
 
 

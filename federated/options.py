@@ -23,28 +23,29 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
 
 
-def whole(low, high=None):
+MOST = 10**9  # where nothing else bounds a whole number
+
+
+def whole(low, high=MOST):
     """A parser of whole numbers in [low, high]."""
     return _number(int, "a whole number", low, high)
 
 
-def real(low, high=None, above=False):
-    """A parser of finite numbers in [low, high], or in (low, high] with `above`."""
+def real(low, high, above=False):
+    """A parser of numbers in [low, high], or in (low, high] with `above`."""
     return _number(float, "a number", low, high, above)
 
 
 def _number(kind, what, low, high, above=False):
-    bounds = f"above {low}" if above else f"of at least {low}"
-    if high is not None:
-        bounds += f" and at most {high}"
+    bounds = f"{'above' if above else 'of at least'} {low} and at most {high}"
 
     def parse(text):
         try:
             value = kind(text)
-        except (ValueError, OverflowError):
+        except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and (value > low if above else value >= low) and (high is None or value <= high)):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what} {bounds}")
+        if not ((value > low if above else value >= low) and value <= high):
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {what} {bounds}")
         return value
 
     return parse
@@ -57,7 +58,7 @@ def one_of(names, ignore_case=False):
 
     def parse(text):
         if fold(text) not in map(fold, names):
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not one of {', '.join(names)}")
         return text
 
     return parse
@@ -65,30 +66,81 @@ def one_of(names, ignore_case=False):
 
 def host_and_port(text):
     """HOST:PORT as given, checked."""
-    host, colon, port = text.rpartition(":")
-    if not (host and colon and port.isdecimal() and 1 <= int(port) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT with a port from 1 to 65535")
+    host, _, port = text.rpartition(":")
+    if not (_is_plain(host) and port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not HOST:PORT with a port from 1 to 65535")
+    return text
+
+
+def address(text):
+    """HOST:PORT, or the path of a Unix socket."""
+    if "/" not in text:
+        return host_and_port(text)
+    if not _is_plain(text) or len(text.encode()) > 107:  # what fits into a sockaddr_un
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is neither HOST:PORT nor the path of a Unix socket of at most 107 bytes"
+        )
     return text
 
 
 def json_object(text):
     """A JSON object."""
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
+        value = json.loads(text, object_pairs_hook=_each_name_once)
+    except (ValueError, RecursionError) as error:
+        value = error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"""{text!r} is not a JSON object such as '{{"batch_size": 32}}'""")
+        reason = f" ({value})" if isinstance(value, _TwiceError) else ""
+        raise argparse.ArgumentTypeError(f"""{shown(text)} is not a JSON object such as '{{"batch_size": 32}}'{reason}""")
+    return value
+
+
+class _TwiceError(ValueError):
+    """A name stands twice in a JSON object."""
+
+
+def _each_name_once(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(f"{shown(next(name for name in names if names.count(name) > 1))} stands twice in it")
     return value
 
 
 def directory(text):
     """A path that is a directory or could become one."""
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a directory")
-    existing = os.path.abspath(text)
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
+    if not _is_plain(text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory: it is empty or has characters no name may have")
+    try:
+        existing = os.path.abspath(text)
+        while not _exists(existing):
+            existing = os.path.dirname(existing)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory: {error.strerror}") from error
     if not os.path.isdir(existing):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a directory: {existing!r} is a file")
+        what = "a link that leads nowhere" if os.path.islink(existing) else "a file"
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory: {shown(existing)} is {what}")
     return text
+
+
+def _exists(path):
+    """Whether something has the name `path`. Raises OSError where nothing ever could."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _is_plain(text):
+    """Whether `text` may be part of a name: neither empty nor with NUL or bytes that are no UTF-8."""
+    return bool(text) and "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def shown(value) -> str:
+    """`value` as an error message quotes it: on one line, and not without end."""
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:150]}…{text[-20:]}"

@@ -7,7 +7,6 @@ something whose other end only its parent holds, and leaves when that is closed.
 import contextlib
 import dataclasses
 import errno
-import importlib
 import multiprocessing
 import os
 import pathlib
@@ -20,8 +19,9 @@ import time
 from collections import Counter, deque
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.util import get_temp_dir
 
-from federated import machine
+from federated import machine, warm
 from federated.channel import PeerLost, is_remote, remove_socket, unix_address
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, real
 from federated.trial import Diverged, Lock, Locked, Trial
@@ -30,6 +30,8 @@ from federated.version import HERE
 PARENT_VARIABLE = "FEDERATED_PARENT_FD"
 # The pid of the process that took the trial's lock for the server it starts
 GIVER_VARIABLE = "FEDERATED_LOCK_GIVER"
+
+MOST_PROCESSES = 1024  # of one trial
 
 
 def end_with_parent(clean_up):
@@ -98,14 +100,18 @@ def add_run_arguments(parser: Parser):
         "--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie or are downloaded to"
     )
     parser.add_argument(
-        "--timeout", type=real(0, above=True), default=600.0, metavar="SECONDS", help="a process silent for so long has failed"
+        "--timeout",
+        type=real(0, 1e6, above=True),
+        default=600.0,
+        metavar="SECONDS",
+        help="a process silent for so long has failed",
     )
 
 
 def add_checkpoint_argument(parser: Parser):
     parser.add_argument(
         "--checkpoint_seconds",
-        type=real(0),
+        type=real(0, 1e6),
         default=10.0,
         metavar="SECONDS",
         help="least time between checkpoints, which are made at round ends; 0: after each round (default: 10)",
@@ -155,10 +161,10 @@ class Warm:
     def preload(cls, modules: list[str]):
         """Start the process to fork from, which imports `modules`. It looks for them where PYTHONPATH says and in no
         current directory, which may hold another version, and passes over what it does not find."""
-        cls._context.set_forkserver_preload(["__main__", *modules])
+        cls._context.set_forkserver_preload(["__main__", warm.__name__, *modules])
         before = dict(os.environ)
         path = os.pathsep.join(filter(None, [str(HERE), before.get("PYTHONPATH")]))
-        os.environ.update(PYTHONPATH=path, PYTHONSAFEPATH="1")
+        os.environ.update({"PYTHONPATH": path, "PYTHONSAFEPATH": "1", warm.DIRECTORY_VARIABLE: get_temp_dir()})
         try:
             forkserver.ensure_running()
         finally:
@@ -166,7 +172,7 @@ class Warm:
             os.environ.update(before)
 
     def __init__(self, command: list[str], log: pathlib.Path, environment: dict):
-        self._process = self._context.Process(target=_run_script, args=(command, log, environment))
+        self._process = self._context.Process(target=warm.run_script, args=(command, log, environment))
         self._process.start()
         self.sentinel = self._process.sentinel
 
@@ -180,20 +186,6 @@ class Warm:
 
     def close(self):
         self._process.close()
-
-
-def _run_script(command, log, environment):
-    """In the fork: become what `command` would start."""
-    os.setsid()
-    os.environ.update(environment)  # CUDA reads it when it is first used, which the parent never does
-    with open(log, "ab") as output, open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _, script, *arguments = command
-    sys.argv = [script, *arguments]
-    sys.exit(importlib.import_module(pathlib.Path(script).stem).main(arguments))
 
 
 def script_command(script: str, *arguments) -> list[str]:

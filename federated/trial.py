@@ -19,7 +19,7 @@ import subprocess
 import time
 
 from federated import algorithms, augmentation, datasets, models, partition
-from federated.options import UsageError, one_of, real, whole
+from federated.options import UsageError, one_of, real, shown, whole
 
 
 def _setting(default, parse, help):
@@ -36,8 +36,8 @@ class Settings:
     algorithm: str = _setting(
         "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), f"in any case: {', '.join(algorithms.REGISTRY)}"
     )
-    num_clients: int = _setting(None, whole(1), "clients of the federation; default: the data's owners, else 2")
-    rounds: int = _setting(50, whole(1), "communication rounds")
+    num_clients: int = _setting(None, whole(1, 100_000), "clients of the federation; default: the data's owners, else 2")
+    rounds: int = _setting(50, whole(1, 1_000_000), "communication rounds")
     local_epochs: int = _setting(1, whole(1), "passes over its data that a client makes a round")
     samples_per_client: int = _setting(None, whole(2), "training samples of each client, held-out ones included; default: all")
     participation: float = _setting(1.0, real(0, 1, above=True), "fraction of the clients that train in a round")
@@ -46,7 +46,9 @@ class Settings:
         one_of(partition.REGISTRY),
         f"how samples go to clients: {', '.join(partition.REGISTRY)}; default: natural where the data have owners, else iid",
     )
-    partition_alpha: float = _setting(0.5, real(0, above=True), "concentration of dirichlet and quantity; less is more skewed")
+    partition_alpha: float = _setting(
+        0.5, real(0, 1e6, above=True), "concentration of dirichlet and quantity; less is more skewed"
+    )
     labels_per_client: int = _setting(2, whole(1), "labels each client holds under --partition labels")
     holdout_fraction: float = _setting(0.1, real(0, 0.9, above=True), "share of its samples a client validates on")
     augmentation: str = _setting(
@@ -308,13 +310,33 @@ def stored_settings(directory: pathlib.Path) -> Settings | None:
     """The settings of the sweep in `directory`, None where there is no sweep. Raises UsageError where it can't be read."""
     path = directory / SWEEP
     try:
-        return Settings(**json.loads(path.read_text()))
+        return _checked_settings(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"{str(path)!r} cannot be read as a sweep's settings ({error}): restore it or use another --output_dir"
+            f"{str(path)!r} cannot be read as a sweep's settings ({reason}): restore it or use another --output_dir"
         ) from error
+
+
+def _checked_settings(values) -> Settings:
+    """The settings that a file names, each as its option would take it. Raises ValueError that names a wrong one."""
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    if not isinstance(values, dict):
+        raise ValueError("it holds no JSON object")
+    for name, value in values.items():
+        if name not in fields:
+            raise ValueError(f"it has an unknown setting {shown(name)}")
+        if value is None and fields[name].default is None:
+            continue
+        try:
+            fits = fields[name].metadata["parse"](str(value)) == value
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if not fits:
+            raise ValueError(f"{name} {shown(value)} has the wrong type")
+    return Settings(**values)
 
 
 # The lock of a trial, so that a live one is neither run twice nor deleted: its server holds it, which gets it from who

@@ -38,8 +38,8 @@ def test_rows_arrive(kind, monkeypatch):
         client.start()
     memory = Memory(SHAPES, shared=True)
     channels = []
-    for channel, hello in door.admit(2, 20):
-        channel.send_memory(memory, hello["pid"])
+    for channel in door.admit(2, 20):
+        channel.send_memory(memory)
         channels.append(channel)
     door.close()
     assert [channel.local for channel in channels] == [kind == "unix"] * 2

@@ -109,7 +109,7 @@ def leaves_nothing(tmp_path, monkeypatch):
         for trial in tmp_path.glob("*/*/*/trial_*"):
             assert processes_of(trial) == {}
         assert list(tmp_path.rglob("lock")) == [] and list(tmp_path.rglob("*.tmp")) == []
-        assert os.listdir(sockets) == []
+        assert [name for name in os.listdir(sockets) if not name.startswith("torchinductor")] == []
 
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])

@@ -1,0 +1,30 @@
+"""What runs in the process that warm trials are forked from, and in the forks."""
+
+import atexit
+import importlib
+import os
+import pathlib
+import shutil
+import signal
+import sys
+
+DIRECTORY_VARIABLE = "FEDERATED_FORKSERVER_DIRECTORY"
+
+# multiprocessing has the process that it started remove the directory of the socket between them; where that was killed,
+# this one does, which ends with it.
+if DIRECTORY_VARIABLE in os.environ:
+    atexit.register(shutil.rmtree, os.environ.pop(DIRECTORY_VARIABLE), ignore_errors=True)
+
+
+def run_script(command, log, environment):
+    """In the fork: become what `command` would start."""
+    os.setsid()
+    os.environ.update(environment)  # CUDA reads it when it is first used, which the parent never does
+    with open(log, "ab") as output, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _, script, *arguments = command
+    sys.argv = [script, *arguments]
+    sys.exit(importlib.import_module(pathlib.Path(script).stem).main(arguments))
