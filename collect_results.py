@@ -6,6 +6,7 @@ accuracy over its trials is highest; its test accuracy is given as mean ± sampl
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 
@@ -14,7 +15,7 @@ import pandas
 from tabulate import tabulate
 
 from federated import algorithms, options, trial
-from federated.options import USAGE_ERROR, Parser, UsageError
+from federated.options import USAGE_ERROR, Parser, UsageError, shown
 from hparams_registry import default_hparams
 
 NOTHING_DONE = 1
@@ -51,31 +52,94 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
     for output_dir in output_dirs:
         if not output_dir.is_dir():
             raise UsageError(f"{str(output_dir)!r} is not a directory")
-        for sweep_dir in sorted(path.parent for path in output_dir.glob(f"*/{trial.SWEEP}")):
-            stored = trial.stored_settings(sweep_dir)
+        for sweep_dir in sorted(path for path in output_dir.iterdir() if path.is_dir()):
+            trials = sorted(sweep_dir.glob("*/trial_*"))
+            try:
+                stored = trial.stored_settings(sweep_dir)
+            except UsageError as error:
+                broken.append(str(error))
+                continue
+            if stored is None or stored.name != sweep_dir.name:
+                if trials or stored is not None:
+                    why = "is missing" if stored is None else f"is that of {stored.name}"
+                    broken.append(f"{str(sweep_dir / trial.SWEEP)!r} {why}")
+                continue
             sweep = (stored.model_arch, stored.dataset, algorithms.canonical(stored.algorithm))
             trial.check_same_settings(sweep_dir, settings.setdefault(sweep, stored), stored)
-            for directory in sorted(sweep_dir.glob("*/trial_*")):
+            for directory in trials:
                 key = (sweep, directory.parent.name, directory.name)
-                done = [directory / f"client_{client}" for client in range(stored.num_clients)]
-                if not all((path / trial.DONE).exists() for path in done):
-                    not_done.append(directory)
-                elif key not in seen:
-                    seen.add(key)
-                    try:
-                        rows += rounds_of(
-                            sweep, stored.local_optimizer, [json.loads((path / trial.RESULTS).read_text()) for path in done]
-                        )
-                    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-                        broken.append(f"{directory}: {error!r}")
+                clients = [directory / f"client_{client}" for client in range(stored.num_clients)]
+                try:
+                    if not directory.is_dir():
+                        raise Broken(f"{str(directory)!r} is no directory")
+                    if not all((client / trial.DONE).exists() for client in clients):
+                        not_done.append(directory)
+                        continue
+                    if key not in seen:
+                        rows += rounds_of(sweep, stored, directory, [_read(client / trial.RESULTS) for client in clients])
+                        seen.add(key)
+                except Broken as error:
+                    broken.append(str(error))
+                except OSError as error:
+                    broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
     return Collected(pandas.DataFrame(rows), settings, not_done, broken)
 
 
-def rounds_of(sweep, local_optimizer: str, clients: list[dict]) -> list[dict]:
-    """The rows of one trial, from what its clients recorded."""
-    first = clients[0]
+MOST_BYTES = 1 << 28  # of a results.json
+
+
+class Broken(Exception):
+    """What a results.json holds is not what a trial writes; the text names the file."""
+
+
+def _read(path):
+    """The JSON object in a file. Raises Broken or OSError."""
+
+    def refuse(constant):
+        raise ValueError(f"it holds {constant}")
+
+    if path.stat().st_size > MOST_BYTES:
+        raise Broken(f"{str(path)!r} is larger than {MOST_BYTES >> 20} MB")
+    try:
+        results = json.loads(path.read_text(), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise Broken(f"{str(path)!r}: {error}") from error
+    if not isinstance(results, dict):
+        raise Broken(f"{str(path)!r} holds no JSON object")
+    return results
+
+
+def rounds_of(sweep, settings, directory: pathlib.Path, clients: list[dict]) -> list[dict]:
+    """The rows of one trial, from what its clients recorded. Raises Broken where that is not what they can have recorded."""
     model, dataset, algorithm = sweep
-    hparams = {name: first[name] for name in default_hparams(algorithm, dataset, local_optimizer)}
+    names = list(default_hparams(algorithm, dataset, settings.local_optimizer))
+
+    def require(holds, client, name):
+        if not holds:
+            path = directory / f"client_{client}" / trial.RESULTS
+            raise Broken(f"{str(path)!r}: {name} {shown(clients[client].get(name))} cannot be")
+
+    for number, client in enumerate(clients):
+        for name, value in {"client_id": number, "model_arch": model, "dataset": dataset}.items():
+            require(type(client.get(name)) is type(value) and client[name] == value, number, name)
+        seed = client.get("trial_seed")
+        require(type(seed) is int and f"trial_{seed}" == directory.name, number, "trial_seed")
+        require(str(client.get("algorithm")).lower() == algorithm.lower(), number, "algorithm")
+        for name in names:
+            require(type(client.get(name)) in (int, float), number, name)
+        for name, most in (("val_acc", 1), ("test_acc", 1), ("train_loss", math.inf), ("step_time", math.inf)):
+            values = client.get(name)
+            fit = isinstance(values, list) and len(values) == settings.rounds
+            fit = fit and all(value is None or (type(value) in (int, float) and 0 <= value <= most) for value in values)
+            require(fit, number, name)
+        require(type(client.get("val_samples")) is int and client["val_samples"] >= 0, number, "val_samples")
+        require(isinstance(client.get("train_indices"), list), number, "train_indices")
+        require(client["test_acc"] == clients[0]["test_acc"], number, "test_acc")
+        hparams = {name: client[name] for name in names}
+        if trial.hparams_hash(hparams) != directory.parent.name:
+            raise Broken(f"{str(directory / f'client_{number}' / trial.RESULTS)!r} is of other hyper-parameters: {hparams}")
+
+    first = clients[0]
     val = _weighted([client["val_acc"] for client in clients], [client["val_samples"] for client in clients])
     train = _weighted([client["train_loss"] for client in clients], [len(client["train_indices"]) for client in clients])
     return [
@@ -83,7 +147,7 @@ def rounds_of(sweep, local_optimizer: str, clients: list[dict]) -> list[dict]:
             "model": model,
             "dataset": dataset,
             "algorithm": algorithm,
-            "hash": trial.hparams_hash(hparams),
+            "hash": directory.parent.name,
             "hparams": hparams,
             "trial_seed": first["trial_seed"],
             "round": round + 1,
@@ -92,7 +156,7 @@ def rounds_of(sweep, local_optimizer: str, clients: list[dict]) -> list[dict]:
             "test_acc": first["test_acc"][round],
             "step_time": first["step_time"][round],
         }
-        for round in range(len(first["test_acc"]))
+        for round in range(settings.rounds)
     ]
 
 

@@ -9,10 +9,13 @@ federated.processes.Failure.
 import functools
 import os
 import shlex
+import tempfile
 
 from federated import algorithms, machine, models
 from federated.channel import key_from_environment, unix_address
+from federated.options import UsageError
 from federated.processes import GIVER_VARIABLE, Cold, RunningTrial, Warm, run_trials, trial_commands
+from federated.trial import write_sweep_file
 
 # A trial's process is counted as this much memory where the number of trials at once is not given.
 PROCESS_BYTES = 1 << 29
@@ -43,6 +46,7 @@ REGISTRY = {"local_sequential": local_sequential, "local_parallel": local_parall
 def _run_locally(trials, args, report, start, most):
     """Run `trials` on this machine, at most `most` at once."""
     settings = args.settings
+    check_writable(trials[0].directory.parent.parent, settings)
     if settings.device == "cuda" or settings.precision != "fp32":  # else no need to wait for torch's import
         from federated.training import resolve_device
 
@@ -67,6 +71,16 @@ def _run_locally(trials, args, report, start, most):
         return RunningTrial(trial, start_here, processes, args)
 
     run_trials(trials, begin, jobs, args.retries, report)
+
+
+def check_writable(sweep_dir, settings):
+    """Raises UsageError where no trial could write its files, before any is started."""
+    try:
+        write_sweep_file(sweep_dir, settings)
+        with tempfile.TemporaryFile(dir=sweep_dir):
+            pass
+    except OSError as error:
+        raise UsageError(f"--output_dir: {str(sweep_dir)!r} cannot be written to ({error.strerror}): name another") from error
 
 
 def preload(settings):

@@ -229,6 +229,9 @@ def main(argv=None) -> int:
     except UsageError as error:
         say(f"sweep.py {args.command}: error: {error}")
         return USAGE_ERROR
+    except OSError as error:
+        say(f"sweep.py {args.command}: error: {error}")
+        return FAILED
     except Interrupted as interrupted:
         return 128 + interrupted.signum
     return 0
@@ -238,7 +241,13 @@ def settings_of(args) -> Settings:
     """The settings of the sweep: those given, and where a sweep only is looked at, else those it was made with."""
     given = trials_of.settings_from(args)
     sweep_dir = pathlib.Path(args.output_dir) / given.name
-    stored = trials_of.stored_settings(sweep_dir)
+    try:
+        stored = trials_of.stored_settings(sweep_dir)
+    except UsageError as error:
+        if args.command != "status":
+            raise
+        say(f"Ignored: {error}")
+        stored = None
     if args.command != "launch" and stored is not None:
         named = {name: value for name, value in vars(args).items() if hasattr(given, name)}
         given = dataclasses.replace(stored, **named)

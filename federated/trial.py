@@ -173,7 +173,8 @@ class Trial:
         return self.directory / f"{role}.log"
 
     def is_done(self) -> bool:
-        return all((self.client_directory(client) / DONE).exists() for client in range(self.settings.num_clients))
+        below = map(self.client_directory, range(self.settings.num_clients))
+        return all((directory / DONE).exists() and (directory / RESULTS).exists() for directory in below)
 
     def state(self) -> str:
         """NOT_LAUNCHED, INCOMPLETE, RUNNING or COMPLETE, by what is on disk now."""
