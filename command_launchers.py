@@ -28,7 +28,7 @@ def local_sequential(trials, args, report):
 
 def local_parallel(trials, args, report):
     """As many trials at once as the machine holds, forked from a process that has imported what they need."""
-    preload(args.settings)
+    preload(trials)
     _run_locally(trials, args, report, Warm, most=1 if args.host else len(trials))
 
 
@@ -36,7 +36,7 @@ def dry_run(trials, args, report):
     """Print the commands of every trial, run nothing."""
     for trial in trials:
         address = args.host or unix_address(str(trial.directory.resolve()))
-        commands = trial_commands(trial, address, client_processes(args, 1, []), args)
+        commands = trial_commands(trial, address, client_processes(trial, args, 1, []), args)
         print(" &\n".join(map(shlex.join, commands.values())))
 
 
@@ -45,8 +45,9 @@ REGISTRY = {"local_sequential": local_sequential, "local_parallel": local_parall
 
 def _run_locally(trials, args, report, start, most):
     """Run `trials` on this machine, at most `most` at once."""
-    settings = args.settings
-    check_writable(trials[0].directory.parent.parent, settings)
+    settings = trials[0].settings  # of which all have the same device, precision and threads
+    for each in {trial.directory.parent.parent: trial for trial in trials}.values():
+        check_writable(each)
     if settings.device == "cuda" or settings.precision != "fp32":  # else no need to wait for torch's import
         from federated.training import resolve_device
 
@@ -61,44 +62,39 @@ def _run_locally(trials, args, report, start, most):
     else:
         jobs = min(machine.cores() // settings.threads, machine.memory() // (2 * PROCESS_BYTES))
     jobs = max(1, min(jobs, most, len(trials)))
-    processes = client_processes(args, jobs, gpus)
 
     def begin(trial, place):
         environment = {GIVER_VARIABLE: str(os.getpid())}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
         start_here = functools.partial(start, environment=environment)
-        return RunningTrial(trial, start_here, processes, args)
+        return RunningTrial(trial, start_here, client_processes(trial, args, jobs, gpus), args)
 
     run_trials(trials, begin, jobs, args.retries, report)
 
 
-def check_writable(sweep_dir, settings):
-    """Raises UsageError where no trial could write its files, before any is started."""
+def check_writable(trial):
+    """Raises UsageError where the trial's sweep cannot write its files, before any is started."""
+    sweep_dir = trial.directory.parent.parent
     try:
-        write_sweep_file(sweep_dir, settings)
+        write_sweep_file(sweep_dir, trial.settings)
         with tempfile.TemporaryFile(dir=sweep_dir):
             pass
     except OSError as error:
         raise UsageError(f"--output_dir: {str(sweep_dir)!r} cannot be written to ({error.strerror}): name another") from error
 
 
-def preload(settings):
-    """Have trials fork from a process that has imported what theirs need."""
-    algorithm = algorithms.load(settings.algorithm).__module__
-    Warm.preload(
-        [
-            "server_benchmark",
-            "client_benchmark",
-            "federated.training",
-            algorithm,
-            *models.IMPORTS.get(settings.model_arch, ()),
-        ]
-    )
+def preload(trials):
+    """Have trials fork from a process that has imported what they need."""
+    modules = {"server_benchmark": None, "client_benchmark": None, "federated.training": None}
+    for trial in trials:
+        modules[algorithms.load(trial.settings.algorithm).__module__] = None
+        modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
+    Warm.preload(list(modules))
 
 
-def client_processes(args, jobs, gpus):
+def client_processes(trial, args, jobs, gpus):
     """Of a trial: as asked for, else one on a GPU, else one a participant up to the trial's share of the cores."""
-    settings = args.settings
+    settings = trial.settings
     share = 1 if gpus else max(1, machine.cores() // (jobs * settings.threads))
     return min(args.client_processes or share, settings.participants)

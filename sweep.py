@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
-import functools
+import itertools
 import json
 import pathlib
 import sys
@@ -39,7 +39,7 @@ class Job:
     DONE = trials_of.COMPLETE
 
     def __init__(self, settings: Settings, hparams: dict, hparams_seed: int, num_trials: int, sweep_dir: pathlib.Path):
-        self.hparams, self.hparams_seed = hparams, hparams_seed
+        self.settings, self.hparams, self.hparams_seed = settings, hparams, hparams_seed
         self.output_dir = sweep_dir / hparams_hash(hparams)
         self.trials = [
             Trial(settings, hparams, hparams_seed, seed, self.output_dir / f"trial_{seed}") for seed in range(num_trials)
@@ -90,18 +90,32 @@ class Job:
         return True
 
 
-def make_jobs(settings, num_hparams, num_trials, output_dir, hparams_seed, fixed_hparams) -> list[Job]:
-    """The jobs of sets hparams_seed, hparams_seed + 1, …; a set that equals an earlier one is left out."""
-    if num_hparams * num_trials > MOST_TRIALS:
-        raise UsageError(f"--num_hparams {num_hparams} x --num_trials {num_trials} is more than {MOST_TRIALS} trials")
+def make_jobs(args, sweeps: list[Settings]) -> list[Job]:
+    """The jobs of sets hparams_seed, hparams_seed + 1, … of each sweep; a set that equals an earlier one is left out."""
+    if args.num_hparams * args.num_trials > MOST_TRIALS:
+        raise UsageError(f"--num_hparams {args.num_hparams} x --num_trials {args.num_trials} is more than {MOST_TRIALS} trials")
     jobs = {}
-    for seed in range(hparams_seed, hparams_seed + num_hparams):
+    for settings, fixed in zip(sweeps, fixed_hparams(args.hparams, sweeps)):
         draw = (settings.algorithm, settings.dataset)
         optimizer = settings.local_optimizer
-        hparams = default_hparams(*draw, optimizer) if seed == 0 else random_hparams(*draw, seed, optimizer)
-        job = Job(settings, hparams | fixed_hparams, seed, num_trials, pathlib.Path(output_dir) / settings.name)
-        jobs.setdefault(job.output_dir, job)
+        for seed in range(args.hparams_seed, args.hparams_seed + args.num_hparams):
+            hparams = default_hparams(*draw, optimizer) if seed == 0 else random_hparams(*draw, seed, optimizer)
+            job = Job(settings, hparams | fixed, seed, args.num_trials, pathlib.Path(args.output_dir) / settings.name)
+            jobs.setdefault(job.output_dir, job)
     return list(jobs.values())
+
+
+def fixed_hparams(values: dict, sweeps: list[Settings]) -> list[dict]:
+    """Those of `values` that each sweep has. Raises UsageError where one is wrong, or none of them has it."""
+    draws = [(settings.algorithm, settings.dataset, settings.local_optimizer) for settings in sweeps]
+    known = [default_hparams(*draw) for draw in draws]
+    for name in values:
+        if not any(name in each for each in known):
+            check_hparams({name: values[name]}, *draws[0])  # says so
+    return [
+        check_hparams({name: value for name, value in values.items() if name in each}, *draw)
+        for draw, each in zip(draws, known)
+    ]
 
 
 def parse(argv):
@@ -178,7 +192,7 @@ def parse(argv):
             )
             add_run_arguments(run)
             add_checkpoint_argument(run)
-        trials_of.add_arguments(sub, given_only=True)
+        trials_of.add_arguments(sub, given_only=True, several=SEVERAL)
     help = "print how many samples of each label each client has, in the trial of seed 0"
     sub = commands.add_parser(SHOW_PARTITION, help=help, description=help, formatter_class=argparse.HelpFormatter)
     sub.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
@@ -208,17 +222,13 @@ def main(argv=None) -> int:
         if args.command == SHOW_PARTITION:
             show_partition(trials_of.settings_from(args), args.data_dir, args.picture)
             return 0
-        args.settings = settings_of(args)
-        fixed = check_hparams(args.hparams, args.settings.algorithm, args.settings.dataset, args.settings.local_optimizer)
-        make = functools.partial(
-            make_jobs, args.settings, args.num_hparams, args.num_trials, args.output_dir, args.hparams_seed, fixed
-        )
-        jobs = make()
+        sweeps = sweeps_of(args)
+        jobs = make_jobs(args, sweeps)
         if vars(args).get("take_over"):
             for job in jobs:
                 for trial in job.trials:
                     trials_of.take_over(trial.directory)
-            jobs = make()
+            jobs = make_jobs(args, sweeps)
         show(jobs)
         if args.command == "launch":
             return launch(jobs, args)
@@ -237,9 +247,23 @@ def main(argv=None) -> int:
     return 0
 
 
-def settings_of(args) -> Settings:
-    """The settings of the sweep: those given, and where a sweep only is looked at, else those it was made with."""
-    given = trials_of.settings_from(args)
+# Options that may name several, each of which is a sweep of its own
+SEVERAL = ("algorithm", "dataset")
+
+
+def sweeps_of(args) -> list[Settings]:
+    """The settings of the sweep of each algorithm on each data set."""
+    named = [getattr(args, name, [Settings.__dataclass_fields__[name].default]) for name in SEVERAL]
+    sweeps = {}
+    for values in itertools.product(*named):
+        settings = settings_of(args, argparse.Namespace(**(vars(args) | dict(zip(SEVERAL, values)))))
+        sweeps.setdefault(settings.name, settings)
+    return list(sweeps.values())
+
+
+def settings_of(args, one: argparse.Namespace) -> Settings:
+    """The settings of one sweep: those given, and where a sweep only is looked at, else those it was made with."""
+    given = trials_of.settings_from(one)
     sweep_dir = pathlib.Path(args.output_dir) / given.name
     try:
         stored = trials_of.stored_settings(sweep_dir)
@@ -249,7 +273,7 @@ def settings_of(args) -> Settings:
         say(f"Ignored: {error}")
         stored = None
     if args.command != "launch" and stored is not None:
-        named = {name: value for name, value in vars(args).items() if hasattr(given, name)}
+        named = {name: getattr(one, name) for name in vars(args) if hasattr(given, name)}
         given = dataclasses.replace(stored, **named)
     trials_of.check_same_settings(sweep_dir, given, stored)
     return given
@@ -288,17 +312,23 @@ def launch(jobs, args) -> int:
         say("Nothing to launch! Exiting...All jobs are done.")
         return 0
     say(f"About to launch {len(to_launch)} jobs.")
-    spec = datasets.REGISTRY[args.settings.dataset]
-    models.check(args.settings.model_arch, spec)
-    augmentation.check(args.settings.augmentation, spec)
-    data = datasets.load(args.settings.dataset, args.data_dir)
-    for seed in range(args.num_trials):
-        partition.split(data, args.settings, seed)
+    for settings in {job.settings: None for job in to_launch}:
+        check(settings, args)
     if not confirmed(args):
         return 0
     progress = Progress(sum(not trial.is_done() for job in to_launch for trial in job.trials))
     Job.launch(to_launch, lambda trials: REGISTRY[args.command_launcher](trials, args, progress.report))
     return progress.exit_code()
+
+
+def check(settings: Settings, args):
+    """Raises UsageError where trials with `settings` could not be run."""
+    spec = datasets.REGISTRY[settings.dataset]
+    models.check(settings.model_arch, spec)
+    augmentation.check(settings.augmentation, spec)
+    data = datasets.load(settings.dataset, args.data_dir)
+    for seed in range(args.num_trials):
+        partition.split(data, settings, seed)
 
 
 def delete(jobs, args):

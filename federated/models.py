@@ -132,8 +132,13 @@ REGISTRY = {
     "resnet18_gn": Model(resnet18_gn, least_size=1),
 }
 
-# What building a model imports besides torch, for a process that imports ahead
-IMPORTS = {"resnet18": ["torchvision.models.resnet"], "resnet18_gn": ["torchvision.models.resnet"]}
+
+def imports_of(name: str) -> list[str]:
+    """What building the model `name` imports besides torch, for a process that imports ahead."""
+    if name not in REGISTRY:
+        return ["torchvision.models"]
+    return ["torchvision.models.resnet"] if name.startswith("resnet18") else []
+
 
 NAMES = f"{', '.join(REGISTRY)}, or a classification model of torchvision"
 

@@ -100,14 +100,16 @@ class Settings:
         return f"{self.model_arch}_{self.dataset}_{algorithms.canonical(self.algorithm)}"
 
 
-def add_arguments(parser: argparse.ArgumentParser, given_only: bool = False):
-    """An option for every setting; with `given_only` the namespace holds just those that the user gave."""
+def add_arguments(parser: argparse.ArgumentParser, given_only: bool = False, several=()):
+    """An option for every setting; with `given_only` the namespace holds just those that the user gave. Those in `several`
+    take one value or more."""
     group = parser.add_argument_group("what a trial trains", "Fixed once for a sweep and kept in its sweep.json.")
     for field in dataclasses.fields(Settings):
         group.add_argument(
             f"--{field.name}",
             type=field.metadata["parse"],
             default=argparse.SUPPRESS if given_only else field.default,
+            nargs="+" if field.name in several else None,
             metavar=getattr(field.type, "__name__", field.type).upper(),
             help=field.metadata["help"] + ("" if field.default is None or not given_only else f" (default: {field.default})"),
         )

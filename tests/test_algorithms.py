@@ -1,7 +1,11 @@
 """The algorithms' identities, their closed forms on quadratics, and the mistakes that other implementations have made."""
 
 import argparse
+import contextlib
 import functools
+import json
+import os
+import signal
 import threading
 import types
 
@@ -473,3 +477,61 @@ def test_the_registry_has_defaults_and_draws(algorithm):
             drawn = random_hparams(algorithm, "digits", seed, optimizer)
             assert drawn.keys() == default.keys()
             assert check_hparams(drawn, algorithm, "digits", optimizer) == drawn
+
+
+# Through the real command
+
+
+ALL = ("--num_trials", 1, "--num_hparams", 1, "--algorithm", *algorithms.REGISTRY)
+STATEFUL = ("--num_clients", 4, "--participation", 0.5, "--partition", "dirichlet", "--samples_per_client", 100)
+
+
+def test_clients_keep_their_state_in_whichever_process_they_are(launch, tmp_path):
+    """All algorithms in one launch, with kept moments where they allow it; the same bits with one process and with three."""
+    from test_sweep import results
+
+    for processes in (1, 3):
+        options = ("--rounds", 4, "--local_optimizer", "sgd", "--hparams", '{"momentum": 0.5}', "--client_processes", processes)
+        launched = launch(tmp_path / str(processes), *STATEFUL, *ALL, *options)
+        assert launched.returncode == 0, launched.stderr
+    found = results(tmp_path / "1")
+    assert len(found) == 4 * len(algorithms.REGISTRY) and found == results(tmp_path / "3")
+
+
+def test_clients_keep_their_state_over_a_kill(launch, tmp_path):
+    """One trial of each algorithm, interrupted after some rounds by SIGKILL of all its processes."""
+    from test_faults import Sweep, processes_of
+    from test_sweep import results
+
+    out, options = tmp_path / "out", ("--rounds", 30, "--optimizer_state", "keep", "--checkpoint_seconds", 0)
+    kept = [name for name in algorithms.REGISTRY if algorithms.load(name).keeps_moments]
+    command = (*STATEFUL, *ALL[:4], "--algorithm", *kept, *options)
+    sweep = Sweep(out, *map(str, command), "--retries", "1")
+    killed = set()
+    while sweep.process.poll() is None:
+        for path in out.glob(f"*/*/trial_0/{checkpoint.CHECKPOINT}"):
+            if path.parent not in killed:
+                killed.add(path.parent)
+                for pid in processes_of(path.parent).values():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+    assert sweep.wait()[0] == 0
+    assert len(killed) == len(kept)
+    assert launch(tmp_path / "calm", *command).returncode == 0
+    assert results(out) == results(tmp_path / "calm")
+
+
+def test_defaults_work_on_digits(launch, tmp_path):
+    """No divergence over five seeds, and a better model than guessing: the global one, or the clients' own."""
+    launched = launch(tmp_path, *ALL, "--num_trials", 5, "--rounds", 20, "--samples_per_client", 700, "--eval_every", 20)
+    assert launched.returncode == 0, launched.stderr
+    for path in tmp_path.rglob("results.json"):
+        record = json.loads(path.read_text())
+        name = "test_acc" if algorithms.load(record["algorithm"]).has_global_model else "local_test_acc"
+        assert record[name][-1] > 0.3, (record["algorithm"], record[name])
+
+
+def test_an_optimizer_that_an_algorithm_is_not_defined_for_is_refused(launch, tmp_path):
+    refused = launch(tmp_path / "out", "--algorithm", "Fedavg", "scaffold", "--local_optimizer", "adam")
+    assert refused.returncode == 2 and not (tmp_path / "out").exists()
+    assert refused.stderr.splitlines()[-1].endswith("--local_optimizer adam: scaffold is defined for sgd only")

@@ -16,8 +16,7 @@ def imported():
 
 if __name__ == "__main__":
     from command_launchers import preload
-    from federated.trial import Settings
-    preload(Settings())
+    preload([])
     process = Warm._context.Process(target=imported)
     process.start()
     process.join()
@@ -44,7 +43,7 @@ def test_a_trial_sees_only_its_gpu(tmp_path, monkeypatch):
             given[log] = environment
 
     monkeypatch.setattr(command_launchers, "Warm", Start)
-    monkeypatch.setattr(command_launchers, "preload", lambda settings: None)
+    monkeypatch.setattr(command_launchers, "preload", lambda trials: None)
     out = str(tmp_path / "out")
     options = ["launch", "--skip_confirmation", "--output_dir", out, "--num_hparams", "1", "--num_trials", "4"]
     assert sweep.main(options) == 1
