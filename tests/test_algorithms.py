@@ -531,6 +531,18 @@ def test_defaults_work_on_digits(launch, tmp_path):
         assert record[name][-1] > 0.3, (record["algorithm"], record[name])
 
 
+def test_defaults_work_on_data_with_owners(run, tmp_path):
+    """As above, on the four hospitals, with a model that is a classifier alone."""
+    options = ("--skip_confirmation", "--output_dir", tmp_path / "out", "--dataset", "heart_disease", "--rounds", 20)
+    launched = run("sweep.py", "launch", *options, *ALL)
+    assert launched.returncode == 0, launched.stderr
+    for name in algorithms.REGISTRY:
+        clients = [json.loads(path.read_text()) for path in (tmp_path / "out").glob(f"*_{name}/*/*/client_*/results.json")]
+        assert len(clients) == 4
+        right = sum(client["local_test_acc"][-1] * client["local_test_samples"] for client in clients)
+        assert right / sum(client["local_test_samples"] for client in clients) > 0.6, name
+
+
 def test_an_optimizer_that_an_algorithm_is_not_defined_for_is_refused(launch, tmp_path):
     refused = launch(tmp_path / "out", "--algorithm", "Fedavg", "scaffold", "--local_optimizer", "adam")
     assert refused.returncode == 2 and not (tmp_path / "out").exists()
