@@ -170,13 +170,6 @@ def test_what_fails_by_logic_is_not_retried(launch, run, tmp_path):
     assert [each["reason"] for each in failure(tmp_path / "out")["earlier"]] == ["diverged"]
 
 
-@pytest.fixture
-def copy_of_project(tmp_path):
-    project = tmp_path / "project"
-    ignored = shutil.ignore_patterns(".git", ".venv", "tests", "benchmarks", "sweep_logs", "*.pyc")
-    return shutil.copytree(PROJECT, project, ignore=ignored)
-
-
 def test_a_resumed_trial_says_that_the_code_has_changed(tmp_path, copy_of_project):
     project, out = copy_of_project, tmp_path / "out"
     options = (*STATEFUL, "--rounds", "400")
