@@ -370,6 +370,15 @@ def test_feddyn_reaches_the_optimum_of_the_loss_over_all_samples(chosen):
     assert federation.distance(federation.optimum()) < 1e-6
 
 
+def test_feddyns_server_term_is_the_mean_of_all_clients_terms():
+    """Also with partial participation."""
+    federation = Federation("Feddyn", {"alpha": 0.5}, steps=[3] * 4, samples=[1] * 4)
+    for chosen in ([0, 1], [1, 3], [2]):
+        federation.round(chosen)
+        mean = sum(client.state[0] for client in federation.clients) / 4
+        torch.testing.assert_close(federation.server.state[0], mean)
+
+
 def test_feddyns_terms_act_once_the_weights_have_left():
     federation = Federation("Feddyn", {"alpha": 0.5}, steps=[1], samples=[1])
     client = federation.clients[0]
