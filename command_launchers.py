@@ -46,14 +46,14 @@ REGISTRY = {"local_sequential": local_sequential, "local_parallel": local_parall
 def _run_locally(trials, args, report, start, most):
     """Run `trials` on this machine, at most `most` at once."""
     settings = trials[0].settings  # of which all have the same device, precision and threads
-    for each in {trial.directory.parent.parent: trial for trial in trials}.values():
-        check_writable(each)
     if settings.device == "cuda" or settings.precision != "fp32":  # else no need to wait for torch's import
         from federated.training import resolve_device
 
         resolve_device(settings)
     if args.host:
         key_from_environment()  # raises UsageError before anything is made
+    for each in {trial.directory.parent.parent: trial for trial in trials}.values():
+        check_writable(each)
     gpus = [] if settings.device == "cpu" else machine.gpus()
     if args.jobs:
         jobs = args.jobs
