@@ -120,6 +120,8 @@ def directory(text):
     if not os.path.isdir(existing):
         what = "a link that leads nowhere" if os.path.islink(existing) else "a file"
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory: {shown(existing)} is {what}")
+    if not os.access(existing, os.R_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory of yours: {shown(existing)} may not be read")
     return text
 
 
