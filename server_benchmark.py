@@ -76,7 +76,10 @@ def run(args):
     draw = (settings.algorithm, settings.dataset, settings.local_optimizer)
     hparams = default_hparams(*draw) | check_hparams(args.hparams, *draw)
     this = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
-    this.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        this.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output_dir: {args.output_dir!r} cannot be made ({error.strerror}): name another") from error
     giver = int(os.environ.pop(GIVER_VARIABLE, "0"))
     lock, door = Lock(this.directory, giver=giver), None
     try:

@@ -1,13 +1,14 @@
 """What a partition looks like: labels by client, as a table and as a picture."""
 
 import argparse
+import os
 import pathlib
 
 import numpy as np
 from tabulate import tabulate
 
 from federated.datasets import Dataset
-from federated.options import UsageError
+from federated.options import UsageError, is_plain, shown
 from federated.partition import Part
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -16,10 +17,10 @@ PICTURES = (".png", ".svg", ".pdf")
 def picture_file(text: str) -> pathlib.Path:
     """A parser of the name of a picture to write."""
     path = pathlib.Path(text)
-    if path.suffix.lower() not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {str(path.parent)!r} is not a directory")
+    if not is_plain(text) or path.suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a file's name that ends in {', '.join(PICTURES)}")
+    if not os.path.isdir(path.parent) or os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a file in a directory that is there")
     return path
 
 
