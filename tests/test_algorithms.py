@@ -343,6 +343,21 @@ def test_fednova_weighs_clients_by_samples_and_not_by_steps():
     assert nova.distance(nova.optimum()) < 0.02 < 0.1 < biased.distance(biased.optimum())
 
 
+def test_a_round_of_fednova():
+    """x + tau_eff sum of p_i (y_i - x) / tau_i with tau_eff = sum of p_i tau_i, where y_i is known for a quadratic."""
+    federation = Federation("Fednova", {}, **UNEQUAL)
+    x = torch.zeros(4, dtype=torch.float64)
+    for _ in range(2):
+        federation.round()
+        shares = federation.samples / 7
+        changes = 0
+        for share, client in zip(shares, federation.clients):
+            shrinks = torch.matrix_power(torch.eye(4) - 0.05 * client.hessian, client.num_steps)
+            changes += share / client.num_steps * (client.minimum + shrinks @ (x - client.minimum) - x)
+        x = x + (shares * [2, 5, 9]).sum() * changes
+        torch.testing.assert_close(federation.server.weights, x)
+
+
 @pytest.mark.parametrize("chosen", [None, "half"])
 def test_scaffold_reaches_the_optimum(chosen):
     federation = Federation("Scaffold", {"server_learning_rate": 1.0}, steps=[3, 3, 3, 3], samples=[1, 1, 1, 1])
