@@ -25,7 +25,7 @@ from federated.algorithms.fednova import effective_steps
 from federated.channel import Door
 from federated.flat import Flat
 from federated.seeds import stream_seed
-from federated.training import classifier_of
+from federated.training import batch_sizes, classifier_of
 from federated.trial import Settings, Trial
 from hparams_registry import default_hparams, random_hparams
 
@@ -484,6 +484,13 @@ def test_effective_steps_are_what_gradients_count_under_momentum(momentum):
             velocity = momentum * velocity + np.eye(steps)[step]
             total += velocity
         assert effective_steps(steps, momentum) == pytest.approx(total.sum())
+
+
+@pytest.mark.parametrize(
+    ("samples", "sizes"), [(1, [1]), (64, [64]), (65, [65]), (66, [64, 2]), (129, [64, 65]), (130, [64, 64, 2])]
+)
+def test_no_batch_is_of_one_sample_and_none_is_dropped(samples, sizes):
+    assert batch_sizes(samples, {"batch_size": 64}) == sizes
 
 
 def test_weights_are_shares_among_those_that_answered():
