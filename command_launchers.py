@@ -18,8 +18,6 @@ from federated.options import UsageError
 from federated.processes import GIVER_VARIABLE, Cold, RunningTrial, Warm, run_trials, trial_commands
 from federated.trial import write_sweep_file
 
-# What a process has to be able to open at once where trials fork from it
-LEAST_FILES = 32
 # A trial's process is counted as this much memory where the number of trials at once is not given.
 PROCESS_BYTES = 1 << 29
 
@@ -55,8 +53,6 @@ def _run_locally(trials, args, report, start, most):
         resolve_device(settings)
     if args.host:
         key_from_environment()  # raises UsageError before anything is made
-    for each in {trial.directory.parent.parent: trial for trial in trials}.values():
-        check_writable(each)
     gpus = [] if settings.device == "cpu" else machine.gpus()
     if args.jobs:
         jobs = args.jobs
@@ -65,6 +61,10 @@ def _run_locally(trials, args, report, start, most):
     else:
         jobs = min(machine.cores() // settings.threads, machine.memory() // (2 * PROCESS_BYTES))
     jobs = max(1, min(jobs, most, len(trials)))
+    if start is Warm:
+        check_open_files(jobs, max(client_processes(trial, args, jobs, gpus) for trial in trials))
+    for each in {trial.directory.parent.parent: trial for trial in trials}.values():
+        check_writable(each)
 
     def begin(trial, place):
         environment = {GIVER_VARIABLE: str(os.getpid())}
@@ -87,10 +87,19 @@ def check_writable(trial):
         raise UsageError(f"--output_dir: {str(sweep_dir)!r} cannot be written to ({error.strerror}): name another") from error
 
 
+def check_open_files(jobs=0, processes=0):
+    """Raises UsageError where `jobs` trials at once, of so many client processes each, need more than may be open: the
+    process to fork from would end in the middle of a sweep. A trial has its lock, each of its processes two pipes."""
+    needed, most = 32 + jobs * (1 + 2 * (1 + processes)), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most < needed:
+        raise UsageError(
+            f"Too many open files: {jobs} trials at once need {needed}, of {most}: raise `ulimit -n` or lower --jobs"
+        )
+
+
 def preload(trials):
-    """Have trials fork from a process that has imported what they need. Raises UsageError where that could open no files."""
-    if (most := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < LEAST_FILES:
-        raise UsageError(f"Too many open files: {most} are allowed and {LEAST_FILES} are needed: raise `ulimit -n`")
+    """Have trials fork from a process that has imported what they need."""
+    check_open_files()
     modules = {"server_benchmark": None, "client_benchmark": None, "federated.training": None}
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None

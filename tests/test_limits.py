@@ -90,3 +90,13 @@ def test_too_few_file_descriptors(launch, tmp_path, most, launcher):
     if result.returncode != 0:
         assert result.returncode in (1, 2)
         assert "Too many open files" in result.stderr
+
+
+def test_too_few_file_descriptors_for_so_many_trials(launch, tmp_path):
+    """Sixteen trials of five processes would have the process to fork from run out of them on the way."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))  # noqa: E731
+    many = ("--num_trials", 16, "--jobs", 16, "--num_clients", 4, "--client_processes", 4, "--num_hparams", 1)
+    result = launch(tmp_path / "out", *many, preexec_fn=limit)
+    assert result.returncode == 2
+    assert "Too many open files: 16 trials at once need 208, of 40" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
