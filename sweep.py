@@ -18,8 +18,8 @@ from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_a
 from federated.processes import (
     MOST_PROCESSES,
     Interrupted,
-    add_checkpoint_argument,
     add_run_arguments,
+    add_server_arguments,
     interrupt_on_signals,
 )
 from federated.trial import Locked, Settings, Trial, hparams_hash
@@ -191,7 +191,7 @@ def parse(argv):
                 help="servers listen here, with the key in FEDERATED_KEY, one trial at a time (default: private Unix sockets)",
             )
             add_run_arguments(run)
-            add_checkpoint_argument(run)
+            add_server_arguments(run)
         trials_of.add_arguments(sub, given_only=True, several=SEVERAL)
     help = "print how many samples of each label each client has, in the trial of seed 0"
     sub = commands.add_parser(SHOW_PARTITION, help=help, description=help, formatter_class=argparse.HelpFormatter)
@@ -326,6 +326,8 @@ def check(settings: Settings, args):
     spec = datasets.REGISTRY[settings.dataset]
     models.check(settings.model_arch, spec)
     augmentation.check(settings.augmentation, spec)
+    if args.save_model:
+        trials_of.check_has_model(settings)
     data = datasets.load(settings.dataset, args.data_dir)
     for seed in range(args.num_trials):
         partition.split(data, settings, seed)

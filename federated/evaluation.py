@@ -22,6 +22,15 @@ class Block:
     client: int | None
 
 
+def weighted_mean(values, weights) -> np.ndarray:
+    """The mean over clients of each round [rounds], from values [clients, rounds] and weights [clients]: over those clients
+    that have a value in it, NaN where none has."""
+    values = np.asarray(values, dtype=float)
+    weights = np.where(np.isnan(values), 0, np.asarray(weights, dtype=float)[:, None])
+    with np.errstate(invalid="ignore"):
+        return (np.nan_to_num(values) * weights).sum(axis=0) / weights.sum(axis=0)
+
+
 class Plan:
     """All blocks of an evaluation. The global model goes over the test set. Over what clients hold out goes the global model
     or, where the algorithm is personal, each one's own, which then goes over the client's share of the test set too."""

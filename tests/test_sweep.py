@@ -54,6 +54,7 @@ def test_the_workflow(launch, run, awkward, launcher):
     assert len(content["train_indices"]) == 36
     for name in ("train_loss", "train_acc", "test_loss", "test_acc", "val_loss", "val_acc", "step_time"):
         assert len(content[name]) == 2, name
+    assert content["bytes_sent"] == [2 * 2 * 26_122 * 4] * 2  # two clients, down and up, float32
     assert content["provenance"].keys() >= {"git_revision", "argv", "torch", "python", "devices"}
 
     again = launch(awkward)
@@ -254,7 +255,7 @@ def test_commands_are_lists_of_arguments(awkward):
     from server_benchmark import parse
 
     this = Trial(Settings(samples_per_client=30), {"batch_size": 8}, 3, 4, awkward)
-    args = argparse.Namespace(data_dir="data dir", timeout=5.0, checkpoint_seconds=2.5)
+    args = argparse.Namespace(data_dir="data dir", timeout=5.0, checkpoint_seconds=2.5, save_model=False)
     commands = trial_commands(this, "/tmp/x/socket", 2, args)
     assert list(commands) == ["server", "client_process_0", "client_process_1"]
     args = parse(commands["server"][2:])
