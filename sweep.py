@@ -14,7 +14,7 @@ from tqdm import tqdm
 from command_launchers import REGISTRY
 from federated import augmentation, datasets, models, partition, partition_table
 from federated import trial as trials_of
-from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, whole
+from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, output_file, whole
 from federated.processes import (
     MOST_PROCESSES,
     Interrupted,
@@ -198,7 +198,7 @@ def parse(argv):
     sub.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
     sub.add_argument(
         "--picture",
-        type=partition_table.picture_file,
+        type=output_file(partition_table.PICTURES),
         metavar="FILE",
         help=f"draw it too, into FILE, which ends in {', '.join(partition_table.PICTURES)}; default: no picture",
     )

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import pathlib
 
 USAGE_ERROR = 2
 
@@ -121,6 +122,20 @@ def directory(text):
         what = "a link that leads nowhere" if os.path.islink(existing) else "a file"
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory: {shown(existing)} is {what}")
     return text
+
+
+def output_file(suffixes):
+    """A parser of the path of a file to write, whose name ends in one of `suffixes`."""
+
+    def parse(text):
+        path = pathlib.Path(text)
+        if path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"{shown(text)} does not end in {', '.join(suffixes)}")
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"{shown(text)} cannot be written: {shown(str(path.parent))} is not a directory")
+        return path
+
+    return parse
 
 
 def _exists(path):
