@@ -349,7 +349,7 @@ class Record:
             raise Diverged(f"diverged: the loss after round {round} of {self._rounds} is not finite")
         if time.monotonic() - self._told > 1 or round == self._rounds:
             self._told = time.monotonic()
-            val = weighted_mean(metrics["val"][1][:, None], self._val_samples)[0]
+            val = weighted_mean(metrics["val"][1], self._val_samples)
             test = metrics["test"][1]
             print(f"round {round}/{self._rounds}: test accuracy {test:.4f}, validation accuracy {val:.4f}", flush=True)
 

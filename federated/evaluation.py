@@ -23,12 +23,13 @@ class Block:
 
 
 def weighted_mean(values, weights) -> np.ndarray:
-    """The mean over clients of each round [rounds], from values [clients, rounds] and weights [clients]: over those clients
-    that have a value in it, NaN where none has."""
+    """The mean over clients [...], from values [clients, ...] and weights [clients]: over those clients that have a value,
+    NaN where none has."""
     values = np.asarray(values, dtype=float)
-    weights = np.where(np.isnan(values), 0, np.asarray(weights, dtype=float)[:, None])
+    has_none = np.isnan(values)
+    weights = np.where(has_none, 0, np.reshape(weights, (-1,) + (1,) * (values.ndim - 1)))
     with np.errstate(invalid="ignore"):
-        return (np.nan_to_num(values) * weights).sum(axis=0) / weights.sum(axis=0)
+        return (np.where(has_none, 0, values) * weights).sum(axis=0) / weights.sum(axis=0)
 
 
 class Plan:

@@ -171,7 +171,7 @@ def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[d
     Broken where that is not what they can have recorded."""
     model, dataset, algorithm = sweep
     names = _hparam_names(algorithm, dataset, settings.local_optimizer)
-    values = {name: [] for name in BY_ROUND}  # [clients, rounds]
+    values = np.empty((len(clients), len(BY_ROUND), settings.rounds))  # null is NaN
 
     def require(holds, client, name):
         if not holds:
@@ -187,10 +187,16 @@ def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[d
         require(str(client.get("algorithm")).lower() == algorithm.lower(), number, "algorithm")
         for name in names:
             require(type(client.get(name)) in (int, float), number, name)
-        for name, most in BY_ROUND.items():
-            array = _numbers(client.get(name), settings.rounds, most)
-            require(array is not None, number, name)
-            values[name].append(array)
+        for name in BY_ROUND:
+            listed = client.get(name)
+            is_list = isinstance(listed, list) and len(listed) == settings.rounds
+            require(is_list and set(map(type, listed)) <= _NUMBER_OR_NULL, number, name)
+        try:
+            values[number] = [client[name] for name in BY_ROUND]
+        except OverflowError as error:
+            raise Broken(f"{str(directory / f'client_{number}' / trial.RESULTS)!r}: {error}") from error
+        for name in np.array(list(BY_ROUND))[_outside(values[number])]:
+            require(False, number, name)
         for name in ("val_samples", "local_test_samples"):
             require(type(client.get(name)) is int and client[name] >= 0, number, name)
         require(isinstance(client.get("train_indices"), list), number, "train_indices")
@@ -202,27 +208,37 @@ def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[d
     first = clients[0]
     train_samples = [len(client["train_indices"]) for client in clients]
     val_samples, local_samples = ([client[name] for client in clients] for name in ("val_samples", "local_test_samples"))
-    local = np.array(values["local_test_acc"])
-    with np.errstate(invalid="ignore"):  # where no client has a value, as in rounds without an evaluation
-        clients_with_one = (~np.isnan(local)).sum(axis=0)
-        local_mean = np.nansum(local, axis=0) / clients_with_one
-        local_std = np.sqrt(np.nansum((local - local_mean) ** 2, axis=0) / clients_with_one)
+    place = {name: place for place, name in enumerate(BY_ROUND)}
+
+    def means(name, samples):
+        """Of the loss, and of the accuracy, which is next to it."""
+        return weighted_mean(values[:, place[name] : place[name] + 2], samples)
+
+    train, val, local = (
+        means("train_loss", train_samples),
+        means("val_loss", val_samples),
+        means("local_test_loss", local_samples),
+    )
+    of_clients = values[:, place["local_test_acc"]]
+    each = np.ones(len(clients))
+    local_mean = weighted_mean(of_clients, each)
+    first_client = dict(zip(BY_ROUND, values[0]))
     by_round = {
         "round": np.arange(1, settings.rounds + 1),
-        "train_loss": weighted_mean(values["train_loss"], train_samples),
-        "train_acc": weighted_mean(values["train_acc"], train_samples),
-        "val_loss": weighted_mean(values["val_loss"], val_samples),
-        "val_acc": weighted_mean(values["val_acc"], val_samples),
-        "test_loss": values["test_loss"][0],
-        "test_acc": values["test_acc"][0],
-        "local_loss": weighted_mean(values["local_test_loss"], local_samples),
-        "local_acc_weighted": weighted_mean(local, local_samples),
+        "train_loss": train[0],
+        "train_acc": train[1],
+        "val_loss": val[0],
+        "val_acc": val[1],
+        "test_loss": first_client["test_loss"],
+        "test_acc": first_client["test_acc"],
+        "local_loss": local[0],
+        "local_acc_weighted": local[1],
         "local_acc_mean": local_mean,
-        "local_acc_worst": np.fmin.reduce(local, axis=0),
-        "local_acc_std": local_std,
-        "round_seconds": values["step_time"][0],
-        "seconds": np.cumsum(values["step_time"][0]),
-        "bytes_sent": np.cumsum(values["bytes_sent"][0]),
+        "local_acc_worst": np.fmin.reduce(of_clients, axis=0),
+        "local_acc_std": np.sqrt(weighted_mean((of_clients - local_mean) ** 2, each)),
+        "round_seconds": first_client["step_time"],
+        "seconds": np.cumsum(first_client["step_time"]),
+        "bytes_sent": np.cumsum(first_client["bytes_sent"]),
     }
     by_round["accuracy"] = by_round["local_acc_weighted" if algorithms.load(algorithm).personal else "test_acc"]
     for name, column in (("val_acc", by_round["val_acc"]), ("local_test_acc", by_round["accuracy"])):
@@ -237,18 +253,12 @@ def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[d
 
 
 _NUMBER_OR_NULL = {int, float, type(None)}
+_MOST = np.array(list(BY_ROUND.values()))[:, None]
 
 
-def _numbers(values, length, most) -> np.ndarray | None:
-    """A list of `length` numbers from 0 to `most`, or null, which becomes NaN; None where `values` is none."""
-    if not (isinstance(values, list) and len(values) == length and set(map(type, values)) <= _NUMBER_OR_NULL):
-        return None
-    try:
-        numbers = np.array(values, dtype=float)
-    except OverflowError:
-        return None
-    known = numbers[~np.isnan(numbers)]
-    return numbers if ((known >= 0) & (known <= most)).all() and np.isfinite(known).all() else None
+def _outside(values) -> np.ndarray:
+    """Which of BY_ROUND have a number that cannot be, bool [metrics], in values [metrics, rounds], NaN aside."""
+    return ((values < 0) | (values > _MOST) | np.isinf(values)).any(axis=1)
 
 
 def _codes(results) -> set:
