@@ -57,15 +57,17 @@ class Report:
             sections.append(("Comparison", tables.render(table, form), tables.comparison_notes(self.comparison)))
         for sweep, ranking in self.rankings.items() if top else ():
             name = " ".join(sweep)
-            sections.append((f"Settings: {name}", tables.render(tables.ranking(ranking[:top], self.hparams[sweep]), form), []))
+            sections.append(
+                (f"Settings of {name}", tables.render(tables.ranking(ranking[:top], self.hparams[sweep]), form), [])
+            )
             if len(ranking) > 1:
                 mattered = tables.importance(statistics.importance(ranking, self.hparams[sweep]))
                 note = f"Absolute rank correlation (Spearman) with the validation accuracy, over {len(ranking)} settings."
-                sections.append((f"Importance: {name}", tables.render(mattered, form), [note]))
+                sections.append((f"Importance in {name}", tables.render(mattered, form), [note]))
             curve = statistics.expected_best(ranking)
             if len(curve):
                 note = f"Of {len(curve)} random draws, without the defaults (Dodge et al., EMNLP 2019)."
-                sections.append((f"Best of k: {name}", tables.render(tables.expected_best(curve), form), [note]))
+                sections.append((f"Best of k draws of {name}", tables.render(tables.expected_best(curve), form), [note]))
         return sections
 
     def statistics(self) -> list[tuple[str, list[str]]]:

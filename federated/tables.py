@@ -130,7 +130,7 @@ def ranking(best_settings: pandas.DataFrame, hparams: list[str]) -> pandas.DataF
 
 def importance(values: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(
-        {"Hyper-parameter": row["hparam"], "|Spearman|": number(row["importance"], ".2f"), "Sign": _sign(row["correlation"])}
+        {"Hyper-parameter": row["hparam"], "Importance": number(row["importance"], ".2f"), "Sign": _sign(row["correlation"])}
         for _, row in values.iterrows()
     )
 
