@@ -8,6 +8,7 @@ federated.processes.Failure.
 
 import functools
 import os
+import resource
 import shlex
 import tempfile
 
@@ -17,6 +18,8 @@ from federated.options import UsageError
 from federated.processes import GIVER_VARIABLE, Cold, RunningTrial, Warm, run_trials, trial_commands
 from federated.trial import write_sweep_file
 
+# What a process has to be able to open at once where trials fork from it
+LEAST_FILES = 32
 # A trial's process is counted as this much memory where the number of trials at once is not given.
 PROCESS_BYTES = 1 << 29
 
@@ -85,7 +88,9 @@ def check_writable(trial):
 
 
 def preload(trials):
-    """Have trials fork from a process that has imported what they need."""
+    """Have trials fork from a process that has imported what they need. Raises UsageError where that could open no files."""
+    if (most := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < LEAST_FILES:
+        raise UsageError(f"Too many open files: {most} are allowed and {LEAST_FILES} are needed: raise `ulimit -n`")
     modules = {"server_benchmark": None, "client_benchmark": None, "federated.training": None}
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None

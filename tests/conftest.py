@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -52,6 +53,14 @@ def launch(run):
         return run("sweep.py", "launch", "--skip_confirmation", "--output_dir", output_dir, *TINY, *options, **more)
 
     return launch
+
+
+@pytest.fixture
+def copy_of_project(tmp_path):
+    """The project's directory as a user may edit it."""
+    project = tmp_path / "project"
+    ignored = shutil.ignore_patterns(".git", ".venv", "tests", "benchmarks", "sweep_logs", "*.pyc")
+    return shutil.copytree(PROJECT, project, ignore=ignored)
 
 
 @pytest.fixture

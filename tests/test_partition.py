@@ -67,6 +67,13 @@ def test_each_test_sample_goes_to_one_client_by_the_shares_of_its_label(name):
     assert not tested[held == 0].any()
 
 
+def test_golden_test_partition_of_digits():
+    seen = hashlib.sha256()
+    for part in split(datasets.load("digits", "data"), Settings(num_clients=6, partition="dirichlet"), 3):
+        seen.update(part.test.tobytes())
+    assert seen.hexdigest().startswith("b0cfd1b73a4c9fda")
+
+
 def test_a_label_that_nobody_holds_is_tested_by_nobody():
     parts = split(DATA, settings(num_clients=3, partition="labels", labels_per_client=1), 0)
     assert [set(TEST_LABELS[part.test]) for part in parts] == [{0}, {1}, {2}]
