@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import pathlib
 
 USAGE_ERROR = 2
 
@@ -123,6 +124,20 @@ def directory(text):
     if not os.access(existing, os.R_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory of yours: {shown(existing)} may not be read")
     return text
+
+
+def output_file(suffixes):
+    """A parser of the path of a file to write, whose name ends in one of `suffixes`."""
+
+    def parse(text):
+        path = pathlib.Path(text)
+        if not is_plain(text) or path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a file's name that ends in {', '.join(suffixes)}")
+        if not os.path.isdir(path.parent) or os.path.isdir(path):
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a file in a directory that is there")
+        return path
+
+    return parse
 
 
 def _exists(path):

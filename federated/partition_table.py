@@ -1,27 +1,15 @@
 """What a partition looks like: labels by client, as a table and as a picture."""
 
-import argparse
-import os
 import pathlib
 
 import numpy as np
 from tabulate import tabulate
 
 from federated.datasets import Dataset
-from federated.options import UsageError, is_plain, shown
+from federated.options import UsageError
 from federated.partition import Part
 
 PICTURES = (".png", ".svg", ".pdf")
-
-
-def picture_file(text: str) -> pathlib.Path:
-    """A parser of the name of a picture to write."""
-    path = pathlib.Path(text)
-    if not is_plain(text) or path.suffix.lower() not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a file's name that ends in {', '.join(PICTURES)}")
-    if not os.path.isdir(path.parent) or os.path.isdir(path):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a file in a directory that is there")
-    return path
 
 
 def label_counts(data: Dataset, parts: list[Part]) -> np.ndarray:

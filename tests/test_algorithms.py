@@ -60,7 +60,9 @@ def train(tmp_path, monkeypatch):
         this = Trial(settings, hparams, 0, SEED, tmp_path / str(next(numbers)))
         this.directory.mkdir()
         door = Door(None)
-        args = argparse.Namespace(host=door.address, process=None, data_dir="data", timeout=60, checkpoint_seconds=0)
+        args = argparse.Namespace(
+            host=door.address, process=None, data_dir="data", timeout=60, checkpoint_seconds=0, save_model=False
+        )
         client = threading.Thread(target=client_benchmark.serve, args=(args,))
         client.start()
         broadcast = server_benchmark.serve(this, door, 1, args).clone()

@@ -68,6 +68,8 @@ HPARAMS = tuple(
         {"learning_rate": 10**400}, {"learning_rate": 1e300}, {"dropout_rate": 1.1}, {"dropout_rate": "x" * 100_000},
     )
 )  # fmt: skip
+EXPORTS = (*PICTURES, "x.png", "x.csv.gz", "FILE/x.csv", "/nowhere/x.json", "/nowhere/x.parquet", NUL + ".csv")
+PAGES = (*PICTURES, "x.htm", "FILE/x.html", "/nowhere/x.html", SURROGATE + ".html")
 HOSTS = (
     "", ":", "nowhere", ":80", "host:", "host:0", "host:65536", "host:-1", "host:1e3", "host:\u0661",
     "host:" + "9" * 5000, NUL + ":80", SURROGATE + ":80",
@@ -104,13 +106,13 @@ SWEEP = {
 }
 DELETE = {**SWEEP, "--skip_confirmation": None, "--take_over": None}
 RUN = {"--data_dir": DIRECTORIES, "--timeout": reals("0", "1e7", "1e300")}
-CHECKPOINT = {"--checkpoint_seconds": reals("1e7")}
+SERVER = {"--checkpoint_seconds": reals("1e7"), "--save_model": None}
 # {command: {option: wrong values}}; None: it takes no value
 OPTIONS = {
     "sweep.py launch": {
         **DELETE,
         **RUN,
-        **CHECKPOINT,
+        **SERVER,
         "--command_launcher": NO_NAMES,
         "--jobs": wholes(1, 1024),
         "--trials_per_device": wholes(1, 1024),
@@ -118,14 +120,14 @@ OPTIONS = {
         "--retries": wholes(0, 1000),
         "--host": (*HOSTS, "/tmp/socket"),
     },
-    "sweep.py status": SWEEP,
+    "sweep.py status": {**SWEEP, "--watch": None, "--json": None},
     "sweep.py delete_incomplete": DELETE,
     "sweep.py delete_all": DELETE,
     "sweep.py show_partition": {**SETTINGS, "--data_dir": DIRECTORIES, "--picture": PICTURES},
     "server_benchmark.py": {
         **SETTINGS,
         **RUN,
-        **CHECKPOINT,
+        **SERVER,
         "--output_dir": DIRECTORIES,
         "--trial_seed": wholes(0, 10**9),
         "--hparams": (*JSONS, *HPARAMS),
@@ -138,7 +140,17 @@ OPTIONS = {
         "--host": (*HOSTS, "/tmp/" + "x" * 110, "/tmp/" + NUL),
         "--process": wholes(0, 1023),
     },
-    "collect_results.py": {"--output_dir": DIRECTORIES},
+    "collect_results.py": {
+        "--output_dir": DIRECTORIES,
+        "--selection": NO_NAMES,
+        "--target": reals("1.1"),
+        "--format": NO_NAMES,
+        "--top": wholes(1, 10**9),
+        "--best_command": None,
+        "--export": EXPORTS,
+        "--plots": DIRECTORIES,
+        "--html": PAGES,
+    },
 }
 NEEDED = {
     "sweep.py launch": ("--skip_confirmation",),

@@ -1,11 +1,16 @@
 """The command, end to end."""
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from conftest import PROJECT, TINY
@@ -54,6 +59,7 @@ def test_the_workflow(launch, run, awkward, launcher):
     assert len(content["train_indices"]) == 36
     for name in ("train_loss", "train_acc", "test_loss", "test_acc", "val_loss", "val_acc", "step_time"):
         assert len(content[name]) == 2, name
+    assert content["bytes_sent"] == [2 * 2 * 26_122 * 4] * 2  # two clients, down and up, float32
     assert content["provenance"].keys() >= {"git_revision", "argv", "torch", "python", "devices"}
 
     again = launch(awkward)
@@ -254,8 +260,47 @@ def test_commands_are_lists_of_arguments(awkward):
     from server_benchmark import parse
 
     this = Trial(Settings(samples_per_client=30), {"batch_size": 8}, 3, 4, awkward)
-    args = argparse.Namespace(data_dir="data dir", timeout=5.0, checkpoint_seconds=2.5)
+    args = argparse.Namespace(data_dir="data dir", timeout=5.0, checkpoint_seconds=2.5, save_model=False)
     commands = trial_commands(this, "/tmp/x/socket", 2, args)
     assert list(commands) == ["server", "client_process_0", "client_process_1"]
     args = parse(commands["server"][2:])
     assert (args.output_dir, args.data_dir, args.hparams, args.trial_seed) == (str(awkward), "data dir", {"batch_size": 8}, 4)
+
+
+LONG = ("--rounds", "3000", "--num_hparams", "1", "--num_trials", "1", "--samples_per_client", "40")
+
+
+def test_a_sweep_is_watched_from_elsewhere(run, tmp_path):
+    command = [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", tmp_path / "out", *LONG]
+    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    one = ("--output_dir", tmp_path / "out", "--num_hparams", 1, "--num_trials", 1)
+    while not any("round " in log.read_text() for log in tmp_path.rglob("server.log")):
+        assert sweep.poll() is None, sweep.stderr.read()
+    (job,) = json.loads(run("sweep.py", "status", "--json", *one).stdout)
+    (trial,) = job["trials"]
+    assert (job["state"], trial["state"], trial["rounds"], trial["failures"]) == ("Running", "Running", 3000, [])
+    assert 0 <= trial["round"] < 3000 and 0 <= trial["val_acc"] <= 1 and 0 <= trial["test_acc"] <= 1
+    watched = run("sweep.py", "status", "--watch", *one)
+    assert watched.returncode == 0, watched.stderr
+    lines = watched.stdout.split(" running.\n\n")[1].splitlines()
+    assert re.match(r"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/3000 \(\d\.\d{4}\)", lines[0])
+    assert lines[-1].startswith("1/1 trials done, 0 running, 0 failed")
+    assert sweep.wait(60) == 0
+    sweep.stderr.close()
+
+
+def test_a_launch_tells_how_far_it_is_on_a_terminal(tmp_path):
+    command = [sys.executable, str(PROJECT / "sweep.py"), "launch", *LONG]
+    terminal, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 200, 0, 0))
+    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs, cwd=tmp_path)
+    os.close(theirs)
+    os.write(terminal, b"y\n")
+    shown = b""
+    with contextlib.suppress(OSError):  # it has ended
+        while more := os.read(terminal, 1 << 16):
+            shown += more
+    os.close(terminal)
+    assert process.wait(60) == 0
+    line = rb"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/3000 .*; \d+ trials an hour, \d+ s left"
+    assert re.search(line, shown), shown
