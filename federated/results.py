@@ -163,6 +163,9 @@ BY_ROUND = {
     "local_test_loss": math.inf, "local_test_acc": 1, "step_time": math.inf, "bytes_sent": math.inf,
 }  # fmt: skip
 
+# Those that results of earlier versions do not have
+ADDED = ("local_test_loss", "local_test_acc", "bytes_sent")
+
 _hparam_names = functools.cache(lambda *draw: list(default_hparams(*draw)))
 
 
@@ -170,6 +173,8 @@ def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[d
     """The columns of one trial, from what its clients recorded: those with one value, and those with one a round. Raises
     Broken where that is not what they can have recorded."""
     model, dataset, algorithm = sweep
+    absent = {name: [None] * settings.rounds for name in ADDED} | {"local_test_samples": 0}
+    clients = [absent | client for client in clients]
     names = _hparam_names(algorithm, dataset, settings.local_optimizer)
     values = np.empty((len(clients), len(BY_ROUND), settings.rounds))  # null is NaN
 
