@@ -6,19 +6,21 @@ accuracy over its trials is highest; its test accuracy is given as mean ± sampl
 
 import dataclasses
 import json
-import math
 import pathlib
+import shlex
 import sys
 
-import numpy as np
 import pandas
-from tabulate import tabulate
 
-from federated import algorithms, options, trial
-from federated.options import USAGE_ERROR, Parser, UsageError, shown
-from hparams_registry import default_hparams
+from federated import options, report, tables, trial
+from federated.options import USAGE_ERROR, Parser, UsageError, one_of, output_file, real, whole
+from federated.report import Report
+from federated.results import SWEEP, collect
+from federated.statistics import DEFAULT_SELECTION, SELECTIONS
 
 NOTHING_DONE = 1
+
+EXPORTS = (".csv", ".parquet", ".json")
 
 
 def parse(argv):
@@ -26,209 +28,153 @@ def parse(argv):
     parser.add_argument(
         "--output_dir", nargs="+", type=options.directory, default=["sweep_logs"], metavar="DIR", help="of the sweeps"
     )
+    parser.add_argument(
+        "--selection", type=one_of(SELECTIONS), default=DEFAULT_SELECTION, metavar="NAME",
+        help=f"what counts: {', '.join(SELECTIONS)}; README says what they are",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", type=real(0, 1), metavar="ACC", help="tell when this test accuracy was reached; default: do not"
+    )
+    group = parser.add_argument_group("what is printed")
+    group.add_argument(
+        "--format", type=one_of(tables.FORMATS), default="github", metavar="NAME", help=f"of it: {', '.join(tables.FORMATS)}"
+    )
+    group.add_argument(
+        "--top", type=whole(1), metavar="N",
+        help="rank the best N settings of each sweep, and say which hyper-parameters mattered and what k draws are worth",
+    )  # fmt: skip
+    group.add_argument(
+        "--best_command", action="store_true", help="print only the commands that train the best settings with more seeds"
+    )
+    group = parser.add_argument_group("what is written")
+    group.add_argument(
+        "--export", type=output_file(EXPORTS), metavar="FILE",
+        help=f"a row for each trial and round, into FILE, which ends in {', '.join(EXPORTS)}",
+    )  # fmt: skip
+    group.add_argument("--plots", type=options.directory, metavar="DIR", help="pictures, as png and svg")
+    group.add_argument("--html", type=output_file((".html",)), metavar="FILE", help="one page with the tables and pictures")
     return parser.parse_args(argv)
-
-
-@dataclasses.dataclass
-class Collected:
-    """What the trials of the output directories say.
-
-    rounds   one row a trial and round: model, dataset, algorithm, hash, trial_seed, round, and the metrics of that round,
-             those of clients averaged by their samples
-    settings {(model, dataset, algorithm): Settings}
-    not_done directories of trials that are not done
-    broken   what could not be read, with the reason
-    """
-
-    rounds: pandas.DataFrame
-    settings: dict
-    not_done: list
-    broken: list
-
-
-def collect(output_dirs: list[pathlib.Path]) -> Collected:
-    """Read the finished trials of all sweeps. Raises UsageError where a directory is missing or sweeps do not fit together."""
-    rows, settings, not_done, broken, seen = [], {}, [], [], set()
-    for output_dir in output_dirs:
-        if not output_dir.is_dir():
-            raise UsageError(f"{str(output_dir)!r} is not a directory")
-        for sweep_dir in sorted(path for path in output_dir.iterdir() if path.is_dir()):
-            trials = sorted(sweep_dir.glob("*/trial_*"))
-            try:
-                stored = trial.stored_settings(sweep_dir)
-            except UsageError as error:
-                broken.append(str(error))
-                continue
-            if stored is None or stored.name != sweep_dir.name:
-                if trials or stored is not None:
-                    why = "is missing" if stored is None else f"is that of {stored.name}"
-                    broken.append(f"{str(sweep_dir / trial.SWEEP)!r} {why}")
-                continue
-            sweep = (stored.model_arch, stored.dataset, algorithms.canonical(stored.algorithm))
-            trial.check_same_settings(sweep_dir, settings.setdefault(sweep, stored), stored)
-            for directory in trials:
-                key = (sweep, directory.parent.name, directory.name)
-                clients = [directory / f"client_{client}" for client in range(stored.num_clients)]
-                try:
-                    if not directory.is_dir():
-                        raise Broken(f"{str(directory)!r} is no directory")
-                    if not all((client / trial.DONE).exists() for client in clients):
-                        not_done.append(directory)
-                        continue
-                    if key not in seen:
-                        rows += rounds_of(sweep, stored, directory, [_read(client / trial.RESULTS) for client in clients])
-                        seen.add(key)
-                except Broken as error:
-                    broken.append(str(error))
-                except OSError as error:
-                    broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
-    return Collected(pandas.DataFrame(rows), settings, not_done, broken)
-
-
-MOST_BYTES = 1 << 28  # of a results.json
-
-
-class Broken(Exception):
-    """What a results.json holds is not what a trial writes; the text names the file."""
-
-
-def _read(path):
-    """The JSON object in a file. Raises Broken or OSError."""
-
-    def refuse(constant):
-        raise ValueError(f"it holds {constant}")
-
-    if path.stat().st_size > MOST_BYTES:
-        raise Broken(f"{str(path)!r} is larger than {MOST_BYTES >> 20} MB")
-    try:
-        results = json.loads(path.read_text(), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise Broken(f"{str(path)!r}: {error}") from error
-    if not isinstance(results, dict):
-        raise Broken(f"{str(path)!r} holds no JSON object")
-    return results
-
-
-def rounds_of(sweep, settings, directory: pathlib.Path, clients: list[dict]) -> list[dict]:
-    """The rows of one trial, from what its clients recorded. Raises Broken where that is not what they can have recorded."""
-    model, dataset, algorithm = sweep
-    names = list(default_hparams(algorithm, dataset, settings.local_optimizer))
-
-    def require(holds, client, name):
-        if not holds:
-            path = directory / f"client_{client}" / trial.RESULTS
-            raise Broken(f"{str(path)!r}: {name} {shown(clients[client].get(name))} cannot be")
-
-    for number, client in enumerate(clients):
-        for name, value in {"client_id": number, "model_arch": model, "dataset": dataset}.items():
-            require(type(client.get(name)) is type(value) and client[name] == value, number, name)
-        seed = client.get("trial_seed")
-        require(type(seed) is int and f"trial_{seed}" == directory.name, number, "trial_seed")
-        require(str(client.get("algorithm")).lower() == algorithm.lower(), number, "algorithm")
-        for name in names:
-            require(type(client.get(name)) in (int, float), number, name)
-        for name, most in (("val_acc", 1), ("test_acc", 1), ("train_loss", math.inf), ("step_time", math.inf)):
-            values = client.get(name)
-            fit = isinstance(values, list) and len(values) == settings.rounds
-            fit = fit and all(value is None or (type(value) in (int, float) and 0 <= value <= most) for value in values)
-            require(fit, number, name)
-        require(type(client.get("val_samples")) is int and client["val_samples"] >= 0, number, "val_samples")
-        require(isinstance(client.get("train_indices"), list), number, "train_indices")
-        require(client["test_acc"] == clients[0]["test_acc"], number, "test_acc")
-        hparams = {name: client[name] for name in names}
-        if trial.hparams_hash(hparams) != directory.parent.name:
-            raise Broken(f"{str(directory / f'client_{number}' / trial.RESULTS)!r} is of other hyper-parameters: {hparams}")
-
-    first = clients[0]
-    val = _weighted([client["val_acc"] for client in clients], [client["val_samples"] for client in clients])
-    train = _weighted([client["train_loss"] for client in clients], [len(client["train_indices"]) for client in clients])
-    return [
-        {
-            "model": model,
-            "dataset": dataset,
-            "algorithm": algorithm,
-            "hash": directory.parent.name,
-            "hparams": hparams,
-            "trial_seed": first["trial_seed"],
-            "round": round + 1,
-            "train_loss": train[round],
-            "val_acc": val[round],
-            "test_acc": first["test_acc"][round],
-            "step_time": first["step_time"][round],
-        }
-        for round in range(settings.rounds)
-    ]
-
-
-def _weighted(lists, weights):
-    """The mean over clients of each round, over those that have a value in it."""
-    values = np.array(lists, dtype=float)
-    weights = np.where(np.isnan(values), 0, np.array(weights, dtype=float)[:, None])
-    with np.errstate(invalid="ignore"):
-        return (np.nan_to_num(values) * weights).sum(axis=0) / weights.sum(axis=0)
-
-
-def select(rounds: pandas.DataFrame) -> tuple[pandas.DataFrame, list[str]]:
-    """The trials of one sweep, a row each, at their best validation round; and the settings left out, since they have
-    fewer finished trials than others and a mean over fewer would not compare."""
-    evaluated = rounds.dropna(subset=["val_acc"])
-    trials = evaluated.loc[evaluated.groupby(["hash", "trial_seed"])["val_acc"].idxmax()]
-    counts = trials.groupby("hash")["trial_seed"].count()
-    left_out = counts[counts < counts.max()].index.tolist()
-    return trials[~trials["hash"].isin(left_out)], left_out
-
-
-def with_deviation(values: pandas.Series) -> str:
-    """Mean ± sample standard deviation; the mean alone where there is one value."""
-    mean = f"{values.mean():.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.4f}"
 
 
 def main(argv=None) -> int:
     args = parse(argv)
     try:
         collected = collect([pathlib.Path(directory) for directory in args.output_dir])
+        if collected.rounds.empty:
+            tell(report.ignored(collected))
+            tell([f"No finished trials in {', '.join(map(str, args.output_dir))}."])
+            return NOTHING_DONE
+        results = Report(collected, args.selection, args.target)
+        if args.export is not None:
+            export(results.rounds, args.export)
+        if args.plots is not None:
+            from federated import plots
+
+            plots.save_all(results, pathlib.Path(args.plots))
+        if args.html is not None:
+            from federated import page
+
+            trial.write_atomically(args.html, page.html_of(results))
     except UsageError as error:
-        print(f"collect_results.py: error: {error}", file=sys.stderr)
+        tell([f"collect_results.py: error: {error}"])
         return USAGE_ERROR
-    for line in collected.broken:
-        print(f"Ignored, cannot be read: {line}", file=sys.stderr)
-    if collected.not_done:
-        print(f"Ignored: {len(collected.not_done)} trials that are not done.", file=sys.stderr)
-    if collected.rounds.empty:
-        print(f"No finished trials in {', '.join(map(str, args.output_dir))}.", file=sys.stderr)
-        return NOTHING_DONE
-
-    table, statistics = [], []
-    for sweep, rounds in collected.rounds.groupby(["model", "dataset", "algorithm"]):
-        trials, left_out = select(rounds)
-        if left_out:
-            print(f"Ignored: {len(left_out)} settings with fewer finished trials than others.", file=sys.stderr)
-        best = trials.groupby("hash", sort=False)["val_acc"].mean().idxmax()
-        accuracy = trials[trials["hash"] == best]["test_acc"]
-        settings = collected.settings[sweep]
-        row = [settings.model_arch, settings.dataset, settings.algorithm, with_deviation(accuracy)]
-        print(f"Best hyperparameter setting: {best} with mean test accuracy: {accuracy.mean():.4f}")
-        for name, value in zip(("Model", "Dataset", "Algorithm", "Best Test Accuracy"), row):
-            print(f"{name}: {value}")
-        print()
-        table.append(row)
-        statistics.append((row[:3], trials["hash"].nunique(), len(accuracy), settings.num_clients))
-
-    print("Table:\n")
-    print(
-        tabulate(
-            table, headers=["Model", "Dataset", "Algorithm", "Best Test Accuracy"], tablefmt="github", disable_numparse=True
-        )
-    )
-    print("\nJob Statistics:\n")
-    for names, settings, trials, clients in statistics:
-        if len(statistics) > 1:
-            print(f"{' '.join(names)}:")
-        print(f"Number of hyperparameter sets: {settings}")
-        print(f"Number of trials: {trials}")
-        print(f"Number of clients: {clients}")
+    except OSError as error:
+        tell([f"collect_results.py: error: {str(error.filename)!r} cannot be written: {error.strerror}"])
+        return USAGE_ERROR
+    if args.best_command:
+        print(*best_commands(results, args.output_dir[0]), sep="\n")
+    elif args.format == "csv":
+        print(results.top(args.top or 1).to_csv(index=False), end="")
+    elif args.format == "json":
+        print_json(results, args.top or 1)
+    elif args.format == "github":
+        print_text(results, args.top)
+    else:
+        print_tables(results, args.format, args.top)
+    sys.stdout.flush()
+    tell(results.ignored)
     return 0
+
+
+def print_text(results: Report, top):
+    for _, row in results.results.iterrows():
+        settings = results.settings[tuple(row[SWEEP])]
+        print(f"Best hyperparameter setting: {row['hash']} with mean test accuracy: {row['accuracy']:.4f}")
+        print(f"Model: {settings.model_arch}\nDataset: {settings.dataset}\nAlgorithm: {settings.algorithm}")
+        print(f"{tables.HEADINGS[results.selection]}: {tables.with_deviation(row['accuracy'], row['accuracy_std'])}\n")
+    print_tables(results, "github", top)
+    print("\nJob Statistics:\n")
+    statistics = results.statistics()
+    for name, lines in statistics:
+        if len(statistics) > 1:
+            print(f"{name}:")
+        print(*lines, sep="\n")
+
+
+def print_tables(results: Report, form, top):
+    sections = [("Table", results.table(form), results.notes()), *results.sections(form, top)]
+    texts = ["\n\n".join([f"{heading}:", table, *notes]) for heading, table, notes in sections]
+    print("\n\n".join(texts))
+
+
+def print_json(results: Report, top):
+    tests = results.comparison.to_json(orient="records")
+    print(json.dumps(
+        {
+            "selection": results.selection,
+            "results": json.loads(results.top(top).to_json(orient="records")),
+            "comparison": json.loads(tests),
+            "notes": [*results.notes(), *results.ignored],
+        },
+        indent=1,
+    ))  # fmt: skip
+
+
+def export(rounds: pandas.DataFrame, path: pathlib.Path):
+    """Write the rows of all trials and rounds. Raises UsageError where a package for it is missing."""
+
+    def write(file):
+        if path.suffix == ".csv":
+            rounds.to_csv(file, index=False)
+        elif path.suffix == ".json":
+            rounds.to_json(file, orient="records")
+        else:
+            rounds.to_parquet(file, engine="pyarrow", index=False)
+
+    try:
+        trial.write_atomically(path, write)
+    except ImportError as error:
+        raise UsageError(
+            "--export: .parquet needs pyarrow, which is not installed: pip install pyarrow, or name a .csv"
+        ) from error
+
+
+def best_commands(results: Report, output_dir) -> list[str]:
+    """The commands, ready for a shell, that train each sweep's best setting again, on the same first seeds and more."""
+    from federated.processes import script_command
+
+    commands = []
+    for sweep, settings in results.settings.items():
+        best = results.chosen[sweep].iloc[0]
+        options = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+        options |= {
+            "hparams": best["hparams"],
+            "hparams_seed": best["hparams_seed"],
+            "num_hparams": 1,
+            "num_trials": max(MORE_TRIALS, 2 * (results.chosen[sweep]["trial_seed"].max() + 1)),
+            "output_dir": f"{output_dir}_best",
+        }
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        commands.append(shlex.join(script_command("sweep.py", "launch", *arguments)))
+    return commands
+
+
+MORE_TRIALS = 10  # of the best setting, at least
+
+
+def tell(lines):
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shlex
 import shutil
 import sys
@@ -25,8 +26,8 @@ from federated.processes import (
     Failure,
     RunningTrial,
     Warm,
-    add_checkpoint_argument,
     add_run_arguments,
+    add_server_arguments,
     run_trials,
     trial_commands,
 )
@@ -81,7 +82,7 @@ def add_trial_arguments(group):
         help="further attempts at a trial that failed by accident (default: 0)",
     )
     add_run_arguments(group)
-    add_checkpoint_argument(group)
+    add_server_arguments(group)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +140,10 @@ class LocalSequential(Launcher):
             resolve_device(settings)
         if args.host:
             key_from_environment()  # raises UsageError before anything is made
-        check_writable(trials)
         gpus, jobs = self._places(trials, args)
+        if self.start is Warm:
+            check_open_files(jobs, max(client_processes(trial, args, jobs, gpus) for trial in trials))
+        check_writable(trials)
 
         def begin(trial, place):
             environment = {GIVER_VARIABLE: str(os.getpid())}
@@ -315,6 +318,7 @@ class Slurm(Launcher):
         command = [sys.executable, str(directory.parent.parent / self.CODE / version.CODE / "slurm_job.py")]
         command += ["--trials", str(directory / self.LIST)]
         command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        command += ["--save_model"] * args.save_model
         return f"""#!/bin/bash
 # An array of sweep.py's launcher slurm: element K runs the trials of line K + 1 of {self.LIST}, with the code as it was at
 # the launch. The signal comes before the time limit; what is asked for here --slurm_args overrides.
@@ -463,9 +467,12 @@ REGISTRY = {
 def words(text):
     """Words as a shell would split them."""
     try:
+        text.encode()
+        if "\0" in text:
+            raise ValueError("it has a NUL")
         return shlex.split(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{shown(text)} cannot be split into words: {error}") from error
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not what a shell splits into words: {error}") from error
 
 
 def described(trial, output_dir) -> dict:
@@ -496,8 +503,19 @@ def check_writable(trials):
             ) from error
 
 
+def check_open_files(jobs=0, processes=0):
+    """Raises UsageError where `jobs` trials at once, of so many client processes each, need more than may be open: the
+    process to fork from would end in the middle of a sweep. A trial has its lock, each of its processes two pipes."""
+    needed, most = 32 + jobs * (1 + 2 * (1 + processes)), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most < needed:
+        raise UsageError(
+            f"Too many open files: {jobs} trials at once need {needed}, of {most}: raise `ulimit -n` or lower --jobs"
+        )
+
+
 def preload(trials):
     """Have trials fork from a process that has imported what they need."""
+    check_open_files()
     modules = {"server_benchmark": None, "client_benchmark": None, "federated.training": None}
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None

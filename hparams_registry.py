@@ -42,7 +42,10 @@ def _hparams(algorithm, dataset, local_optimizer, seed):
     add("dropout_rate", 0.5, lambda r: float(r.choice([0.0, 0.5])), low=0.0, high=1.0)
 
     if local_optimizer == "adam":
-        add("learning_rate", 3e-4, lambda r: float(10 ** r.uniform(-5, -3)), low=0.0)
+        if dataset == "heart_disease":  # a few steps a round and a convex loss
+            add("learning_rate", 1e-2, lambda r: float(10 ** r.uniform(-3, -1)), low=0.0)
+        else:
+            add("learning_rate", 3e-4, lambda r: float(10 ** r.uniform(-5, -3)), low=0.0)
     if local_optimizer == "sgd":  # the space of FedHPO-B (Wang et al., 2022) for FedAvg
         if algorithm == "Pfedme":  # the published ones are about 0.01; the outer steps diverge from 2 / lambda on
             add("learning_rate", 0.01, lambda r: float(10 ** r.uniform(-3, -1)), low=0.0)

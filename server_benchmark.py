@@ -24,19 +24,22 @@ import numpy as np
 
 from federated import algorithms, checkpoint, datasets, partition, trial, version
 from federated.channel import Door, Hub, Memory, PeerLost, is_duration
-from federated.evaluation import BLOCK, Plan
+from federated.evaluation import BLOCK, Plan, weighted_mean
 from federated.options import Parser, UsageError, address, directory, json_object, whole
 from federated.processes import (
     GIVER_VARIABLE,
     MOST_PROCESSES,
-    add_checkpoint_argument,
     add_run_arguments,
+    add_server_arguments,
     end_with_parent,
     exit_code_of,
 )
 from federated.seeds import stream_seed
-from federated.trial import Diverged, Lock, Trial
+from federated.trial import MODEL, Diverged, Lock, Trial, write_atomically
 from hparams_registry import check_hparams, default_hparams
+
+# The most of a trial's time that goes into checkpoints, if they are not asked for after each round
+CHECKPOINT_SHARE = 0.05
 
 
 def parse(argv):
@@ -57,7 +60,7 @@ def parse(argv):
         help="client processes to wait for; default: one a participant",
     )
     add_run_arguments(parser)
-    add_checkpoint_argument(parser)
+    add_server_arguments(parser)
     trial.add_arguments(parser)
     return parser.parse_args(argv)
 
@@ -73,7 +76,10 @@ def run(args):
     draw = (settings.algorithm, settings.dataset, settings.local_optimizer)
     hparams = default_hparams(*draw) | check_hparams(args.hparams, *draw)
     this = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
-    this.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        this.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output_dir: {args.output_dir!r} cannot be made ({error.strerror}): name another") from error
     giver = int(os.environ.pop(GIVER_VARIABLE, "0"))
     lock, door = Lock(this.directory, giver=giver), None
     try:
@@ -108,6 +114,8 @@ def serve(this: Trial, door, processes: int, args):
     plan = Plan(parts, len(dataset.test_labels), algorithm.personal)
     model = models.build(settings.model_arch, dataset.spec, hparams["dropout_rate"], stream_seed(this.trial_seed, "model"))
     flat = Flat(model)
+    if args.save_model:
+        trial.check_has_model(settings)
     keeps = row_size_of(settings, hparams, flat)
     memory = Memory(
         {
@@ -135,10 +143,18 @@ def serve(this: Trial, door, processes: int, args):
     del model, flat
 
     # What an earlier run of the trial has left to go on from
-    record = Record(settings, plan)
+    vector_bytes = memory.broadcast[0].nbytes
+    record = Record(settings, plan, parts, (algorithm.broadcasts + algorithm.uploads) * vector_bytes)
     saved = {"broadcast": memory.broadcast, "server_state": server.state.numpy(), **record.arrays}
+    selected = torch.empty_like(server.weights) if args.save_model else None
+    if selected is not None:
+        saved[SELECTED] = selected.numpy()
     runs = [{"round": 0, "code": version.CODE, "git_revision": version.git_revision(), "time": time.strftime("%FT%T%z")}]
-    if (stored := checkpoint.load(this.directory)) is not None:
+    stored = checkpoint.load(this.directory)
+    if stored is not None and selected is not None and SELECTED not in stored[1]:
+        print("starts anew: the checkpoint was made without --save_model, so the best model so far is lost", flush=True)
+        stored = None
+    if stored is not None:
         runs = resume(this, stored, runs[0], saved, memory.clients)
     first_round, have_trained = runs[-1]["round"], set(record.trained_clients())
 
@@ -216,39 +232,48 @@ def serve(this: Trial, door, processes: int, args):
                 added += 1
         return arrived
 
+    def note_evaluation(round):
+        record.evaluated(round, memory.evaluation)
+        if selected is not None and round == record.best_round():
+            selected.copy_(server.weights)
+
     # The rounds. One message asks for the evaluation of the weights it brings and for training from them, so that there is
     # one wait a round: the evaluation of round r's model runs before the training of round r + 1. Where clients have models
     # of their own, training would change them while others evaluate.
-    checkpointed = time.monotonic()
+    next_checkpoint = time.monotonic() + args.checkpoint_seconds
     for round in range(first_round, settings.rounds + 1):
         start = time.perf_counter()
         evaluate = round % settings.eval_every == 0 or round == settings.rounds
         training = participants(settings, this.trial_seed, round, algorithm.pooled) if round < settings.rounds else []
         if evaluate and training and algorithm.personal:
             ask(round, True, [])
-            record.evaluated(round, memory.evaluation)
+            note_evaluation(round)
             evaluate = False
         arrived = ask(round, evaluate, training)
         if evaluate:
-            record.evaluated(round, memory.evaluation)
+            note_evaluation(round)
         if training:
             if not math.isfinite(average.sum()):
                 raise Diverged(f"diverged: an update of round {round + 1} of {settings.rounds} is not finite")
             algorithm.step(server, average)
             record.trained(round, arrived, time.perf_counter() - start)
             have_trained.update(training)
-            if time.monotonic() - checkpointed >= args.checkpoint_seconds:
-                begin = time.perf_counter()
+            if time.monotonic() >= next_checkpoint:
+                begin = time.monotonic()
                 rows = {f"client_{client}": memory.clients[client] for client in sorted(have_trained) if keeps}
                 checkpoint.save(this.directory, {"round": round + 1, "trial": this.identity(), "runs": runs}, saved | rows)
-                checkpointed = time.monotonic()
-                clock.add({"checkpoint": time.perf_counter() - begin})
+                took = time.monotonic() - begin
+                if args.checkpoint_seconds:  # of large models and many clients writing may take long
+                    next_checkpoint = time.monotonic() + max(args.checkpoint_seconds, took / CHECKPOINT_SHARE)
+                clock.add({"checkpoint": took})
     for channel in channels:
         channel.send({"stop": True})
     hub.close()
     clock.note("rounds")
     provenance = describe() | {"devices": devices, "seconds": clock.seconds, "runs": runs, "failures": this.failures()}
     provenance["server_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if selected is not None:
+        write_model(this.directory / MODEL, settings, dataset.spec, hparams, selected)
     for client, part in enumerate(parts):
         this.write_results(client, record.results(this, client, part, len(dataset.train_labels)) | {"provenance": provenance})
     this.forget_attempts()
@@ -259,6 +284,8 @@ def resume(this: Trial, stored, run: dict, saved: dict, client_rows) -> list[dic
     """Put the `stored` checkpoint back into the arrays of `saved` and the clients' rows. Returns the runs of the trial, of
     which this `run` is the last. Raises UsageError where it is another trial's."""
     state, arrays = stored
+    if SELECTED not in saved:  # then --save_model was given to the run before and is not to this one
+        arrays.pop(SELECTED, None)
     if state["trial"] != this.identity():
         raise UsageError(
             f"{str(this.directory)!r} holds the checkpoint of a trial with other settings: give those, or another --output_dir"
@@ -277,6 +304,21 @@ def resume(this: Trial, stored, run: dict, saved: dict, client_rows) -> list[dic
     return [*state["runs"], run | {"round": state["round"]}]
 
 
+SELECTED = "selected_model"  # in a checkpoint
+
+
+def write_model(path: pathlib.Path, settings, spec, hparams, weights):
+    """Write the model with `weights` [size] as a plain state_dict, which torch loads without this project."""
+    from federated import models
+    from federated.flat import Flat
+    from federated.training import torch
+
+    model = models.build(settings.model_arch, spec, hparams["dropout_rate"], 0)
+    Flat(model).weights.copy_(weights)
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    write_atomically(path, lambda file: torch.save(tensors, file))
+
+
 def participants(settings, trial_seed, round, pooled) -> list[int]:
     """The clients that train in `round`, in the order of their numbers; the first one for all where data is pooled."""
     if pooled:
@@ -292,8 +334,10 @@ class Record:
     was evaluated. Index 0 of a metric is the loss, 1 the accuracy; entry r of an evaluation is of the model after r rounds.
     """
 
-    def __init__(self, settings, plan: Plan):
-        self._rounds, self._plan = settings.rounds, plan
+    def __init__(self, settings, plan: Plan, parts, exchanged_bytes: int):
+        """`exchanged_bytes` are what the server and a participant send each other in a round."""
+        self._rounds, self._plan, self._exchanged_bytes = settings.rounds, plan, exchanged_bytes
+        self._val_samples = [len(part.val) for part in parts]
         shapes = {
             "train": (settings.rounds, 2, settings.num_clients),
             "test": (settings.rounds + 1, 2),
@@ -313,7 +357,15 @@ class Record:
             raise Diverged(f"diverged: the loss after round {round} of {self._rounds} is not finite")
         if time.monotonic() - self._told > 1 or round == self._rounds:
             self._told = time.monotonic()
-            print(f"round {round}/{self._rounds}: test accuracy {metrics['test'][1]:.4f}", flush=True)
+            val = weighted_mean(metrics["val"][1], self._val_samples)
+            test = metrics["test"][1]
+            print(f"round {round}/{self._rounds}: test accuracy {test:.4f}, validation accuracy {val:.4f}", flush=True)
+
+    def best_round(self) -> int | None:
+        """The one with the best validation accuracy, weighted by samples, the earlier of equal ones; None before any.
+        It is that of collect_results.py: the initial model does not count."""
+        accuracies = weighted_mean(self.arrays["val"][1:, 1].T, self._val_samples)
+        return None if np.isnan(accuracies).all() else int(np.nanargmax(accuracies)) + 1
 
     def trained(self, round, messages, seconds):
         """Note what the participants of `round`, counted from 0, reported."""
@@ -353,6 +405,7 @@ class Record:
             "local_test_acc": by_round(local_test[1:, 1, client]),
             "local_test_samples": len(part.test),
             "step_time": by_round(self.arrays["step_time"]),
+            "bytes_sent": (np.isfinite(train[:, 0]).sum(axis=1) * self._exchanged_bytes).tolist(),
         }
 
 

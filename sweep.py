@@ -6,16 +6,18 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 import sys
+import threading
 import time
 
 from tqdm import tqdm
 
 from command_launchers import REGISTRY, Held
 from command_launchers import add_arguments as add_launcher_arguments
-from federated import augmentation, datasets, models, partition, partition_table
+from federated import augmentation, datasets, models, partition, partition_table, watch
 from federated import trial as trials_of
-from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_object, whole
+from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_object, output_file, whole
 from federated.processes import Interrupted, interrupt_on_signals
 from federated.trial import Locked, Settings, Trial, hparams_hash
 from hparams_registry import check_hparams, default_hparams, random_hparams
@@ -180,7 +182,11 @@ def parse(argv):
             metavar="JSON",
             help="""values fixed in every set, e.g. '{"batch_size": 32}'""",
         )
-        if command != "status":
+        if command == "status":
+            look = sub.add_argument_group("how it is shown").add_mutually_exclusive_group()
+            look.add_argument("--watch", action="store_true", help="go on telling how far it is until it ends")
+            look.add_argument("--json", action="store_true", help="for programs: a list of jobs with their trials")
+        else:
             group.add_argument("--skip_confirmation", action="store_true", help="do not ask")
             group.add_argument(
                 "--take_over",
@@ -196,7 +202,7 @@ def parse(argv):
     sub.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
     sub.add_argument(
         "--picture",
-        type=partition_table.picture_file,
+        type=output_file(partition_table.PICTURES),
         metavar="FILE",
         help=f"draw it too, into FILE, which ends in {', '.join(partition_table.PICTURES)}; default: no picture",
     )
@@ -227,7 +233,12 @@ def main(argv=None) -> int:
                 for trial in job.trials:
                     trials_of.take_over(trial.directory)
             jobs = make_jobs(args, sweeps)
+        if args.command == "status" and args.json:
+            print(as_json(jobs))
+            return 0
         show(jobs)
+        if args.command == "status" and args.watch:
+            follow(lambda: make_jobs(args, sweeps))
         if args.command == "launch":
             return launch(jobs, args)
         if args.command == "delete_incomplete":
@@ -317,8 +328,8 @@ def launch(jobs, args) -> int:
         check(settings, args)
     if not confirmed(args):
         return 0
-    progress = Progress(sum(len(job.left()) for job in to_launch))
-    Job.launch(to_launch, lambda trials: REGISTRY[args.command_launcher].launch(trials, args, progress.report))
+    with Progress([trial for job in to_launch for trial in job.left()]) as progress:
+        Job.launch(to_launch, lambda trials: REGISTRY[args.command_launcher].launch(trials, args, progress.report))
     return progress.exit_code()
 
 
@@ -327,6 +338,8 @@ def check(settings: Settings, args):
     spec = datasets.REGISTRY[settings.dataset]
     models.check(settings.model_arch, spec)
     augmentation.check(settings.augmentation, spec)
+    if args.save_model:
+        trials_of.check_has_model(settings)
     data = datasets.load(settings.dataset, args.data_dir)
     for seed in range(args.num_trials):
         partition.split(data, settings, seed)
@@ -365,46 +378,128 @@ def confirmed(args) -> bool:
 
 
 class Progress:
-    """Tells of trials as they end: a bar with the time left on a terminal, lines elsewhere."""
+    """Tells how far trials are: on a terminal by a bar that is drawn anew each second, elsewhere by lines, as each trial ends
+    and every so often."""
 
-    def __init__(self, total):
-        self._total, self._done, self._failed, self._locked = total, 0, 0, 0
-        self._start = time.monotonic()
-        self._bar = None
+    def __init__(self, trials):
+        self._waiting = {trial.directory: trial for trial in trials}
+        self._total, self._done, self._failed, self._locked = len(trials), 0, 0, 0
+        self._pace, self._bar = watch.Pace(len(trials)), None
+        self._speaking, self._over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._tell_now_and_then, daemon=True)
 
-    def report(self, trial, outcome):
-        self._done += outcome is True
-        if outcome is not True:
-            if outcome.is_locked():
-                self._locked += 1
-            else:
-                self._failed += 1
-        ended = self._done + self._failed + self._locked
-        if self._bar is None and sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, unit="trial", leave=False, initial=ended - 1)
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
         if self._bar is not None:
-            self._bar.update()
-        if outcome is not True and outcome.is_locked():
-            self._say(f"{trial.directory} is left to the sweep that runs it")
-        elif outcome is not True:
-            self._say(f"{trial.directory} failed: {outcome} (see {trial.log(outcome.role)})")
-        elif self._bar is None:
-            left = (time.monotonic() - self._start) / ended * (self._total - ended)
-            self._say(f"{ended}/{self._total} trials, {left:.0f} s left: {trial.directory} done")
-        if self._bar is not None and ended == self._total:
             self._bar.close()
 
+    def _tell_now_and_then(self):
+        on_terminal = sys.stderr.isatty()
+        while not self._over.wait(REDRAW_SECONDS if on_terminal else LINE_SECONDS):
+            line = self._line()
+            with self._speaking:
+                if not on_terminal:
+                    say(line)
+                    continue
+                if self._bar is None:
+                    self._bar = tqdm(total=self._total, leave=False, bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
+                self._bar.n = self._done + self._failed + self._locked
+                self._bar.set_description_str(line)
+
+    def _line(self):
+        return self._pace.line(self._done, self._failed, list(filter(watch.is_running, list(self._waiting.values()))))
+
+    def report(self, trial, outcome):
+        self._waiting.pop(trial.directory, None)
+        is_done, is_locked = outcome is True, outcome is not True and outcome.is_locked()
+        self._done += is_done
+        self._locked += is_locked
+        self._failed += not (is_done or is_locked)
+        if is_locked:
+            self._say(f"{trial.directory} is left to the sweep that runs it")
+        elif not is_done:
+            self._say(f"{trial.directory} failed: {outcome} (see {trial.log(outcome.role)})")
+        elif not sys.stderr.isatty():
+            ended = self._done + self._failed + self._locked
+            left = self._pace.seconds / ended * (self._total - ended)
+            self._say(f"{ended}/{self._total} trials, {left:.0f} s left: {trial.directory} done")
+
     def _say(self, text):
-        if self._bar is None:
-            say(text)
-        else:
-            self._bar.write(text, file=sys.stderr)
+        with self._speaking:
+            if self._bar is None:
+                say(text)
+            else:
+                self._bar.write(text, file=sys.stderr)
 
     def exit_code(self) -> int:
         if self._failed:
             say(f"{self._failed} of {self._total} trials failed.")
             return FAILED
         return ALL_LOCKED if self._locked else 0
+
+
+REDRAW_SECONDS, LINE_SECONDS = 1, 10
+
+
+def follow(make_jobs):
+    """Tell how far a sweep is that runs elsewhere, until nothing of it is left to be run or to run."""
+    pace, on_terminal, told = None, sys.stdout.isatty(), None
+    while True:
+        trials = [(trial, state) for job in make_jobs() for trial, state in zip(job.trials, job.states)]
+        pace = pace or watch.Pace(len(trials), first=None)
+        done = sum(state == Job.DONE for _, state in trials)
+        running = [trial for trial, state in trials if state == Job.RUNNING]
+        failed = sum(state == Job.INCOMPLETE and bool(trial.failures()) for trial, state in trials)
+        line = pace.line(done, failed, running)
+        if on_terminal:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{line[:width]:<{width}}", end="", flush=True)
+        elif line != told:
+            print(line, flush=True)
+            told = line
+        if done + failed == len(trials):
+            print(end="\n" * on_terminal)
+            return
+        time.sleep(REDRAW_SECONDS if on_terminal else LINE_SECONDS)
+
+
+def as_json(jobs) -> str:
+    """What status shows, for programs."""
+
+    held = {directory: each for job in jobs for directory, each in job.held.items()}
+
+    def of_trial(trial, state):
+        last, failures = watch.last_round(trial), trial.failures() if state == Job.INCOMPLETE else []
+        return {
+            "trial_seed": trial.trial_seed,
+            "state": state,
+            "directory": str(trial.directory),
+            **(dataclasses.asdict(last) if last is not None else {}),
+            "failures": [{"role": failure["role"], "reason": failure["reason"]} for failure in failures],
+            "queue": held[trial.directory].told if trial.directory in held else None,
+        }
+
+    return json.dumps(
+        [
+            {
+                "state": job.state,
+                "directory": str(job.output_dir),
+                "algorithm": job.settings.algorithm,
+                "dataset": job.settings.dataset,
+                "model_arch": job.settings.model_arch,
+                "hparams_seed": job.hparams_seed,
+                "hparams": job.hparams,
+                "trials": list(map(of_trial, job.trials, job.states)),
+            }
+            for job in jobs
+        ],
+        indent=1,
+    )
 
 
 def say(text):

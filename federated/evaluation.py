@@ -22,6 +22,16 @@ class Block:
     client: int | None
 
 
+def weighted_mean(values, weights) -> np.ndarray:
+    """The mean over clients [...], from values [clients, ...] and weights [clients]: over those clients that have a value,
+    NaN where none has."""
+    values = np.asarray(values, dtype=float)
+    has_none = np.isnan(values)
+    weights = np.where(has_none, 0, np.reshape(weights, (-1,) + (1,) * (values.ndim - 1)))
+    with np.errstate(invalid="ignore"):
+        return (np.where(has_none, 0, values) * weights).sum(axis=0) / weights.sum(axis=0)
+
+
 class Plan:
     """All blocks of an evaluation. The global model goes over the test set. Over what clients hold out goes the global model
     or, where the algorithm is personal, each one's own, which then goes over the client's share of the test set too."""

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 
-from federated.options import UsageError
+from federated.options import UsageError, shown
 
 
 def logistic(spec, dropout_rate):
@@ -150,7 +150,7 @@ def known_name(text: str) -> str:
     theirs = _torchvision_names()
     if text not in theirs:
         others = ", ".join(other for other in theirs if other not in REGISTRY)
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(REGISTRY)}, or of torchvision's {others}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not one of {', '.join(REGISTRY)}, or of torchvision's {others}")
     return text
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import pathlib
 
 USAGE_ERROR = 2
 
@@ -67,7 +68,7 @@ def one_of(names, ignore_case=False):
 def host_and_port(text):
     """HOST:PORT as given, checked."""
     host, _, port = text.rpartition(":")
-    if not (_is_plain(host) and port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
+    if not (is_plain(host) and port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not HOST:PORT with a port from 1 to 65535")
     return text
 
@@ -76,7 +77,7 @@ def address(text):
     """HOST:PORT, or the path of a Unix socket."""
     if "/" not in text:
         return host_and_port(text)
-    if not _is_plain(text) or len(text.encode()) > 107:  # what fits into a sockaddr_un
+    if not is_plain(text) or len(text.encode()) > 107:  # what fits into a sockaddr_un
         raise argparse.ArgumentTypeError(
             f"{shown(text)} is neither HOST:PORT nor the path of a Unix socket of at most 107 bytes"
         )
@@ -109,7 +110,7 @@ def _each_name_once(pairs):
 
 def directory(text):
     """A path that is a directory or could become one."""
-    if not _is_plain(text):
+    if not is_plain(text):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory: it is empty or has characters no name may have")
     try:
         existing = os.path.abspath(text)
@@ -120,7 +121,23 @@ def directory(text):
     if not os.path.isdir(existing):
         what = "a link that leads nowhere" if os.path.islink(existing) else "a file"
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory: {shown(existing)} is {what}")
+    if not os.access(existing, os.R_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory of yours: {shown(existing)} may not be read")
     return text
+
+
+def output_file(suffixes):
+    """A parser of the path of a file to write, whose name ends in one of `suffixes`."""
+
+    def parse(text):
+        path = pathlib.Path(text)
+        if not is_plain(text) or path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a file's name that ends in {', '.join(suffixes)}")
+        if not os.path.isdir(path.parent) or os.path.isdir(path):
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a file in a directory that is there")
+        return path
+
+    return parse
 
 
 def _exists(path):
@@ -132,7 +149,7 @@ def _exists(path):
     return True
 
 
-def _is_plain(text):
+def is_plain(text):
     """Whether `text` may be part of a name: neither empty nor with NUL or bytes that are no UTF-8."""
     return bool(text) and "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 

@@ -48,7 +48,7 @@ def dirichlet(data, settings, rng):
                 sizes[client] += len(share)
         return [np.concatenate(share) for share in shares]
 
-    return _draw_until_large_enough(draw, settings)
+    return _draw_until_large_enough(draw, settings, len(labels))
 
 
 def by_labels(data, settings, rng):
@@ -80,7 +80,7 @@ def quantity(data, settings, rng):
         proportions = rng.dirichlet(np.full(settings.num_clients, settings.partition_alpha))
         return np.split(order, (np.cumsum(proportions)[:-1] * len(order)).astype(int))
 
-    return _draw_until_large_enough(draw, settings)
+    return _draw_until_large_enough(draw, settings, len(order))
 
 
 def natural(data, settings, rng):
@@ -102,7 +102,12 @@ def natural(data, settings, rng):
 REGISTRY = {"iid": iid, "dirichlet": dirichlet, "labels": by_labels, "quantity": quantity, "natural": natural}
 
 
-def _draw_until_large_enough(draw, settings):
+def _draw_until_large_enough(draw, settings, samples):
+    if MIN_SAMPLES * settings.num_clients > samples:  # which no draw can mend
+        raise UsageError(
+            f"--num_clients {settings.num_clients}: under --partition {settings.partition} each has at least {MIN_SAMPLES} "
+            f"samples, and {settings.dataset} has {samples}"
+        )
     for _ in range(MAX_DRAWS):
         shares = draw()
         if shares is not None and min(map(len, shares)) >= MIN_SAMPLES:

@@ -1,6 +1,5 @@
 """What a partition looks like: labels by client, as a table and as a picture."""
 
-import argparse
 import pathlib
 
 import numpy as np
@@ -11,16 +10,6 @@ from federated.options import UsageError
 from federated.partition import Part
 
 PICTURES = (".png", ".svg", ".pdf")
-
-
-def picture_file(text: str) -> pathlib.Path:
-    """A parser of the name of a picture to write."""
-    path = pathlib.Path(text)
-    if path.suffix.lower() not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {str(path.parent)!r} is not a directory")
-    return path
 
 
 def label_counts(data: Dataset, parts: list[Part]) -> np.ndarray:

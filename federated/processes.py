@@ -108,13 +108,19 @@ def add_run_arguments(parser: Parser):
     )
 
 
-def add_checkpoint_argument(parser: Parser):
+def add_server_arguments(parser: Parser):
+    """Those that the server alone has."""
     parser.add_argument(
         "--checkpoint_seconds",
         type=real(0, 1e6),
         default=10.0,
         metavar="SECONDS",
         help="least time between checkpoints, which are made at round ends; 0: after each round (default: 10)",
+    )
+    parser.add_argument(
+        "--save_model",
+        action="store_true",
+        help="keep the global model of the best validation accuracy as model.pt, a state_dict, in the trial's directory",
     )
 
 
@@ -195,9 +201,10 @@ def script_command(script: str, *arguments) -> list[str]:
 
 def trial_commands(trial: Trial, address: str, client_processes: int, args) -> dict[str, list[str]]:
     """{role: command} of a trial's processes, each a list of arguments. The server comes first. `args` are options as
-    add_run_arguments and add_checkpoint_argument have them."""
+    add_run_arguments and add_server_arguments have them."""
     shared = ("--host", address, "--data_dir", args.data_dir, "--timeout", args.timeout)
     of_server = ("--client_processes", client_processes, "--checkpoint_seconds", args.checkpoint_seconds)
+    of_server += ("--save_model",) * args.save_model
     commands = {"server": script_command("server_benchmark.py", *trial.server_arguments(), *shared, *of_server)}
     for process in range(client_processes):
         commands[f"client_process_{process}"] = script_command("client_benchmark.py", *shared, "--process", process)

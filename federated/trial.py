@@ -125,11 +125,12 @@ def hparams_hash(hparams: dict) -> str:
 
 
 # Files of a trial's directory
-RESULTS, DONE, LOCK, FAILED, SWEEP = "results.json", "done", "lock", "failed.json", "sweep.json"
+RESULTS, DONE, LOCK, FAILED, SWEEP, MODEL = "results.json", "done", "lock", "failed.json", "sweep.json", "model.pt"
 CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
 # All that a trial writes there: nothing else is ever deleted
 _OWN_FILES = re.compile(
-    "|".join(map(re.escape, (RESULTS, DONE, FAILED, *CHECKPOINTS))) + r"|(server|client_process_\d+)\.log|\.[a-z.]+\.\d+\.tmp"
+    "|".join(map(re.escape, (RESULTS, DONE, FAILED, MODEL, *CHECKPOINTS)))
+    + r"|(server|client_process_\d+)\.log|\.[a-z.]+\.\d+\.tmp"
 )
 
 
@@ -146,7 +147,7 @@ def write_atomically(path: pathlib.Path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
@@ -294,6 +295,12 @@ def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Set
                 f"--{name} is {value} here and {theirs[name]} in the sweep that {str(directory)!r} holds: "
                 f"give --{name} {theirs[name]} to go on with it, or another --output_dir for a new one"
             )
+
+
+def check_has_model(settings: Settings):
+    """Raises UsageError where trials with `settings` have no global model that could be kept."""
+    if not algorithms.load(settings.algorithm).has_global_model:
+        raise UsageError(f"--save_model: {settings.algorithm} has no global model to keep, only those of its clients")
 
 
 def write_sweep_file(directory: pathlib.Path, settings: Settings):

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -16,6 +18,16 @@ TINY = ("--rounds", "2", "--samples_per_client", "40", "--num_hparams", "2", "--
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often the trial of test_resume.py is killed")
+
+
+@pytest.fixture(autouse=True)
+def own_signal_handlers():
+    """Those that a command which is called in this process installs go with the test."""
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(each) for each in caught]
+    yield
+    for each, handler in zip(caught, before):
+        signal.signal(each, handler)
 
 
 @pytest.fixture
@@ -52,6 +64,14 @@ def launch(run):
         return run("sweep.py", "launch", "--skip_confirmation", "--output_dir", output_dir, *TINY, *options, **more)
 
     return launch
+
+
+@pytest.fixture
+def copy_of_project(tmp_path):
+    """The project's directory as a user may edit it."""
+    project = tmp_path / "project"
+    ignored = shutil.ignore_patterns(".git", ".venv", "tests", "benchmarks", "sweep_logs", "*.pyc")
+    return shutil.copytree(PROJECT, project, ignore=ignored)
 
 
 @pytest.fixture

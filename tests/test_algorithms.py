@@ -6,6 +6,9 @@ import functools
 import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import types
 
@@ -22,7 +25,7 @@ from federated.algorithms.fednova import effective_steps
 from federated.channel import Door
 from federated.flat import Flat
 from federated.seeds import stream_seed
-from federated.training import classifier_of
+from federated.training import batch_sizes, classifier_of
 from federated.trial import Settings, Trial
 from hparams_registry import default_hparams, random_hparams
 
@@ -57,7 +60,9 @@ def train(tmp_path, monkeypatch):
         this = Trial(settings, hparams, 0, SEED, tmp_path / str(next(numbers)))
         this.directory.mkdir()
         door = Door(None)
-        args = argparse.Namespace(host=door.address, process=None, data_dir="data", timeout=60, checkpoint_seconds=0)
+        args = argparse.Namespace(
+            host=door.address, process=None, data_dir="data", timeout=60, checkpoint_seconds=0, save_model=False
+        )
         client = threading.Thread(target=client_benchmark.serve, args=(args,))
         client.start()
         broadcast = server_benchmark.serve(this, door, 1, args).clone()
@@ -340,6 +345,21 @@ def test_fednova_weighs_clients_by_samples_and_not_by_steps():
     assert nova.distance(nova.optimum()) < 0.02 < 0.1 < biased.distance(biased.optimum())
 
 
+def test_a_round_of_fednova():
+    """x + tau_eff sum of p_i (y_i - x) / tau_i with tau_eff = sum of p_i tau_i, where y_i is known for a quadratic."""
+    federation = Federation("Fednova", {}, **UNEQUAL)
+    x = torch.zeros(4, dtype=torch.float64)
+    for _ in range(2):
+        federation.round()
+        shares = federation.samples / 7
+        changes = 0
+        for share, client in zip(shares, federation.clients):
+            shrinks = torch.matrix_power(torch.eye(4) - 0.05 * client.hessian, client.num_steps)
+            changes += share / client.num_steps * (client.minimum + shrinks @ (x - client.minimum) - x)
+        x = x + (shares * [2, 5, 9]).sum() * changes
+        torch.testing.assert_close(federation.server.weights, x)
+
+
 @pytest.mark.parametrize("chosen", [None, "half"])
 def test_scaffold_reaches_the_optimum(chosen):
     federation = Federation("Scaffold", {"server_learning_rate": 1.0}, steps=[3, 3, 3, 3], samples=[1, 1, 1, 1])
@@ -365,6 +385,15 @@ def test_feddyn_reaches_the_optimum_of_the_loss_over_all_samples(chosen):
     for _ in range(300):
         federation.round(None if chosen is None else sorted(rng.choice(4, 2, replace=False)))
     assert federation.distance(federation.optimum()) < 1e-6
+
+
+def test_feddyns_server_term_is_the_mean_of_all_clients_terms():
+    """Also with partial participation."""
+    federation = Federation("Feddyn", {"alpha": 0.5}, steps=[3] * 4, samples=[1] * 4)
+    for chosen in ([0, 1], [1, 3], [2]):
+        federation.round(chosen)
+        mean = sum(client.state[0] for client in federation.clients) / 4
+        torch.testing.assert_close(federation.server.state[0], mean)
 
 
 def test_feddyns_terms_act_once_the_weights_have_left():
@@ -459,6 +488,13 @@ def test_effective_steps_are_what_gradients_count_under_momentum(momentum):
         assert effective_steps(steps, momentum) == pytest.approx(total.sum())
 
 
+@pytest.mark.parametrize(
+    ("samples", "sizes"), [(1, [1]), (64, [64]), (65, [65]), (66, [64, 2]), (129, [64, 65]), (130, [64, 64, 2])]
+)
+def test_no_batch_is_of_one_sample_and_none_is_dropped(samples, sizes):
+    assert batch_sizes(samples, {"batch_size": 64}) == sizes
+
+
 def test_weights_are_shares_among_those_that_answered():
     server = Server(torch.zeros(2, 1), None, 1, num_clients=10, samples=np.array([1.0, 3.0]), steps=np.array([1, 3]))
     assert algorithms.load("Fedavg")({}).weights(server)[0].tolist() == [0.25, 0.75]
@@ -531,7 +567,47 @@ def test_defaults_work_on_digits(launch, tmp_path):
         assert record[name][-1] > 0.3, (record["algorithm"], record[name])
 
 
+def test_defaults_work_on_data_with_owners(run, tmp_path):
+    """As above, on the four hospitals, with a model that is a classifier alone."""
+    options = ("--skip_confirmation", "--output_dir", tmp_path / "out", "--dataset", "heart_disease", "--rounds", 20)
+    launched = run("sweep.py", "launch", *options, *ALL)
+    assert launched.returncode == 0, launched.stderr
+    for name in algorithms.REGISTRY:
+        clients = [json.loads(path.read_text()) for path in (tmp_path / "out").glob(f"*_{name}/*/*/client_*/results.json")]
+        assert len(clients) == 4
+        right = sum(client["local_test_acc"][-1] * client["local_test_samples"] for client in clients)
+        assert right / sum(client["local_test_samples"] for client in clients) > 0.6, name
+
+
 def test_an_optimizer_that_an_algorithm_is_not_defined_for_is_refused(launch, tmp_path):
     refused = launch(tmp_path / "out", "--algorithm", "Fedavg", "scaffold", "--local_optimizer", "adam")
     assert refused.returncode == 2 and not (tmp_path / "out").exists()
     assert refused.stderr.splitlines()[-1].endswith("--local_optimizer adam: scaffold is defined for sgd only")
+
+
+def test_the_readmes_own_algorithm(tmp_path, copy_of_project):
+    """Add the README's example to a copy of the project, and tune it: its draw reaches the gradient and the results."""
+    text = (copy_of_project / "README.md").read_text()
+    example = text[text.index("    from federated.algorithms.fedavg import Fedavg\n") : text.index('with `"Halfway",`')]
+    entry = text[text.index('    if algorithm == "Halfway":') : text.index("`federated/algorithms/fedavg.py` says")]
+    package = copy_of_project / "federated" / "algorithms"
+    (package / "halfway.py").write_text(textwrap.dedent(example))
+    for path, before, after in (
+        (package / "__init__.py", '        "Fedavg",\n', '        "Fedavg",\n        "Halfway",\n'),
+        (copy_of_project / "hparams_registry.py", "    return hparams\n", f"{entry}\n    return hparams\n"),
+    ):
+        path.write_text(path.read_text().replace(before, after, 1))
+    options = ("--algorithm", "halfway", "--num_hparams", "2", "--num_trials", "1", "--rounds", "3", "--num_clients", "3")
+    command = [
+        sys.executable,
+        copy_of_project / "sweep.py",
+        "launch",
+        "--skip_confirmation",
+        "--output_dir",
+        tmp_path,
+        *options,
+    ]
+    launched = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert launched.returncode == 0, launched.stderr
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("mlp_digits_Halfway/*/*/client_0/results.json")]
+    assert len({record["pull"] for record in found}) == 2 and 0.1 in {record["pull"] for record in found}

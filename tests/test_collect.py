@@ -10,18 +10,25 @@ from federated.trial import Settings, Trial, hparams_hash, write_sweep_file
 from hparams_registry import default_hparams, random_hparams
 
 
-def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, done=True):
-    """A finished trial's files. val[client][round] with 10 and 30 held-out samples, test[round]."""
+def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, done=True, local=None):
+    """A finished trial's files. val[client][round] with 10 and 30 held-out samples, test[round], local[client][round] with 30
+    and 10 test samples."""
     settings = dataclasses.replace(settings or Settings(), rounds=len(test))
     draw = (settings.algorithm, settings.dataset)
     hparams = random_hparams(*draw, hparams_seed) if hparams_seed else default_hparams(*draw)
     directory = output_dir / settings.name / hparams_hash(hparams) / f"trial_{trial_seed}"
     this = Trial(settings, hparams, hparams_seed, trial_seed, directory)
     write_sweep_file(directory.parent.parent, settings)
+    evaluated = [None if accuracy is None else 1.0 for accuracy in test]
     for client in range(2):
+        trained = {name: [1.0] * len(test) for name in ("train_loss", "train_acc")}
+        losses = {name: evaluated for name in ("val_loss", "test_loss", "local_test_loss")}
         this.write_results(client, {
-            "client_id": client, **this.description(), "train_indices": [0] * 10, "train_loss": [1.0] * len(test),
-            "val_acc": val[client], "val_samples": (10, 30)[client], "test_acc": test, "step_time": [0.1] * len(test),
+            "client_id": client, **this.description(), "train_indices": [0] * 10, **trained, **losses,
+            "val_acc": val[client], "val_samples": (10, 30)[client], "test_acc": test,
+            "local_test_acc": local[client] if local else test, "local_test_samples": (30, 10)[client],
+            "step_time": [0.5] * len(test), "bytes_sent": [1_000_000] * len(test),
+            "provenance": {"runs": [{"round": 0, "code": "a"}]},
         })  # fmt: skip
         if not done:
             (this.client_directory(client) / "done").unlink()
@@ -46,16 +53,20 @@ Best Test Accuracy: 0.8000 ± 0.1000
 
 Table:
 
-| Model    | Dataset   | Algorithm   | Best Test Accuracy   |
-|----------|-----------|-------------|----------------------|
-| resnet18 | cifar10   | Fedavg      | 0.8000 ± 0.1000      |
+| Model    | Dataset   | Algorithm   | Best Test Accuracy   | n   | 95 % Interval    | Global   | Clients (weighted)   | Clients (mean)   | Worst Client   | Spread   |
+|----------|-----------|-------------|----------------------|-----|------------------|----------|----------------------|------------------|----------------|----------|
+| resnet18 | cifar10   | Fedavg      | 0.8000 ± 0.1000      | 3   | 0.5516 to 1.0484 | 0.8000   | 0.8000               | 0.8000           | 0.8000         | 0.0000   |
+
+Clients: accuracy on their own shares of the test set, the mean by their samples (weighted) and with each client counting the same (mean), the worst, and the standard deviation over clients (spread).
 
 Job Statistics:
 
 Number of hyperparameter sets: 2
 Number of trials: 3
 Number of clients: 2
-"""
+Training time: 3.0 s in total, 0.5 s a trial
+Bytes sent: 1.0 MB a trial
+"""  # noqa: E501
     )
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -224,12 +223,9 @@ def test_arrays_that_are_not_what_the_spec_says_are_refused(monkeypatch, changes
         datasets.load("mine", "data")
 
 
-def test_the_readmes_own_data(tmp_path):
+def test_the_readmes_own_data(tmp_path, copy_of_project):
     """Add the README's example to a copy of the project, and tune on it."""
-    project, data, out = tmp_path / "project", tmp_path / "data", tmp_path / "out"
-    shutil.copytree(PROJECT / "federated", project / "federated")
-    for script in PROJECT.glob("*.py"):
-        shutil.copy(script, project)
+    project, data, out = copy_of_project, tmp_path / "data", tmp_path / "out"
     text = (PROJECT / "README.md").read_text()
     function = textwrap.dedent(text[text.index("    def _patients(data_dir):") : text.index('with `"patients": Spec(')])
     entry = re.search(r'`("patients": Spec\(.*\),)`', text).group(1)

@@ -32,7 +32,7 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
     ]
     try:
         weights = server_benchmark.serve(
-            this, door, processes, argparse.Namespace(data_dir=data_dir, timeout=60, checkpoint_seconds=10)
+            this, door, processes, argparse.Namespace(data_dir=data_dir, timeout=60, checkpoint_seconds=10, save_model=False)
         )
         assert [client.wait(10) for client in clients] == [0] * processes
     finally:

@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -168,12 +170,8 @@ def test_what_fails_by_logic_is_not_retried(launch, run, tmp_path):
     assert [each["reason"] for each in failure(tmp_path / "out")["earlier"]] == ["diverged"]
 
 
-def test_a_resumed_trial_says_that_the_code_has_changed(tmp_path):
-    project, out = tmp_path / "project", tmp_path / "out"
-    shutil.copytree(
-        PROJECT, project, ignore=shutil.ignore_patterns(".git", ".venv", "tests", "benchmarks", "data", "sweep_logs", "*.pyc")
-    )
-    shutil.copytree(PROJECT / "federated" / "data", project / "federated" / "data", dirs_exist_ok=True)
+def test_a_resumed_trial_says_that_the_code_has_changed(tmp_path, copy_of_project):
+    project, out = copy_of_project, tmp_path / "out"
     options = (*STATEFUL, "--rounds", "400")
     trial = kill_after(Sweep(out, *options, project=project), 5)
     with open(project / "federated" / "seeds.py", "a") as file:
@@ -191,3 +189,20 @@ def test_a_checkpoint_of_another_trial_is_refused(run, tmp_path):
     result = run("server_benchmark.py", "--output_dir", trial, "--trial_seed", 3, "--timeout", 5)
     assert result.returncode == 2
     assert "holds the checkpoint of a trial with other settings" in result.stderr.splitlines()[-1]
+
+
+def test_a_client_with_other_code_than_its_server_is_refused(tmp_path, copy_of_project):
+    with open(copy_of_project / "federated" / "seeds.py", "a") as file:
+        file.write("# a change that changes nothing\n")
+    command = [sys.executable, PROJECT / "server_benchmark.py", "--output_dir", tmp_path / "trial", "--timeout", "20"]
+    server = subprocess.Popen([*command, "--client_processes", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = server.stdout.readline().split(" at ")[1].strip()
+    client = subprocess.run(
+        [sys.executable, copy_of_project / "client_benchmark.py", "--host", address],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert client.returncode == 2 and "the server runs other code (" in client.stderr
+    _, error = server.communicate(timeout=30)
+    assert server.returncode == 4 and "client process 0 is lost" in error

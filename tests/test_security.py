@@ -372,7 +372,7 @@ def test_a_lie_ends_the_trial_with_a_named_cause(door, tmp_path, monkeypatch, na
     this.directory.mkdir()
     Liar(door.address, kind, lie).start()
     with pytest.raises((PeerLost, Diverged), match=cause) as raised:
-        serve(this, door, 1, argparse.Namespace(data_dir="data", timeout=1.0, checkpoint_seconds=0.0))
+        serve(this, door, 1, argparse.Namespace(data_dir="data", timeout=1.0, checkpoint_seconds=0.0, save_model=False))
     assert (raised.type is Diverged) == ("diverged" in cause)
     assert not (tmp_path / "sprung").exists()
     assert list(tmp_path.rglob("results.json")) == [] and list(tmp_path.rglob("*.npz")) == []
@@ -382,7 +382,7 @@ def test_who_does_not_lie_gets_results(door, tmp_path):
     """So that the test above shows something."""
     this = Trial(Settings(rounds=2, samples_per_client=40), default_hparams("Fedavg", "digits"), 0, 0, tmp_path)
     Liar(door.address, None, None).start()
-    serve(this, door, 1, argparse.Namespace(data_dir="data", timeout=5.0, checkpoint_seconds=0.0))
+    serve(this, door, 1, argparse.Namespace(data_dir="data", timeout=5.0, checkpoint_seconds=0.0, save_model=False))
     assert json.loads((tmp_path / "client_1" / "results.json").read_text())["train_loss"] == [1.0, 1.0]
 
 

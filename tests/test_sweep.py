@@ -1,11 +1,16 @@
 """The command, end to end."""
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from conftest import PROJECT, TINY
@@ -54,6 +59,7 @@ def test_the_workflow(launch, run, awkward, launcher):
     assert len(content["train_indices"]) == 36
     for name in ("train_loss", "train_acc", "test_loss", "test_acc", "val_loss", "val_acc", "step_time"):
         assert len(content[name]) == 2, name
+    assert content["bytes_sent"] == [2 * 2 * 26_122 * 4] * 2  # two clients, down and up, float32
     assert content["provenance"].keys() >= {"git_revision", "argv", "torch", "python", "devices"}
 
     again = launch(awkward)
@@ -254,55 +260,47 @@ def test_commands_are_lists_of_arguments(awkward):
     from server_benchmark import parse
 
     this = Trial(Settings(samples_per_client=30), {"batch_size": 8}, 3, 4, awkward)
-    args = argparse.Namespace(data_dir="data dir", timeout=5.0, checkpoint_seconds=2.5)
+    args = argparse.Namespace(data_dir="data dir", timeout=5.0, checkpoint_seconds=2.5, save_model=False)
     commands = trial_commands(this, "/tmp/x/socket", 2, args)
     assert list(commands) == ["server", "client_process_0", "client_process_1"]
     args = parse(commands["server"][2:])
     assert (args.output_dir, args.data_dir, args.hparams, args.trial_seed) == (str(awkward), "data dir", {"batch_size": 8}, 4)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            ("--dataset", "cifar11"),
-            "'cifar11' is not one of digits, heart_disease, mnist, fashion_mnist, emnist, kmnist, svhn, cifar10, cifar100",
-        ),
-        (("--algorithm", "sgd"), "'sgd' is not one of Fedavg"),
-        (("--rounds", "0"), "'0' is not a whole number of at least 1"),
-        (("--num_clients", "2000"), "none to train on"),
-        (("--samples_per_client", "1000"), "more than the 1437 training samples"),
-        (("--partition", "dirichlet", "--partition_alpha", "1e-6", "--num_clients", "30"), "raise --partition_alpha"),
-        (("--partition", "labels", "--labels_per_client", "11"), "more than the 10 labels"),
-        (
-            ("--model_arch", "resnet19"),
-            "'resnet19' is not one of mlp, 2nn, logistic, cnn, lenet, resnet18, resnet18_gn, or of torch",
-        ),
-        (("--model_arch", "lenet"), "--model_arch lenet does not fit 1x8x8 images: it takes images of at least 16x16"),
-        (
-            ("--model_arch", "cnn", "--dataset", "heart_disease"),
-            "--model_arch cnn does not fit 13 features: it takes images only",
-        ),
-        (("--model_arch", "resnet34"), "--model_arch resnet34 does not fit 1x8x8 images: Given groups=1"),
-        (("--augmentation", "crop_flip", "--dataset", "heart_disease"), "--augmentation crop_flip does not fit 13 features"),
-        (("--partition", "natural"), "--partition natural: the samples of digits have no owners; those of heart_disease do"),
-        (("--dataset", "heart_disease", "--num_clients", "3"), "the clients are the 4 owners of heart_disease"),
-        (("--hparams", '{"lr": 1}'), "unknown hyper-parameter 'lr'"),
-        (("--hparams", "[1]"), "is not a JSON object"),
-        (("--host", "nowhere"), "is not HOST:PORT"),
-        (("--participation", "nan"), "'nan' is not a number above 0 and at most 1"),
-        (("--output_dir", "/dev/null/x"), "'/dev/null' is a file"),
-        (("--nonsense",), "unrecognized arguments: --nonsense"),
-        (("--device", "cuda"), "--device cuda: torch finds no CUDA device"),
-    ],
-)
-def test_bad_input_is_one_line_and_makes_nothing(run, tmp_path, options, message):
-    if options == ("--device", "cuda"):
-        import torch
+LONG = ("--rounds", "3000", "--num_hparams", "1", "--num_trials", "1", "--samples_per_client", "40")
 
-        if torch.cuda.is_available():
-            pytest.skip("this machine has CUDA")
-    result = run("sweep.py", "launch", "--skip_confirmation", *options)
-    assert result.returncode == 2
-    assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
-    assert list(tmp_path.iterdir()) == []
+
+def test_a_sweep_is_watched_from_elsewhere(run, tmp_path):
+    command = [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", tmp_path / "out", *LONG]
+    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    one = ("--output_dir", tmp_path / "out", "--num_hparams", 1, "--num_trials", 1)
+    while not any("round " in log.read_text() for log in tmp_path.rglob("server.log")):
+        assert sweep.poll() is None, sweep.stderr.read()
+    (job,) = json.loads(run("sweep.py", "status", "--json", *one).stdout)
+    (trial,) = job["trials"]
+    assert (job["state"], trial["state"], trial["rounds"], trial["failures"]) == ("Running", "Running", 3000, [])
+    assert 0 <= trial["round"] < 3000 and 0 <= trial["val_acc"] <= 1 and 0 <= trial["test_acc"] <= 1
+    watched = run("sweep.py", "status", "--watch", *one)
+    assert watched.returncode == 0, watched.stderr
+    lines = watched.stdout.split(" running.\n\n")[1].splitlines()
+    assert re.match(r"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/3000 \(\d\.\d{4}\)", lines[0])
+    assert lines[-1].startswith("1/1 trials done, 0 running, 0 failed")
+    assert sweep.wait(60) == 0
+    sweep.stderr.close()
+
+
+def test_a_launch_tells_how_far_it_is_on_a_terminal(tmp_path):
+    command = [sys.executable, str(PROJECT / "sweep.py"), "launch", *LONG]
+    terminal, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 200, 0, 0))
+    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs, cwd=tmp_path)
+    os.close(theirs)
+    os.write(terminal, b"y\n")
+    shown = b""
+    with contextlib.suppress(OSError):  # it has ended
+        while more := os.read(terminal, 1 << 16):
+            shown += more
+    os.close(terminal)
+    assert process.wait(60) == 0
+    line = rb"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/3000 .*; \d+ trials an hour, \d+ s left"
+    assert re.search(line, shown), shown

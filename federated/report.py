@@ -1,0 +1,109 @@
+"""All that is said of collected trials: what tables, pictures and pages are made from."""
+
+import pandas
+
+from federated import statistics, tables
+from federated.results import SWEEP, Collected, hparams_of
+
+
+class Report:
+    """Of finished trials, by a selection and up to a target accuracy, if one is given.
+
+    rounds      see federated.results.COLUMNS
+    settings    {(model, dataset, algorithm): Settings}
+    rankings    {sweep: its settings, the best first}
+    chosen      {sweep: the rows that count, of its best setting}
+    results     one row a sweep: its best setting, and what the sweep took
+    comparison  the paired tests, one row each
+    ignored     lines on what is left out or doubtful
+    """
+
+    def __init__(self, collected: Collected, selection: str, target: float | None = None):
+        self.rounds, self.settings = collected.rounds, collected.settings
+        self.selection, self.target = selection, target
+        self.rankings, self.chosen, self.hparams, left_out, rows = {}, {}, {}, 0, []
+        for sweep, rounds in self.sweeps():
+            self.hparams[sweep] = hparams_of(rounds)
+            chosen, few = statistics.chosen(rounds, selection)
+            left_out += len(few)
+            self.rankings[sweep] = ranking = statistics.ranked(chosen, selection)
+            best = ranking["hash"][0]
+            self.chosen[sweep] = chosen[chosen["hash"] == best]
+            rows.append(ranking.iloc[0].to_dict() | statistics.cost(rounds, best, target))
+        self.results = pandas.DataFrame(rows)
+        pairs = [] if selection == "original" else list(self.chosen.values())  # its rows are rounds, which have no partner
+        self.comparison = statistics.compare(pairs)
+        self.ignored = ignored(collected)
+        if left_out:
+            self.ignored.append(f"Ignored: {left_out} settings with fewer finished trials than others.")
+
+    def sweeps(self):
+        """((model, dataset, algorithm), its rows) of each sweep."""
+        return self.rounds.groupby(SWEEP, sort=False)
+
+    def table(self, form: str) -> str:
+        """The best settings, in a format of tables.render."""
+        summary = tables.summary(self.results, self.settings, self.selection, self.target)
+        return tables.render(summary, form, tables.bold_cells(self.results, self.selection))
+
+    def notes(self) -> list[str]:
+        return tables.notes(self.results, self.selection)
+
+    def sections(self, form: str, top: int | None) -> list[tuple[str, str, list[str]]]:
+        """(heading, table, notes) of what follows the first table; with `top` also the best so many settings of each sweep."""
+        sections = []
+        if len(self.comparison):
+            table = tables.comparison(self.comparison, self.settings)
+            sections.append(("Comparison", tables.render(table, form), tables.comparison_notes(self.comparison)))
+        for sweep, ranking in self.rankings.items() if top else ():
+            name = " ".join(sweep)
+            sections.append(
+                (f"Settings of {name}", tables.render(tables.ranking(ranking[:top], self.hparams[sweep]), form), [])
+            )
+            if len(ranking) > 1:
+                mattered = tables.importance(statistics.importance(ranking, self.hparams[sweep]))
+                note = f"Absolute rank correlation (Spearman) with the validation accuracy, over {len(ranking)} settings."
+                sections.append((f"Importance in {name}", tables.render(mattered, form), [note]))
+            curve = statistics.expected_best(ranking)
+            if len(curve):
+                note = f"Of {len(curve)} random draws, without the defaults (Dodge et al., EMNLP 2019)."
+                sections.append((f"Best of k draws of {name}", tables.render(tables.expected_best(curve), form), [note]))
+        return sections
+
+    def statistics(self) -> list[tuple[str, list[str]]]:
+        """(name of the sweep, lines on its jobs and what they took) of each sweep."""
+        parts = []
+        for _, row in self.results.iterrows():
+            settings = self.settings[tuple(row[SWEEP])]
+            lines = [
+                f"Number of hyperparameter sets: {len(self.rankings[tuple(row[SWEEP])])}",
+                f"Number of trials: {self.chosen[tuple(row[SWEEP])]['trial_seed'].nunique()}",
+                f"Number of clients: {settings.num_clients}",
+                f"Training time: {row['seconds_total']:.1f} s in total, {row['seconds_mean']:.1f} s a trial",
+                f"Bytes sent: {row['bytes_sent'] / 1e6:.1f} MB a trial",
+            ]
+            parts.append((f"{settings.model_arch} {settings.dataset} {settings.algorithm}", lines))
+        return parts
+
+    def top(self, n: int) -> pandas.DataFrame:
+        """The best n settings of each sweep in numbers, the best one with what the sweep took and its comparison."""
+        rows = pandas.concat([ranking[:n] for ranking in self.rankings.values()], ignore_index=True)
+        extra = [name for name in self.results if name not in rows]
+        rows = rows.merge(self.results[[*SWEEP, "rank", *extra]], how="left", on=[*SWEEP, "rank"])
+        if not len(self.comparison):
+            return rows
+        tests = self.comparison.rename(columns={"n": "pairs"}).assign(rank=1)
+        return rows.merge(tests, how="left", on=[*SWEEP, "rank"])
+
+
+def ignored(collected: Collected) -> list[str]:
+    """What the numbers leave out, and what makes them doubtful."""
+    lines = [f"Ignored, cannot be read: {line}" for line in collected.broken]
+    if collected.not_done:
+        diverged = f", {len(collected.diverged)} of them diverged" if collected.diverged else ""
+        lines.append(f"Ignored: {len(collected.not_done)} trials that are not done{diverged}.")
+    if collected.mixed:
+        lines.append(
+            f"Computed by more than one version of the code: {len(collected.mixed)} trials, such as {collected.mixed[0]}."
+        )
+    return lines

@@ -1,0 +1,178 @@
+"""What tables and pictures say of finished trials: the choice of rounds and settings, means and intervals, comparisons.
+
+scipy.stats, which takes two seconds to import, is imported where it is used.
+"""
+
+import numpy as np
+import pandas
+
+from federated import algorithms
+from federated.results import SWEEP, hparams_of
+
+# What counts of a trial, and as the best setting; the first one is honest
+SELECTIONS = {
+    "validation": "the round, and then the setting, with the best validation accuracy",
+    "last": "the last round; the setting with the best validation accuracy in it",
+    "oracle": "the round and the setting with the best accuracy on the test set itself, which nobody has in practice",
+    "original": "all rounds pooled, and the setting with the best mean of them on the test set, which is what the port's "
+    "original printed; ± is over rounds, not over trials",
+}
+DEFAULT_SELECTION = "validation"
+
+
+def chosen(rounds: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> tuple[pandas.DataFrame, list[str]]:
+    """The rows of one sweep that count, with a column `score` by which settings are ranked: one row a trial, with `original`
+    all that were evaluated. And the settings left out, since they have fewer finished trials than others and a mean over
+    fewer would not compare."""
+    evaluated = rounds.dropna(subset=["val_acc", "accuracy"])
+    trials = evaluated.groupby(["hash", "trial_seed"], sort=False)
+    if selection == "original":
+        rows = evaluated
+    elif selection == "last":
+        rows = trials.tail(1)
+    else:
+        rows = evaluated.loc[trials["val_acc" if selection == "validation" else "accuracy"].idxmax()]
+    rows = rows.assign(score=rows["val_acc" if selection in ("validation", "last") else "accuracy"])
+    counts = rows.groupby("hash")["trial_seed"].nunique()
+    left_out = counts[counts < counts.max()].index.tolist()
+    return rows[~rows["hash"].isin(left_out)], left_out
+
+
+def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> pandas.DataFrame:
+    """A row for each setting of one sweep's `chosen` rows, the best first, with means over trials."""
+    algorithm = algorithms.load(rows["algorithm"].iloc[0])
+    settings = []
+    for _, group in rows.groupby("hash", sort=False):
+        first = group.iloc[0]
+        mean, deviation, low, high = mean_and_interval(group["accuracy"], independent=selection != "original")
+        settings.append(
+            {
+                **{name: first[name] for name in (*SWEEP, "hash", "hparams_seed")},
+                "accuracy": mean,
+                "accuracy_std": deviation,
+                "n": len(group),
+                "accuracy_low": low,
+                "accuracy_high": high,
+                "score": group["score"].mean(),
+                "val_acc": group["val_acc"].mean(),
+                "test_acc": group["test_acc"].mean() if algorithm.has_global_model else np.nan,
+                **{name: group[name].mean() for name in rows if name.startswith("local_acc_")},
+                **{name: first[name] for name in hparams_of(rows.drop(columns="score"))},
+            }
+        )
+    ranking = pandas.DataFrame(settings).sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    ranking.insert(len(SWEEP), "rank", ranking.index + 1)
+    return ranking
+
+
+def mean_and_interval(values: pandas.Series, independent: bool = True) -> tuple[float, float, float, float]:
+    """Mean, sample standard deviation, and the bounds of the 95 % interval of the mean by Student's t; NaN where there is
+    one value, and the bounds where values are not `independent` of each other."""
+    from scipy.special import stdtrit  # the quantiles of t, without the rest of scipy.stats
+
+    n, mean, deviation = len(values), values.mean(), values.std(ddof=1)
+    half = stdtrit(n - 1, 0.975) * deviation / np.sqrt(n) if n > 1 and independent else np.nan
+    return mean, deviation, mean - half, mean + half
+
+
+def cost(rounds: pandas.DataFrame, best: str, target: float | None = None) -> dict:
+    """What one sweep took: seconds of training of all trials and of one; of the setting `best` the bytes sent by a trial, and
+    the rounds, seconds and bytes until the reported accuracy first was `target`, means over those trials that got there."""
+    ends = rounds.groupby(["hash", "trial_seed"])[["seconds", "bytes_sent"]].max()
+    spent = {
+        "seconds_total": ends["seconds"].sum(),
+        "seconds_mean": ends["seconds"].mean(),
+        "bytes_sent": ends.loc[best, "bytes_sent"].mean(),
+    }
+    if target is not None:
+        of_best = rounds[rounds["hash"] == best]
+        reached = of_best[of_best["accuracy"] >= target].groupby("trial_seed").first()
+        spent |= {f"target_{name}": reached[name].mean() for name in ("round", "seconds", "bytes_sent")}
+        spent |= {"target_reached": len(reached), "target_trials": of_best["trial_seed"].nunique()}
+    return spent
+
+
+def compare(bests: list[pandas.DataFrame]) -> pandas.DataFrame:
+    """Paired t-tests of the chosen rows of each sweep's best setting against those of the first one with the same model and
+    data, over the trial seeds that both have. p_holm is corrected for the tests with that model and data (Holm, 1979)."""
+    tests, first = [], {}
+    for rows in bests:
+        model, dataset, algorithm = rows[SWEEP].iloc[0]
+        accuracy = rows.set_index("trial_seed")["accuracy"]
+        if (model, dataset) not in first:
+            first[model, dataset] = algorithm, accuracy
+            continue
+        name, reference = first[model, dataset]
+        both = pandas.concat([accuracy, reference], axis=1, join="inner", keys=("ours", "theirs"))
+        mean, deviation, low, high = mean_and_interval(both["ours"] - both["theirs"])
+        tests.append(
+            {
+                **dict(zip(SWEEP, (model, dataset, algorithm))),
+                "against": name,
+                "difference": mean,
+                "difference_std": deviation,
+                "n": len(both),
+                "difference_low": low,
+                "difference_high": high,
+                "p": _paired_p(both["ours"], both["theirs"]),
+            }
+        )
+    comparison = pandas.DataFrame(tests)
+    if tests:
+        comparison["p_holm"] = comparison.groupby(["model", "dataset"])["p"].transform(holm)
+    return comparison
+
+
+def _paired_p(ours, theirs) -> float:
+    """Of the two-sided test; NaN where the differences do not vary, on which it cannot be based."""
+    from scipy.stats import ttest_rel
+
+    if (ours - theirs).nunique() < 2:
+        return np.nan
+    return float(ttest_rel(ours, theirs).pvalue)
+
+
+def holm(p: pandas.Series) -> pandas.Series:
+    """p-values corrected for their number (Holm, Scandinavian Journal of Statistics 1979); NaN is no test."""
+    ascending = p.dropna().sort_values()
+    factors = np.arange(len(ascending), 0, -1)
+    return (ascending * factors).cummax().clip(upper=1).reindex(p.index)
+
+
+def detectable(n: int) -> float:
+    """The least difference that a two-sided paired t-test of n pairs at level 0.05 finds in 80 % of cases, in standard
+    deviations of the differences."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    bound = t.ppf(0.975, n - 1)
+    return brentq(lambda size: nct.sf(bound, n - 1, size * np.sqrt(n)) - 0.8, 0.01, 100)
+
+
+ENOUGH_PAIRS = 10  # of which a paired t-test finds a difference as large as its deviation in 80 % of cases
+
+
+def importance(ranking: pandas.DataFrame, hparams: list[str]) -> pandas.DataFrame:
+    """How much each of `hparams` mattered in one sweep's `ranked` settings: the absolute value of Spearman's rank
+    correlation with the validation accuracy. It sees what rises or falls with a hyper-parameter, not an optimum within its
+    range. NaN where a hyper-parameter has one value only."""
+    from scipy.stats import spearmanr
+
+    rows = []
+    for name in hparams:
+        varies = ranking[name].nunique() > 1 and ranking["val_acc"].nunique() > 1
+        correlation = spearmanr(ranking[name], ranking["val_acc"]).statistic if varies else np.nan
+        rows.append({"hparam": name, "importance": abs(correlation), "correlation": correlation, "settings": len(ranking)})
+    return pandas.DataFrame(rows).sort_values("importance", ascending=False, kind="stable", ignore_index=True)
+
+
+def expected_best(ranking: pandas.DataFrame) -> pandas.Series:
+    """The expected best validation accuracy of k random draws, for k from 1 to their number n (Dodge et al., EMNLP 2019,
+    section 3.1): with V(1) <= … <= V(n) the draws' accuracies, the sum of V(i) ((i/n)^k - ((i-1)/n)^k). The defaults are no
+    draw and do not count."""
+    values = np.sort(ranking.loc[ranking["hparams_seed"] > 0, "val_acc"].to_numpy())
+    n = len(values)
+    below = np.arange(n + 1)[None, :] / max(n, 1)
+    budgets = np.arange(1, n + 1)
+    probabilities = np.diff(below ** budgets[:, None], axis=1)
+    return pandas.Series(probabilities @ values, index=pandas.Index(budgets, name="draws"), name="val_acc")

@@ -1,0 +1,227 @@
+"""What is made of finished trials: selections, statistics, formats, exports."""
+
+import io
+import itertools
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pytest
+from conftest import PROJECT
+from test_collect import make_trial
+from test_sweep import results
+
+import collect_results
+from federated import statistics
+from federated.results import COLUMNS, collect
+from federated.trial import Settings
+
+
+def collected(capsys, out, *options):
+    """(stdout, stderr) of collect_results.py."""
+    assert collect_results.main(["--output_dir", str(out), *options]) == 0
+    return capsys.readouterr()
+
+
+def numbers(capsys, out, *options):
+    return json.loads(collected(capsys, out, "--format", "json", *options).out)
+
+
+def test_the_frame_has_the_documented_columns_and_means(tmp_path):
+    """Clients hold 10 and 30 validation samples, and 30 and 10 test samples."""
+    make_trial(tmp_path, 0, 2, [[0.5, 0.6], [0.9, 0.8]], [0.5, 0.75], local=[[0.5, 0.8], [0.7, None]])
+    rounds = collect([tmp_path]).rounds
+    assert list(rounds) == [*COLUMNS, "batch_size", "dropout_rate", "learning_rate"]
+    assert rounds["round"].tolist() == [1, 2] and rounds["trial_seed"].tolist() == [2, 2]
+    expected = {
+        "val_acc": [0.8, 0.75], "accuracy": [0.5, 0.75], "test_acc": [0.5, 0.75],
+        "local_acc_weighted": [0.55, 0.8], "local_acc_mean": [0.6, 0.8], "local_acc_worst": [0.5, 0.8],
+        "local_acc_std": [0.1, 0.0], "seconds": [0.5, 1.0], "bytes_sent": [1e6, 2e6],
+    }  # fmt: skip
+    for name, values in expected.items():
+        assert rounds[name].tolist() == pytest.approx(values), name
+    assert json.loads(rounds["hparams"][0]) == {"batch_size": 64, "dropout_rate": 0.5, "learning_rate": 0.0003}
+
+
+def test_what_each_selection_takes(tmp_path, capsys):
+    """Set 0 is best on validation, in round 2; set 1 on test data, in round 1, and in the last round's validation."""
+    for trial in (0, 1):
+        make_trial(tmp_path, 0, trial, [[0.3, 0.9, 0.4]] * 2, [0.5, 0.6, 0.7])
+        make_trial(tmp_path, 1, trial, [[0.1, 0.2, 0.5]] * 2, [0.95, 0.2, 0.3 + 0.1 * trial])
+    found = {name: numbers(capsys, tmp_path, "--selection", name)["results"][0] for name in statistics.SELECTIONS}
+    assert {name: (best["hparams_seed"], best["n"], best["accuracy"]) for name, best in found.items()} == {
+        "validation": (0, 2, 0.6),
+        "last": (1, 2, pytest.approx(0.35)),
+        "oracle": (1, 2, 0.95),
+        "original": (0, 6, pytest.approx(0.6)),
+    }
+    assert found["original"]["accuracy_std"] == pytest.approx(np.std([0.5, 0.6, 0.7] * 2, ddof=1))
+    for name in ("last", "oracle", "original"):
+        out = collected(capsys, tmp_path, "--selection", name).out
+        assert f"Selection '{name}': " in out and "Best Test Accuracy" not in out
+
+
+def test_intervals_corrections_and_power_are_the_known_ones():
+    from scipy import stats
+
+    values = pandas.Series([0.91, 0.93, 0.9, 0.95])
+    mean, deviation, low, high = statistics.mean_and_interval(values)
+    assert (mean, deviation) == (values.mean(), values.std())
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, loc=mean, scale=stats.sem(values)))
+    assert np.isnan(statistics.mean_and_interval(values[:1])[2])
+    # Holm: the smallest times 3, the next times 2, and never less than the one before
+    corrected = statistics.holm(pandas.Series([0.04, 0.01, np.nan, 0.03, 0.9]))
+    assert corrected.tolist() == pytest.approx([0.09, 0.04, np.nan, 0.09, 0.9], nan_ok=True)
+    # 34 pairs are the usual answer for half a standard deviation
+    assert statistics.detectable(34) < 0.5 < statistics.detectable(33)
+    assert statistics.detectable(statistics.ENOUGH_PAIRS) < 1 < statistics.detectable(statistics.ENOUGH_PAIRS - 1)
+
+
+def test_the_expected_best_is_the_mean_over_all_ways_to_draw():
+    accuracies = [0.4, 0.9, 0.5, 0.7]
+    ranking = pandas.DataFrame({"hparams_seed": [0, 1, 2, 3, 4], "val_acc": [0.99, *accuracies]})
+    curve = statistics.expected_best(ranking)  # the defaults, at 0.99, are no draw
+    for budget in (1, 2, 3, 4):
+        assert curve[budget] == pytest.approx(np.mean([max(draw) for draw in itertools.product(accuracies, repeat=budget)]))
+
+
+def test_importance_is_the_rank_correlation():
+    ranking = pandas.DataFrame({"val_acc": [0.9, 0.8, 0.7, 0.6], "a": [1, 10, 100, 1000], "b": [5, 5, 5, 5], "c": [2, 1, 1, 2]})
+    found = statistics.importance(ranking, ["b", "c", "a"]).set_index("hparam")
+    assert found.index[0] == "a" and found.loc["a", "importance"] == 1 and found.loc["a", "correlation"] == -1
+    assert found.loc["c", "importance"] == 0 and np.isnan(found.loc["b", "importance"])
+
+
+ACCURACIES = {"Fedavg": [0.70, 0.72, 0.75, 0.71], "Fedprox": [0.72, 0.75, 0.77, 0.74], "Scaffold": [0.70, 0.70, 0.75, 0.73]}
+
+
+def make_three(out):
+    """Three algorithms with two settings each; Scaffold misses a seed and has one of its own."""
+    for algorithm, accuracies in ACCURACIES.items():
+        for seed, accuracy in enumerate(accuracies, start=algorithm == "Scaffold"):
+            settings = Settings(algorithm=algorithm, local_optimizer="adam" if algorithm != "Scaffold" else None)
+            make_trial(out, 0, seed, [[0.5]] * 2, [accuracy], settings)
+
+
+def test_algorithms_are_compared_over_the_seeds_they_share(tmp_path, capsys):
+    from scipy import stats
+
+    make_three(tmp_path)
+    found = numbers(capsys, tmp_path)
+    assert [best["algorithm"] for best in found["results"]] == ["Fedavg", "Fedprox", "Scaffold"]
+    prox, scaffold = found["comparison"]
+    p = [
+        stats.ttest_rel(ACCURACIES["Fedprox"], ACCURACIES["Fedavg"]).pvalue,
+        stats.ttest_rel(ACCURACIES["Scaffold"][:3], ACCURACIES["Fedavg"][1:]).pvalue,
+    ]
+    assert (prox["against"], prox["n"], scaffold["n"]) == ("Fedavg", 4, 3)
+    assert prox["difference"] == pytest.approx(0.025)
+    assert [prox["p"], scaffold["p"]] == pytest.approx(p)
+    assert [prox["p_holm"], scaffold["p_holm"]] == pytest.approx([min(2 * p[0], 1), max(2 * p[0], p[1])])
+    out = collected(capsys, tmp_path).out
+    assert "n = 3 is too small to tell small differences" in out
+    assert "| **0.7450 ± 0.0208**  |" in out and out.count("**") == 2
+    assert r"\textbf{0.7450 $\pm$ 0.0208}" in collected(capsys, tmp_path, "--format", "latex").out
+    assert "<b>0.7450 ± 0.0208</b>" in collected(capsys, tmp_path, "--format", "html").out
+
+
+def test_csv_and_json_hold_the_numbers_and_nothing_else(tmp_path, capsys):
+    make_three(tmp_path)
+    make_trial(tmp_path, 1, 0, [[0.9]] * 2, [0.9], done=False)
+    out, err = collected(capsys, tmp_path, "--format", "csv", "--top", "5")
+    table = pandas.read_csv(io.StringIO(out))
+    assert "not done" in err and table["algorithm"].tolist() == list(ACCURACIES)
+    assert table["accuracy"].tolist() == pytest.approx([np.mean(values) for values in ACCURACIES.values()])
+    assert table["learning_rate"].tolist()[:2] == [0.0003, 0.0003]
+    assert any("not done" in note for note in numbers(capsys, tmp_path)["notes"])
+
+
+def test_where_there_is_no_global_model_clients_are_counted(tmp_path, capsys):
+    """0.9 on 30 test samples and 0.5 on 10: 0.8. The second client has no test samples in the other trial."""
+    settings = Settings(algorithm="Fedper")
+    make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.1], settings, local=[[0.9], [0.5]])
+    make_trial(tmp_path, 0, 1, [[0.5]] * 2, [0.1], settings, local=[[0.8], [None]])
+    out = collected(capsys, tmp_path).out
+    assert "Best Test Accuracy: 0.8000 ± 0.0000\n" in out
+    (row,) = (line for line in out.splitlines() if line.startswith("| mlp"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[7:12] == ["–", "0.8000", "0.7500", "0.6500", "0.1000"]
+    assert "The accuracy of Fedper is that of the clients' own models" in out
+
+
+def test_the_target_is_timed_in_the_trials_that_reach_it(tmp_path, capsys):
+    make_trial(tmp_path, 0, 0, [[0.5] * 3] * 2, [0.5, 0.8, 0.9])
+    make_trial(tmp_path, 0, 1, [[0.5] * 3] * 2, [0.5, 0.6, 0.7])
+    (best,) = numbers(capsys, tmp_path, "--target", "0.8")["results"]
+    assert (best["target_round"], best["target_seconds"], best["target_bytes_sent"]) == (2, 1.0, 2e6)
+    out = collected(capsys, tmp_path, "--target", "0.8").out
+    assert "| Rounds to 0.8   | Seconds to 0.8   |" in out and "| 2.0 (1 of 2)    | 1.0              |" in out
+    assert re.search(r"\| –  +\| –  +\|\n", collected(capsys, tmp_path, "--target", "0.95").out)
+
+
+def test_settings_are_ranked_with_their_hyper_parameters(tmp_path, capsys):
+    for seed, accuracy in enumerate((0.5, 0.8, 0.7)):
+        make_trial(tmp_path, seed, 0, [[accuracy]] * 2, [accuracy])
+    out = collected(capsys, tmp_path, "--top", "2").out
+    assert "| 1      | 38           | 0.5            | 4.00989e-05     | 0.8000 " in out and "| 3      |" not in out
+    assert "Absolute rank correlation (Spearman)" in out
+    assert "| 1              | 0.7500 " in out and "| 2              | 0.7750 " in out  # of 0.7 and 0.8
+
+
+def test_what_diverged_and_what_mixes_versions_is_told(tmp_path, capsys):
+    make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5])
+    mixed = make_trial(tmp_path, 0, 1, [[0.5]] * 2, [0.5]) / "client_0" / "results.json"
+    values = json.loads(mixed.read_text())
+    values["provenance"]["runs"].append({"round": 1, "code": "b"})
+    mixed.write_text(json.dumps(values))
+    for seed, reason in enumerate(("diverged", "was killed by SIGKILL", "diverged: a loss"), start=2):
+        trial = make_trial(tmp_path, 0, seed, [[0.5]] * 2, [0.5], done=False)
+        (trial / "failed.json").write_text(json.dumps({"role": "server", "reason": reason, "earlier": []}))
+    err = collected(capsys, tmp_path).err
+    assert "Ignored: 3 trials that are not done, 2 of them diverged.\n" in err
+    assert "Computed by more than one version of the code: 1 trials" in err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_the_exported_rows_are_those_collected(tmp_path, capsys, suffix):
+    make_three(tmp_path / "out")
+    file = tmp_path / f"rows.{suffix}"
+    collected(capsys, tmp_path / "out", "--export", str(file))
+    read = pandas.read_csv(file) if suffix == "csv" else pandas.read_json(file, dtype={"hash": str})
+    rounds = collect([tmp_path / "out"]).rounds
+    assert list(read) == list(rounds) and len(read) == len(rounds) == 12
+    assert read["accuracy"].tolist() == pytest.approx(rounds["accuracy"].tolist())
+    assert read["hparams"].map(str).tolist() == rounds["hparams"].tolist()
+
+
+def test_without_pyarrow_parquet_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5])
+    assert collect_results.main(["--output_dir", str(tmp_path), "--export", str(tmp_path / "rows.parquet")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "needs pyarrow" in line and not list(tmp_path.glob("*parquet*"))
+
+
+def test_the_best_command_trains_the_best_setting_again(launch, run, tmp_path, capsys):
+    """In a directory with spaces. The second set is the best one at this learning rate of the first."""
+    out = tmp_path / "my sweep"
+    launched = launch(out, "--num_trials", 2, "--rounds", 3, "--local_epochs", 2, "--partition", "dirichlet")
+    assert launched.returncode == 0, launched.stderr
+    (command,) = collected(capsys, out, "--best_command").out.splitlines()
+    again = subprocess.run([*shlex.split(command), "--skip_confirmation"], capture_output=True, text=True, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    (best,) = numbers(capsys, out)["results"]
+    first = {name: content for name, content in results(out).items() if best["hash"] in name}
+    more = results(tmp_path / "my sweep_best")
+    assert len(first) == 4 and len(more) == 20 and more.items() >= first.items()
+
+
+def test_the_plain_command_imports_nothing_slow(tmp_path):
+    make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5])
+    program = f"import sys, collect_results; collect_results.main(['--output_dir', {str(tmp_path)!r}]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PROJECT)
+    assert not {"torch", "scipy.stats", "matplotlib"} & set(done.stdout.splitlines()[-1].split())

@@ -1,0 +1,95 @@
+"""The model that --save_model keeps: torch's own, without this project, and that of the round which the table is of."""
+
+import json
+
+import torch
+from test_faults import Sweep
+from test_resume import STATEFUL, kill_after, trial_of
+from test_sweep import results
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from federated import datasets
+from federated.evaluation import weighted_mean
+from federated.trial import MODEL
+
+
+def digits_resnet18():
+    """torchvision's, with a 3x3 first convolution, no first max-pool, and dropout before the last layer."""
+    model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=10)
+    model.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    model.fc = nn.Sequential(nn.Dropout(0.5), model.fc)
+    return model
+
+
+def clients_of(trial):
+    paths = [trial / f"client_{client}" / "results.json" for client in range(len(list(trial.glob("client_*/done"))))]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def selected_round(clients):
+    """The round of the best validation accuracy, counted from 0."""
+    accuracies = weighted_mean([client["val_acc"] for client in clients], [client["val_samples"] for client in clients])
+    return int(accuracies.argmax())
+
+
+def test_a_fresh_resnet18_of_torchvision_reaches_the_same_accuracy(launch, tmp_path):
+    hparams = '{"learning_rate": 0.001, "batch_size": 16}'
+    options = ("--model_arch", "resnet18", "--rounds", 3, "--num_hparams", 1, "--hparams", hparams, "--samples_per_client", 60)
+    launched = launch(tmp_path / "out", *options, "--save_model")
+    assert launched.returncode == 0, launched.stderr
+    trial = trial_of(tmp_path / "out")
+    model = digits_resnet18()
+    model.load_state_dict(torch.load(trial / MODEL, weights_only=True))
+    data = datasets.load("digits", "data")
+    mean, std = (torch.tensor(values) * data.spec.scale for values in (data.spec.mean, data.spec.std))
+    inputs = (torch.from_numpy(data.test_inputs).float() - mean) / std
+    with torch.inference_mode():
+        right = model.eval()(inputs).argmax(1) == torch.from_numpy(data.test_labels)
+    clients = clients_of(trial)
+    accuracies = clients[0]["test_acc"]
+    assert accuracies[selected_round(clients)] == right.double().mean().item() > 0.2
+    assert len(set(accuracies)) == 3  # so that another round's model would be seen
+
+    assert launch(tmp_path / "plain", *options).returncode == 0
+    assert results(tmp_path / "plain") == results(tmp_path / "out")
+    assert not list((tmp_path / "plain").rglob(MODEL))
+
+
+def test_the_selected_model_survives_a_kill(tmp_path):
+    """With a learning rate at which the best round is an early one, so that it lies before the checkpoint."""
+    options = (*STATEFUL, "--rounds", "300", "--local_optimizer", "sgd", "--hparams", '{"learning_rate": 1.5}', "--save_model")
+    assert Sweep(tmp_path / "whole", *options).wait()[0] == 0
+    best = selected_round(clients_of(trial_of(tmp_path / "whole")))
+    kill_after(Sweep(tmp_path / "killed", *options), best + 2)
+    code, output = Sweep(tmp_path / "killed", *options).wait()
+    assert code == 0, output
+    whole, killed = (torch.load(trial_of(tmp_path / name) / MODEL, weights_only=True) for name in ("whole", "killed"))
+    assert results(tmp_path / "whole") == results(tmp_path / "killed")
+    assert whole.keys() == killed.keys() and all(whole[name].equal(killed[name]) for name in whole)
+
+
+def test_a_checkpoint_with_or_without_a_selected_model_is_gone_on_from(tmp_path):
+    for first, then, said in (((), ("--save_model",), "starts anew"), (("--save_model",), (), "goes on after")):
+        out = tmp_path / said
+        trial = kill_after(Sweep(out, *STATEFUL, "--rounds", "300", *first), 5)
+        code, output = Sweep(out, *STATEFUL, "--rounds", "300", *then).wait()
+        assert code == 0, output
+        assert said in (trial / "server.log").read_text()
+        assert (trial / MODEL).exists() == bool(then)
+    assert results(tmp_path / "starts anew") == results(tmp_path / "goes on after")
+
+
+def test_deleting_takes_the_model_along(launch, run, tmp_path):
+    assert launch(tmp_path / "out", "--num_hparams", 1, "--save_model").returncode == 0
+    assert list((tmp_path / "out").rglob(MODEL))
+    one = ("--num_hparams", 1, "--num_trials", 1)
+    deleted = run("sweep.py", "delete_all", "--output_dir", tmp_path / "out", *one, "--skip_confirmation")
+    assert deleted.returncode == 0 and list((tmp_path / "out").iterdir()) == []
+
+
+def test_there_has_to_be_a_global_model(launch, tmp_path):
+    refused = launch(tmp_path / "out", "--algorithm", "Fedper", "--save_model")
+    assert refused.returncode == 2 and not (tmp_path / "out").exists()
+    assert "--save_model: Fedper has no global model to keep" in refused.stderr.splitlines()[-1]
