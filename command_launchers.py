@@ -229,7 +229,7 @@ class Slurm(Launcher):
             "--slurm_args",
             type=words,
             metavar="ARGS",
-            help="slurm: sbatch's options, e.g. '--partition=gpu --time=2:00:00'",
+            help="slurm: sbatch's options, as in --slurm_args='--time=2:00:00'",
         )
         group.add_argument(
             "--trials_per_job",
@@ -289,6 +289,7 @@ class Slurm(Launcher):
         chunks = [elements[start : start + most] for start in range(0, len(elements), most)]
         output_dir = pathlib.Path(args.output_dir).absolute()
         launch = f"sweep-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+        needs = self._needs(trials, args)
         arrays = []
         for number, chunk in enumerate(chunks):
             directory = output_dir / self.RECORDS / f"{launch}-{number:03d}"
@@ -302,16 +303,20 @@ class Slurm(Launcher):
                 str(directory / self.SCRIPT),
             ]
             lines = [json.dumps([described(trial, args.output_dir) for trial in element]) + "\n" for element in chunk]
-            files = {self.SCRIPT: self._script(directory, trials, args), self.LIST: "".join(lines)}
+            files = {self.SCRIPT: self._script(directory, needs, args), self.LIST: "".join(lines)}
             arrays.append(Array(directory, files, command, sum(map(len, chunk))))
         return arrays
 
-    def _script(self, directory, trials, args) -> str:
+    def _needs(self, trials, args) -> str:
+        """The options of sbatch for what a job needs."""
         cpus, memory = 0, 0
         for trial in trials:
             processes = client_processes(trial, args, 1, [])
             cpus = max(cpus, processes * trial.settings.threads)
             memory = max(memory, 2 * processes * PROCESS_BYTES)  # as for so many trials at once with a client process each
+        return f"--cpus-per-task={cpus} --mem={memory >> 20}M"
+
+    def _script(self, directory, needs, args) -> str:
         names = ("data_dir", "timeout", "checkpoint_seconds", "retries", "trials_per_device", "client_processes")
         options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
         options["data_dir"] = os.path.abspath(args.data_dir)
@@ -322,7 +327,7 @@ class Slurm(Launcher):
         return f"""#!/bin/bash
 # An array of sweep.py's launcher slurm: element K runs the trials of line K + 1 of {self.LIST}, with the code as it was at
 # the launch. The signal comes before the time limit; what is asked for here --slurm_args overrides.
-#SBATCH --nodes=1 --ntasks=1 --cpus-per-task={cpus} --mem={memory >> 20}M
+#SBATCH --nodes=1 --ntasks=1 {needs}
 #SBATCH --signal=B:TERM@60 --requeue --open-mode=append
 exec {shlex.join(command)}
 """

@@ -107,6 +107,7 @@ class Job:
             dataclasses.replace(self.trials[0], directory=path).delete()
         with contextlib.suppress(OSError):
             self.output_dir.rmdir()
+        with contextlib.suppress(OSError):
             trials_of.remove_sweep_file(self.output_dir.parent)
         return True
 
