@@ -13,13 +13,17 @@ from test_sweep import results
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch")
 
+MUNGE = {
+    "key-file": "key", "socket": "munge.sock", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "seed",
+}  # fmt: skip
+# A requeued job begins again seconds later with cred_expire=5; with 3 it did not within a minute, and without it took two.
 CONFIG = """ClusterName=fake
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort=26917
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={dir}/munge.sock,cred_expire=3
+AuthInfo=socket={dir}/munge.sock,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={dir}/state
 SlurmdSpoolDir={dir}/spool/%n
@@ -75,8 +79,7 @@ def cluster(tmp_path_factory):
     before = os.environ.get("SLURM_CONF")
     try:
         for command in (
-            ["munged", "--foreground", "--force", f"--key-file={directory}/key", f"--socket={directory}/munge.sock"]
-            + [f"--pid-file={directory}/munged.pid", f"--log-file={directory}/munged.log", f"--seed-file={directory}/seed"],
+            ["munged", "--foreground", "--force", *(f"--{name}={directory / path}" for name, path in MUNGE.items())],
             ["slurmctld", "-D", "-f", str(conf)],
             ["slurmd", "-D", "-f", str(conf), "-N", "n1"],
             ["slurmd", "-D", "-f", str(conf), "-N", "n2"],
@@ -124,6 +127,11 @@ def array_of(launched):
     return re.search(r"Submitted job (\d+)", launched.stderr)[1]
 
 
+def assert_it_went_on(trial):
+    runs = json.loads((trial / "client_0" / "results.json").read_text())["provenance"]["runs"]
+    assert len(runs) == 2 and runs[1]["round"] > 0, runs
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return {}
@@ -168,8 +176,7 @@ def test_what_is_requeued_goes_on_to_the_same_bits(cluster, launch, tmp_path, un
     else:
         slurm("sbatch", "-p", "urgent", "-N", "2", "--exclusive", "--wrap", "sleep 1", "-o", "/dev/null")
     wait_until(lambda: len(list(trial.glob("client_*/done"))) == 2)
-    runs = json.loads((trial / "client_0" / "results.json").read_text())["provenance"]["runs"]
-    assert len(runs) == 2 and runs[1]["round"] > 0
+    assert_it_went_on(trial)
     same_as_local(launch, tmp_path, undisturbed, out)
 
 
@@ -191,7 +198,7 @@ def test_what_was_ended_says_why_and_goes_on(cluster, launch, run, tmp_path, und
     status = run("sweep.py", "status", "--output_dir", out, "--num_hparams", 1, "--num_trials", 1)
     told = {"scancel": "CANCELLED", "node": "NODE_FAIL", "before the limit": "was told to end"}[how]
     assert "1 incomplete" in status.stdout and told in status.stdout, status.stdout
-    assert (trial / "checkpoint.npz").exists()
     waited = launch(out, *LONG, *SLURM, "--wait")
     assert waited.returncode == 0, waited.stderr
+    assert_it_went_on(trial)
     same_as_local(launch, tmp_path, undisturbed, out)
