@@ -13,17 +13,12 @@ import time
 
 from tqdm import tqdm
 
-from command_launchers import REGISTRY
+from command_launchers import REGISTRY, Held
+from command_launchers import add_arguments as add_launcher_arguments
 from federated import augmentation, datasets, models, partition, partition_table, watch
 from federated import trial as trials_of
-from federated.options import USAGE_ERROR, Parser, UsageError, directory, host_and_port, json_object, one_of, output_file, whole
-from federated.processes import (
-    MOST_PROCESSES,
-    Interrupted,
-    add_run_arguments,
-    add_server_arguments,
-    interrupt_on_signals,
-)
+from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_object, output_file, whole
+from federated.processes import Interrupted, interrupt_on_signals
 from federated.trial import Locked, Settings, Trial, hparams_hash
 from hparams_registry import check_hparams, default_hparams, random_hparams
 
@@ -37,35 +32,59 @@ class Job:
 
     NOT_LAUNCHED = trials_of.NOT_LAUNCHED
     INCOMPLETE = trials_of.INCOMPLETE
+    QUEUED = trials_of.QUEUED
     RUNNING = trials_of.RUNNING
     DONE = trials_of.COMPLETE
 
-    def __init__(self, settings: Settings, hparams: dict, hparams_seed: int, num_trials: int, sweep_dir: pathlib.Path):
+    def __init__(
+        self,
+        settings: Settings,
+        hparams: dict,
+        hparams_seed: int,
+        num_trials: int,
+        sweep_dir: pathlib.Path,
+        held: dict[pathlib.Path, Held],
+    ):
+        """`held` is what launchers tell of trials that they queued, by the trials' directories."""
         self.settings, self.hparams, self.hparams_seed = settings, hparams, hparams_seed
         self.output_dir = sweep_dir / hparams_hash(hparams)
         self.trials = [
             Trial(settings, hparams, hparams_seed, seed, self.output_dir / f"trial_{seed}") for seed in range(num_trials)
         ]
-        self.states = [trial.state() for trial in self.trials]
+        self.held = held
+        self.states = [self._state_of(trial) for trial in self.trials]
         if self.RUNNING in self.states:
             self.state = self.RUNNING
+        elif self.QUEUED in self.states:
+            self.state = self.QUEUED
         elif len(set(self.states)) == 1:
             self.state = self.states[0]
         else:
             self.state = self.INCOMPLETE
 
+    def _state_of(self, trial):
+        return self.held[trial.directory].state if self.holds(trial) and not trial.is_done() else trial.state()
+
+    def holds(self, trial: Trial) -> bool:
+        """Whether a launcher has queued `trial` and it has not ended since."""
+        return trial.directory in self.held and self.held[trial.directory].is_active()
+
     def __str__(self):
         done = f"{self.states.count(self.DONE)}/{len(self.trials)} trials done"
         return f"{self.state}: {self.output_dir} set {self.hparams_seed}, {done}, {json.dumps(self.hparams)}"
 
+    def left(self) -> list[Trial]:
+        """The trials that are neither done nor held by a launcher."""
+        return [trial for trial in self.trials if not self.holds(trial) and not trial.is_done()]
+
     @staticmethod
     def launch(jobs, launcher_fn):
-        """Have `launcher_fn` make the directories of all trials of `jobs` that are not done, and run them."""
+        """Have `launcher_fn` make the directories of all trials of `jobs` that are neither done nor queued, and run them."""
         say("Launching...")
-        trials = [trial for job in jobs for trial in job.trials]
-        for trial in filter(Trial.is_done, trials):
-            trial.forget_attempts()  # of processes that were killed before they could
-        launcher_fn([trial for trial in trials if not trial.is_done()])
+        for job in jobs:
+            for trial in filter(Trial.is_done, job.trials):
+                trial.forget_attempts()  # of processes that were killed before they could
+        launcher_fn([trial for job in jobs for trial in job.left()])
         say(f"Launched {len(jobs)} jobs!")
 
     @staticmethod
@@ -88,22 +107,39 @@ class Job:
             dataclasses.replace(self.trials[0], directory=path).delete()
         with contextlib.suppress(OSError):
             self.output_dir.rmdir()
+        with contextlib.suppress(OSError):
             trials_of.remove_sweep_file(self.output_dir.parent)
         return True
+
+
+def held_trials(args) -> dict[pathlib.Path, dict[pathlib.Path, Held]]:
+    """{job's directory: {trial's directory: what the launcher that queued it tells}}"""
+    held = {}
+    for launcher in REGISTRY.values():
+        try:
+            for trial, told in launcher.held(pathlib.Path(args.output_dir)).items():
+                held.setdefault(trial.parent, {})[trial] = told
+        except UsageError as error:
+            if args.command != "status":
+                raise
+            say(f"Ignored: {error}")
+    return held
 
 
 def make_jobs(args, sweeps: list[Settings]) -> list[Job]:
     """The jobs of sets hparams_seed, hparams_seed + 1, … of each sweep; a set that equals an earlier one is left out."""
     if args.num_hparams * args.num_trials > MOST_TRIALS:
         raise UsageError(f"--num_hparams {args.num_hparams} x --num_trials {args.num_trials} is more than {MOST_TRIALS} trials")
-    jobs = {}
+    jobs, held = {}, held_trials(args)
     for settings, fixed in zip(sweeps, fixed_hparams(args.hparams, sweeps)):
         draw = (settings.algorithm, settings.dataset)
         optimizer = settings.local_optimizer
         for seed in range(args.hparams_seed, args.hparams_seed + args.num_hparams):
             hparams = default_hparams(*draw, optimizer) if seed == 0 else random_hparams(*draw, seed, optimizer)
-            job = Job(settings, hparams | fixed, seed, args.num_trials, pathlib.Path(args.output_dir) / settings.name)
-            jobs.setdefault(job.output_dir, job)
+            hparams |= fixed
+            sweep_dir = pathlib.Path(args.output_dir) / settings.name
+            if (output_dir := sweep_dir / hparams_hash(hparams)) not in jobs:
+                jobs[output_dir] = Job(settings, hparams, seed, args.num_trials, sweep_dir, held.get(output_dir, {}))
     return list(jobs.values())
 
 
@@ -160,44 +196,7 @@ def parse(argv):
             )
         if command == "launch":
             run = sub.add_argument_group("how it is run", "None of these changes a result.")
-            run.add_argument(
-                "--command_launcher",
-                type=one_of(REGISTRY),
-                default="local_parallel",
-                metavar="NAME",
-                help=f"{', '.join(REGISTRY)} (default: local_parallel)",
-            )
-            run.add_argument(
-                "--jobs", type=whole(1, 1024), metavar="INT", help="trials at once (default: as many as the cores hold)"
-            )
-            run.add_argument(
-                "--trials_per_device",
-                type=whole(1, 1024),
-                default=1,
-                metavar="INT",
-                help="trials at once on each GPU (default: 1)",
-            )
-            run.add_argument(
-                "--client_processes",
-                type=whole(1, MOST_PROCESSES),
-                metavar="INT",
-                help="client processes of a trial (default: one a participant up to the trial's share of the cores)",
-            )
-            run.add_argument(
-                "--retries",
-                type=whole(0, 1000),
-                default=0,
-                metavar="INT",
-                help="further attempts at a trial that failed by accident (default: 0)",
-            )
-            run.add_argument(
-                "--host",
-                type=host_and_port,
-                metavar="HOST:PORT",
-                help="servers listen here, with the key in FEDERATED_KEY, one trial at a time (default: private Unix sockets)",
-            )
-            add_run_arguments(run)
-            add_server_arguments(run)
+            add_launcher_arguments(run)
         trials_of.add_arguments(sub, given_only=True, several=SEVERAL)
     help = "print how many samples of each label each client has, in the trial of seed 0"
     sub = commands.add_parser(SHOW_PARTITION, help=help, description=help, formatter_class=argparse.HelpFormatter)
@@ -244,7 +243,7 @@ def main(argv=None) -> int:
         if args.command == "launch":
             return launch(jobs, args)
         if args.command == "delete_incomplete":
-            delete([job for job in jobs if job.state in (Job.INCOMPLETE, Job.RUNNING)], args)
+            delete([job for job in jobs if job.state in (Job.INCOMPLETE, Job.QUEUED, Job.RUNNING)], args)
         if args.command == "delete_all":
             delete([job for job in jobs if job.state != Job.NOT_LAUNCHED], args)
     except UsageError as error:
@@ -300,11 +299,14 @@ def show(jobs):
                 print(f"  {trial.directory.name} failed: {failures[-1]['role']} {failures[-1]['reason']}")
             for path in trial.cut_results() if state == Job.DONE else ():
                 print(f"  {trial.directory.name}: {path} is no whole JSON object; delete it, and launch computes it again")
+            if state != Job.DONE and trial.directory in job.held and (told := job.held[trial.directory].told):
+                print(f"  {trial.directory.name}: {told}")
     states = [job.state for job in jobs]
     counts = f"{len(jobs)} jobs: {states.count(Job.DONE)} done, {states.count(Job.INCOMPLETE)} incomplete, "
     counts += f"{states.count(Job.NOT_LAUNCHED)} not launched"
-    if Job.RUNNING in states:
-        counts += f", {states.count(Job.RUNNING)} running"
+    for state in (Job.QUEUED, Job.RUNNING):
+        if state in states:
+            counts += f", {states.count(state)} {state.lower()}"
     print(f"\n{counts}.\n", flush=True)
 
 
@@ -320,8 +322,8 @@ def show_partition(settings, data_dir, picture):
 def launch(jobs, args) -> int:
     to_launch = [job for job in jobs if {Job.NOT_LAUNCHED, Job.INCOMPLETE} & set(job.states)]
     if not to_launch:
-        if any(job.state == Job.RUNNING for job in jobs):
-            say("Nothing to launch! What is not done is being run by another sweep.")
+        if any(job.state in (Job.QUEUED, Job.RUNNING) for job in jobs):
+            say("Nothing to launch! What is not done is queued or being run by another sweep.")
             return ALL_LOCKED
         say("Nothing to launch! Exiting...All jobs are done.")
         return 0
@@ -330,8 +332,8 @@ def launch(jobs, args) -> int:
         check(settings, args)
     if not confirmed(args):
         return 0
-    with Progress([trial for job in to_launch for trial in job.trials if not trial.is_done()]) as progress:
-        Job.launch(to_launch, lambda trials: REGISTRY[args.command_launcher](trials, args, progress.report))
+    with Progress([trial for job in to_launch for trial in job.left()]) as progress:
+        Job.launch(to_launch, lambda trials: REGISTRY[args.command_launcher].launch(trials, args, progress.report))
     return progress.exit_code()
 
 
@@ -348,12 +350,21 @@ def check(settings: Settings, args):
 
 
 def delete(jobs, args):
-    for job in [job for job in jobs if job.state == Job.RUNNING]:
+    for job in [job for job in jobs if any(trial.state() == Job.RUNNING for trial in job.trials if not job.holds(trial))]:
         say(f"Not deleted, it is running: {job.output_dir}")
         jobs.remove(job)
-    say(f"About to delete {len(jobs)} jobs.")
+    held = sum(each.is_active() for job in jobs for each in job.held.values())
+    say(f"About to {f'cancel {held} trials that are queued or running, and ' if held else ''}delete {len(jobs)} jobs.")
     if jobs and confirmed(args):
+        output_dir, directories = pathlib.Path(args.output_dir), {job.output_dir for job in jobs}
+        for launcher in REGISTRY.values():
+            if held := [
+                each for path, each in launcher.held(output_dir).items() if path.parent in directories and each.is_active()
+            ]:
+                launcher.cancel(held)
         Job.delete(jobs)
+        for launcher in REGISTRY.values():
+            launcher.tidy(output_dir)
 
 
 def confirmed(args) -> bool:
@@ -464,6 +475,8 @@ def follow(make_jobs):
 def as_json(jobs) -> str:
     """What status shows, for programs."""
 
+    held = {directory: each for job in jobs for directory, each in job.held.items()}
+
     def of_trial(trial, state):
         last, failures = watch.last_round(trial), trial.failures() if state == Job.INCOMPLETE else []
         return {
@@ -472,6 +485,7 @@ def as_json(jobs) -> str:
             "directory": str(trial.directory),
             **(dataclasses.asdict(last) if last is not None else {}),
             "failures": [{"role": failure["role"], "reason": failure["reason"]} for failure in failures],
+            "queue": held[trial.directory].told if trial.directory in held else None,
         }
 
     return json.dumps(

@@ -7,24 +7,25 @@ CGROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """Cores by affinity and by the cgroup's quota, at least 1."""
+    """Cores by affinity, by the cgroup's quota and by Slurm's grant, at least 1."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for limit in _limits("cpu.max"):
         quota, period = limit.split()
         if quota != "max":
             count = min(count, int(quota) // int(period))
-    return max(1, count)
+    return max(1, min(count, _slurms("SLURM_CPUS_ON_NODE", count)))
 
 
 def memory() -> int:
-    """Bytes of memory that are free for use, by the system and by the cgroup's limit."""
+    """Bytes of memory that are free for use, by the system, by the cgroup's limit and by Slurm's grant."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
         size = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux
         pass
-    return min([size, *(int(limit) for limit in _limits("memory.max") if limit != "max")])
+    limits = [int(limit) for limit in _limits("memory.max") if limit != "max"]
+    return min([size, *limits, _slurms("SLURM_MEM_PER_NODE", size >> 20) << 20 or size])
 
 
 def oom_kills() -> int:
@@ -45,6 +46,11 @@ def gpus() -> list[str]:
     count = torch.cuda.device_count()
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return visible[:count] or [str(number) for number in range(count)]
+
+
+def _slurms(name, default) -> int:
+    """What Slurm has granted on this node to the job that this process is in: not every cluster enforces it."""
+    return int(os.environ.get(name, default))
 
 
 def _limits(name):

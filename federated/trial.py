@@ -18,7 +18,7 @@ import socket
 import subprocess
 import time
 
-from federated import algorithms, augmentation, datasets, models, partition
+from federated import algorithms, augmentation, datasets, models, partition, slurm
 from federated.options import UsageError, one_of, real, shown, whole
 
 
@@ -157,6 +157,7 @@ class Diverged(Exception):
 
 
 NOT_LAUNCHED, INCOMPLETE, RUNNING, COMPLETE = "Not launched", "Incomplete", "Running", "Done"
+QUEUED = "Queued"  # a launcher's queue tells; there is nothing on disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,17 +375,22 @@ def _checked_settings(values) -> Settings:
 class Owner:
     """The process that holds a lock."""
 
-    host: str
+    host: str  # and its Slurm job, as slurm.here() tells
     pid: int
     started: str  # tells it from a later process with the same pid
 
     @classmethod
     def this_process(cls):
-        return cls(socket.gethostname(), os.getpid(), process_start(os.getpid()))
+        return cls(slurm.here(), os.getpid(), process_start(os.getpid()))
+
+    def is_remote(self) -> bool:
+        return slurm.host_of(self.host) != socket.gethostname()
 
     def may_live(self) -> bool:
-        """False only where the owner is known to be dead: on another host, that cannot be known."""
-        return self.host != socket.gethostname() or process_start(self.pid) == self.started
+        """False only where the owner is known to be dead: on another host, that is only known of Slurm jobs that ended."""
+        if self.is_remote():
+            return not slurm.is_over(self.host)
+        return process_start(self.pid) == self.started
 
     def __str__(self):
         return f"process {self.pid} on {self.host}"
@@ -444,7 +450,7 @@ class Lock:
 def take_over(directory: pathlib.Path):
     """Remove the lock of a process on another host, of which only the user can know that it is dead."""
     owner = read_lock(directory)
-    if owner is not None and owner.host != socket.gethostname():
+    if owner is not None and owner.is_remote():
         with _open_lock(directory) as file:
             if _owner_in(file) == owner:
                 (directory / LOCK).unlink()

@@ -11,6 +11,7 @@ from conftest import PROJECT
 import client_benchmark
 import collect_results
 import server_benchmark
+import slurm_job
 import sweep
 from federated.options import Parser
 
@@ -107,19 +108,27 @@ SWEEP = {
 DELETE = {**SWEEP, "--skip_confirmation": None, "--take_over": None}
 RUN = {"--data_dir": DIRECTORIES, "--timeout": reals("0", "1e7", "1e300")}
 SERVER = {"--checkpoint_seconds": reals("1e7"), "--save_model": None}
+TRIAL = {
+    "--trials_per_device": wholes(1, 1024),
+    "--client_processes": wholes(1, 1024),
+    "--retries": wholes(0, 1000),
+}
 # {command: {option: wrong values}}; None: it takes no value
 OPTIONS = {
     "sweep.py launch": {
         **DELETE,
         **RUN,
         **SERVER,
+        **TRIAL,
         "--command_launcher": NO_NAMES,
         "--jobs": wholes(1, 1024),
-        "--trials_per_device": wholes(1, 1024),
-        "--client_processes": wholes(1, 1024),
-        "--retries": wholes(0, 1000),
         "--host": (*HOSTS, "/tmp/socket"),
+        "--slurm_args": ('"', "--comment='a", NUL, SURROGATE),
+        "--trials_per_job": wholes(1, 100_000),
+        "--wait": None,
+        "--dry_run_of": (*NO_NAMES, "dry_run"),
     },
+    "slurm_job.py": {**RUN, **SERVER, **TRIAL, "--trials": ("", NUL, SURROGATE, "x" * 300, "/tmp", "FILE/x", "LINK", "LOOP")},
     "sweep.py status": {**SWEEP, "--watch": None, "--json": None},
     "sweep.py delete_incomplete": DELETE,
     "sweep.py delete_all": DELETE,
@@ -153,6 +162,7 @@ OPTIONS = {
     },
 }
 NEEDED = {
+    "slurm_job.py": ("--trials", "FILE"),
     "sweep.py launch": ("--skip_confirmation",),
     "sweep.py delete_incomplete": ("--skip_confirmation",),
     "sweep.py delete_all": ("--skip_confirmation",),
@@ -164,6 +174,7 @@ MODULES = {
     "server_benchmark.py": server_benchmark,
     "client_benchmark.py": client_benchmark,
     "collect_results.py": collect_results,
+    "slurm_job.py": slurm_job,
 }
 
 
