@@ -75,8 +75,11 @@ def cluster(tmp_path_factory):
     before = os.environ.get("SLURM_CONF")
     try:
         for command in (
-            ["munged", "--foreground", "--force", f"--key-file={directory}/key", f"--socket={directory}/munge.sock"]
-            + [f"--pid-file={directory}/munged.pid", f"--log-file={directory}/munged.log", f"--seed-file={directory}/seed"],
+            [
+                "munged", "--foreground", "--force", f"--key-file={directory}/key", f"--socket={directory}/munge.sock",
+                f"--pid-file={directory}/munged.pid", f"--log-file={directory}/munged.log",
+                f"--seed-file={directory}/seed",
+            ],  # fmt: skip
             ["slurmctld", "-D", "-f", str(conf)],
             ["slurmd", "-D", "-f", str(conf), "-N", "n1"],
             ["slurmd", "-D", "-f", str(conf), "-N", "n2"],
