@@ -290,12 +290,15 @@ def settings_of(args, one: argparse.Namespace) -> Settings:
 
 
 def show(jobs):
-    """Print every job, the last failure of each of its trials that is not done, and how many there are of each state."""
+    """Print every job, the last failure of each of its trials that is not done and what is broken of one that is, and how many
+    jobs there are of each state."""
     for job in jobs:
         print(job)
         for trial, state in zip(job.trials, job.states):
             if state == Job.INCOMPLETE and (failures := trial.failures()):
                 print(f"  {trial.directory.name} failed: {failures[-1]['role']} {failures[-1]['reason']}")
+            for path in trial.cut_results() if state == Job.DONE else ():
+                print(f"  {trial.directory.name}: {path} is no whole JSON object; delete it, and launch computes it again")
             if state != Job.DONE and trial.directory in job.held and (told := job.held[trial.directory].told):
                 print(f"  {trial.directory.name}: {told}")
     states = [job.state for job in jobs]

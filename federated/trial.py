@@ -177,8 +177,15 @@ class Trial:
         return self.directory / f"{role}.log"
 
     def is_done(self) -> bool:
-        below = map(self.client_directory, range(self.settings.num_clients))
-        return all((directory / DONE).exists() and (directory / RESULTS).exists() for directory in below)
+        return all(path.with_name(DONE).exists() and path.exists() for path in self._results())
+
+    def cut_results(self) -> list[pathlib.Path]:
+        """The results.json of a trial that is done which are not whole, by their first and last byte: all of them are read
+        where they are collected."""
+        return [path for path in self._results() if not _is_braced(path)]
+
+    def _results(self):
+        return [self.client_directory(client) / RESULTS for client in range(self.settings.num_clients)]
 
     def state(self) -> str:
         """NOT_LAUNCHED, INCOMPLETE, RUNNING or COMPLETE, by what is on disk now."""
@@ -282,6 +289,16 @@ class Trial:
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / RESULTS, json.dumps(results, allow_nan=False) + "\n")
         write_atomically(directory / DONE, "")
+
+
+def _is_braced(path: pathlib.Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            first = file.read(1)
+            file.seek(-2, os.SEEK_END)
+            return (first, file.read()) == (b"{", b"}\n")
+    except OSError:
+        return False
 
 
 def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Settings | None):

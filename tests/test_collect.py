@@ -281,3 +281,18 @@ def test_done_without_results_is_run_again(tmp_path, capsys):
     path.unlink()
     assert sweep.main(["status", "--output_dir", str(tmp_path), "--num_hparams", "1", "--num_trials", "1"]) == 0
     assert capsys.readouterr().out.startswith("Incomplete: ")
+
+
+def test_status_names_what_is_cut_and_launching_computes_it_again(launch, run, tmp_path):
+    from test_sweep import results
+
+    out, size = tmp_path / "out", ("--num_hparams", 2, "--num_trials", 1)
+    assert launch(out).returncode == 0
+    before = results(out)
+    path = sorted(out.glob("*/*/trial_0/client_1/results.json"))[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    status = run("sweep.py", "status", "--output_dir", out, *size)
+    assert status.returncode == 0 and "2 jobs: 2 done" in status.stdout
+    assert f"{path} is no whole JSON object" in status.stdout and status.stdout.count("no whole") == 1
+    path.unlink()
+    assert launch(out).returncode == 0 and results(out) == before

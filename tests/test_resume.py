@@ -144,7 +144,8 @@ def test_retries_go_on_and_their_history_stays(tmp_path, undisturbed):
     out = tmp_path / "out"
     sweep = Sweep(out, *STATEFUL, "--rounds", "1500", "--retries", "2")
     for _ in range(2):
-        pids = sweep.pids()
+        while "client_process_1" not in (pids := sweep.pids()):  # it may find the log of the attempt before
+            time.sleep(0.01)
         os.kill(pids["client_process_1"], signal.SIGKILL)
         while any(map(is_alive, pids.values())):
             time.sleep(0.01)

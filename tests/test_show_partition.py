@@ -41,8 +41,8 @@ def test_a_picture_is_drawn_in_the_format_of_its_name(run, awkward, suffix, star
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--picture", "partition.jpg"), "'partition.jpg' does not end in .png, .svg, .pdf"),
-        (("--picture", "none/partition.png"), "'none' is not a directory"),
+        (("--picture", "partition.jpg"), "'partition.jpg' is not a file's name that ends in .png, .svg, .pdf"),
+        (("--picture", "none/partition.png"), "'none/partition.png' is not a file in a directory that is there"),
         (("--partition", "labels", "--labels_per_client", "11"), "more than the 10 labels"),
         (("--partition", "natural"), "the samples of digits have no owners"),
         (("--output_dir", "out"), "unrecognized arguments: --output_dir out"),
