@@ -159,8 +159,13 @@ def fixed_hparams(values: dict, sweeps: list[Settings]) -> list[dict]:
 def parse(argv):
     parser = Parser(prog="sweep.py", description=__doc__, formatter_class=argparse.HelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command, help in COMMANDS.items():
-        sub = commands.add_parser(command, help=help, description=help, formatter_class=argparse.HelpFormatter)
+
+    def add_command(name, help, example):
+        shown = f"example: python sweep.py {name} {example}"
+        return commands.add_parser(name, help=help, description=help, epilog=shown, formatter_class=argparse.HelpFormatter)
+
+    for command, (help, example) in COMMANDS.items():
+        sub = add_command(command, help, example)
         group = sub.add_argument_group("the sweep")
         group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
         group.add_argument(
@@ -199,7 +204,7 @@ def parse(argv):
             add_launcher_arguments(run)
         trials_of.add_arguments(sub, given_only=True, several=SEVERAL)
     help = "print how many samples of each label each client has, in the trial of seed 0"
-    sub = commands.add_parser(SHOW_PARTITION, help=help, description=help, formatter_class=argparse.HelpFormatter)
+    sub = add_command(SHOW_PARTITION, help, "--dataset mnist --partition dirichlet --picture labels.png")
     sub.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
     sub.add_argument(
         "--picture",
@@ -211,11 +216,12 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
+# name: (what it does, an example)
 COMMANDS = {
-    "launch": "run what is not done yet",
-    "status": "show the jobs and their states",
-    "delete_incomplete": "delete jobs that were begun and are not done",
-    "delete_all": "delete all jobs of the sweep",
+    "launch": ("run what is not done yet", "--algorithm Fedavg Fedprox --dataset mnist --num_hparams 20"),
+    "status": ("show the jobs and their states", "--algorithm Fedavg Fedprox --dataset mnist --watch"),
+    "delete_incomplete": ("delete jobs that were begun and are not done", "--dataset mnist"),
+    "delete_all": ("delete all jobs of the sweep", "--dataset mnist"),
 }
 SHOW_PARTITION = "show_partition"  # of settings; it needs no sweep
 

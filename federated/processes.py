@@ -97,14 +97,18 @@ def meaning_of(code: int) -> str:
 def add_run_arguments(parser: Parser):
     """The options that a trial's server and clients share, which say how they run and not what they compute."""
     parser.add_argument(
-        "--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie or are downloaded to"
+        "--data_dir",
+        type=directory,
+        default="data",
+        metavar="DIR",
+        help="where data sets lie or are downloaded to (default: data)",
     )
     parser.add_argument(
         "--timeout",
         type=real(0, 1e6, above=True),
         default=600.0,
         metavar="SECONDS",
-        help="a process silent for so long has failed",
+        help="a process silent for so long has failed (default: 600)",
     )
 
 
