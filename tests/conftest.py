@@ -93,3 +93,23 @@ def is_alive(pid):
     from federated.trial import process_start
 
     return process_start(pid) is not None
+
+
+def cannot(reason):
+    """Skip the test, except under continuous integration, where it fails."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+def need_programs(programs, packages):
+    """Install Debian's `packages` where `programs` are missing."""
+    if all(map(shutil.which, programs)):
+        return
+    reason = "this user may not install them"
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "-y", *packages]):
+            done = subprocess.run(["apt-get", *command], capture_output=True, text=True, check=False, env=environment)
+        if done.returncode == 0:
+            return
+        reason = done.stderr.strip().splitlines()[-1]
+    cannot(f"needs Debian's {' and '.join(packages)}: {reason}")

@@ -4,10 +4,10 @@ import base64
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 
 import pytest
+from conftest import need_programs
 from test_collect import make_trial
 
 import collect_results
@@ -90,14 +90,8 @@ class Browser:
 
 @pytest.fixture
 def browser(tmp_path):
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        subprocess.run(["apt-get", "install", "-y", "-q", "chromium"], check=False, capture_output=True, timeout=300)
-        program = shutil.which("chromium")
-    if program is None:
-        reason = "needs Chromium, and apt-get installs none"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    browser = Browser(program, tmp_path / "profile")
+    need_programs(["chromium"], ["chromium"])
+    browser = Browser("chromium", tmp_path / "profile")
     yield browser
     browser.close()
 
