@@ -185,6 +185,8 @@ def serve(this: Trial, door, processes: int, args):
         devices[process] = message["ready"]
 
     clock.note("join")
+    blocks_of = [plan.blocks_of(process, processes) for process in range(processes)]
+    own_of = [{plan.blocks[block].client for block in blocks} - {None} for blocks in blocks_of]  # evaluated by their own model
 
     def ask(round, evaluate, training) -> dict:
         """Have the processes evaluate the weights they are sent and train the clients `training` from them, whose uploads
@@ -196,14 +198,12 @@ def serve(this: Trial, door, processes: int, args):
             mine = training[process::processes]
             rows = [("broadcast", row) for row in range(algorithm.broadcasts)]
             if keeps:
-                own = {plan.blocks[block].client for block in plan.blocks_of(process, processes) if evaluate} - {None}
+                own = own_of[process] if evaluate else set()
                 rows += [("clients", client) for client in sorted(own.union(mine))]
             channel.send({"round": round, "evaluate": evaluate, "train": mine}, rows)
             if evaluate:
-                blocks = plan.blocks_of(process, processes)
-                channel.expect(
-                    {"evaluated": round, "seconds": {"evaluation": is_duration}}, [("evaluation", b) for b in blocks]
-                )
+                form = {"evaluated": round, "seconds": {"evaluation": is_duration}}
+                channel.expect(form, [("evaluation", block) for block in blocks_of[process]])
             for client in mine:
                 form = {"trained": client, "loss": float, "accuracy": float, "seconds": {"training": is_duration}}
                 channel.expect(form, [("updates", process)] + [("clients", client)] * bool(keeps))

@@ -128,25 +128,23 @@ class Client:
         self.samples = len(self._indices)
         self.relative_size = self.samples / worker.mean_samples
         self.steps = 0
-        self._is_recorded = True
         self._order, self._augmenting = (
             torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, purpose))
             for purpose in ("order", "augmentation")
         )
         self._seen = []  # logits, labels, loss, number of samples of each recorded batch
 
-    def batches(self, epochs: int | None = None, is_recorded: bool = True):
-        """Batches of the client's samples in a new order each epoch; as many epochs as the settings say, if not given.
-        Those that are not recorded do not count in the metrics."""
+    def batches(self, epochs: int | None = None):
+        """Batches of the client's samples in a new order each epoch; as many epochs as the settings say, if not given."""
         worker = self._worker
         for _ in range(epochs or worker.settings.local_epochs):
             order = self._indices[torch.randperm(self.samples, generator=self._order)]
             for inputs, labels in worker.batches(order, self._augmenting):
-                self._is_recorded = is_recorded
                 yield Batch(inputs, labels)
 
     def backward(self, batch: "Batch", is_recorded: bool = True):
-        """Make `gradient` that of the algorithm's loss of `batch` at `weights`."""
+        """Make `gradient` that of the algorithm's loss of `batch` at `weights`. What is not recorded does not count in the
+        metrics."""
         worker = self._worker
         self.gradient.zero_()
         with worker.autocast():
@@ -154,7 +152,7 @@ class Client:
             loss = worker.algorithm.loss(self, batch.inputs, logits, batch.labels)
         loss.backward()
         worker.progress += 1
-        if is_recorded and self._is_recorded:
+        if is_recorded:
             self._seen.append((logits.detach(), batch.labels, loss.detach(), len(batch)))
 
     def step(self, optimizer: int = 0, only: torch.Tensor | None = None):

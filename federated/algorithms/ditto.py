@@ -15,8 +15,8 @@ class Ditto(Fedavg):
         super().train(client)
         reached = client.weights.clone()
         client.weights.copy_(client.global_weights if client.is_new else client.state[0])
-        for batch in client.batches(is_recorded=False):
-            client.backward(batch)
+        for batch in client.batches():
+            client.backward(batch, is_recorded=False)
             client.gradient.add_(client.parameters - client.global_parameters, alpha=self.hparams["lambda"])
             client.step(optimizer=1)
         client.state[0].copy_(client.weights)
