@@ -259,6 +259,7 @@ def serve(this: Trial, door, processes: int, args):
             record.trained(round, arrived, time.perf_counter() - start)
             have_trained.update(training)
             if time.monotonic() >= next_checkpoint:
+                this.check_not_taken_over()
                 begin = time.monotonic()
                 rows = {f"client_{client}": memory.clients[client] for client in sorted(have_trained) if keeps}
                 checkpoint.save(this.directory, {"round": round + 1, "trial": this.identity(), "runs": runs}, saved | rows)
@@ -272,6 +273,7 @@ def serve(this: Trial, door, processes: int, args):
     clock.note("rounds")
     provenance = describe() | {"devices": devices, "seconds": clock.seconds, "runs": runs, "failures": this.failures()}
     provenance["server_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    this.check_not_taken_over()
     if selected is not None:
         write_model(this.directory / MODEL, settings, dataset.spec, hparams, selected)
     for client, part in enumerate(parts):

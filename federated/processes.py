@@ -321,8 +321,7 @@ class RunningTrial:
         for handle in self.handles.values():
             _ = handle.exitcode
             handle.close()
-        self._lock.release()
-        self.trial.remove_half_written()
+        self._lock.release(self.trial.remove_half_written)
         if not is_remote(self._address):
             remove_socket(self._address)
 

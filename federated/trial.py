@@ -130,14 +130,14 @@ CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.prev
 # All that a trial writes there: nothing else is ever deleted
 _OWN_FILES = re.compile(
     "|".join(map(re.escape, (RESULTS, DONE, FAILED, MODEL, *CHECKPOINTS)))
-    + r"|(server|client_process_\d+)\.log|\.[a-z.]+\.\d+\.tmp"
+    + r"|(server|client_process_\d+)\.log|\.[a-z.]+\.[0-9a-f]+\.tmp"
 )
 
 
 def write_atomically(path: pathlib.Path, content):
     """Write a file that is whole or absent, whatever happens meanwhile. `content` is a text, or a function that is given the
     file to write to and called before the file gets its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")  # a pid may be one on another host too
     try:
         with open(temporary, "wb") as file:
             if callable(content):
@@ -277,6 +277,12 @@ class Trial:
             return [*last.pop("earlier"), last]
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return []
+
+    def check_not_taken_over(self):
+        """Raises Locked where another process has taken over the lock that this one held."""
+        owner = read_lock(self.directory)
+        if owner is not None and owner != Owner.this_process():
+            raise Locked(f"{str(self.directory)!r} was taken over by {owner}")
 
     def forget_attempts(self):
         """Once the trial is done: remove what only unfinished ones need. Their history is in the results."""
@@ -437,13 +443,15 @@ class Lock:
             file.truncate(0)
             file.write(json.dumps(dataclasses.asdict(self._owner)))
 
-    def release(self):
-        """Remove the lock, if it was not handed on or who it was handed to is dead."""
+    def release(self, clean_up=lambda: None):
+        """Call `clean_up` and remove the lock, if it was not handed on or who it was handed to is dead."""
         if not (self._directory / LOCK).exists():
+            clean_up()
             return
         with _open_lock(self._directory) as file:
             owner = _owner_in(file)
             if owner is None or owner == self._owner or not owner.may_live():
+                clean_up()
                 (self._directory / LOCK).unlink(missing_ok=True)
 
 

@@ -358,6 +358,21 @@ def test_a_lock_of_another_host_is_only_taken_over_when_told_to(launch, run, tmp
     assert not (trial / "lock").exists() and run("sweep.py", "status", *size).stdout.startswith("Done: ")
 
 
+def test_who_lost_its_trial_to_another_host_lets_go_of_it(tmp_path):
+    """Such as a node that Slurm had given up."""
+    sweep = Sweep(tmp_path / "out", *LONG, "--checkpoint_seconds", "0")
+    roles = sweep.pids()
+    (trial,) = sweep.output_dir.glob("*/*/trial_0")
+    theirs = {trial / "lock": json.dumps({"host": "elsewhere", "pid": 1, "started": "7"}), trial / ".results.json.0.tmp": "{"}
+    for path, content in theirs.items():
+        path.write_text(content)
+    code, output = sweep.wait()
+    assert code == 3 and "is left to the sweep that runs it" in output, output
+    assert "was taken over by process 1 on elsewhere" in (trial / "server.log").read_text()
+    assert not any(map(is_alive, roles.values()))
+    assert all(path.read_text() == content for path, content in theirs.items())
+
+
 def test_a_running_trial_is_neither_run_twice_nor_deleted(run, launch, tmp_path):
     out = tmp_path / "out"
     sweep = Sweep(out, *LONG)
