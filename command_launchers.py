@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import pathlib
-import re
 import resource
 import shlex
 import shutil
@@ -313,7 +312,8 @@ class Slurm(Launcher):
         for trial in trials:
             processes = client_processes(trial, args, 1, [])
             cpus = max(cpus, processes * trial.settings.threads)
-            memory = max(memory, 2 * processes * PROCESS_BYTES)  # as for so many trials at once with a client process each
+            # The server, the job itself and what it forks from: some clusters count what they share for each of them.
+            memory = max(memory, (processes + 3) * PROCESS_BYTES)
         return f"--cpus-per-task={cpus} --mem={memory >> 20}M"
 
     def _script(self, directory, needs, args) -> str:
@@ -389,31 +389,33 @@ exec {shlex.join(command)}
             ) from error
         held = {}
         for directory, (record, index, size) in listed.items():
-            if (record.name, index) in known:
-                held[directory] = self._held(directory, known[record.name, index], size)
-            elif (record, index) in logs:
-                held[directory] = self._forgotten(directory, logs[record, index])
+            element, log = known.get((record.name, index)), logs.get((record, index))
+            if element is not None and element.state not in slurm.ENDED:
+                held[directory] = self._held(directory, element, size)
+            elif element is not None or log is not None:
+                held[directory] = self._ended(directory, element, log)
         return held
 
     def _held(self, directory, element, size):
-        """Of a trial in an element of `size` trials that Slurm still knows."""
-        if element.state in slurm.ENDED:
-            # How its processes ended tells more than that the job did.
-            told = "" if element.is_plain() and (directory / FAILED).exists() else f"job {element.job} ended: {element}"
-            return Held(element.job, INCOMPLETE, told)
+        """Of a trial in an element of `size` trials that has not ended."""
         if element.state not in slurm.RUNNING:
             return Held(element.job, QUEUED, f"job {element.job} is queued: {element}")
         if size == 1 or read_lock(directory) is not None:
             return Held(element.job, RUNNING, f"job {element.job} runs it")
         return Held(element.job, QUEUED, f"job {element.job} runs other trials first")
 
-    def _forgotten(self, directory, log):
-        """Of a trial whose job ended so long ago that Slurm no longer tells how; its log does, in words of Slurm's."""
-        words = re.findall(r"^slurmstepd.*?error: \*\*\* (.*) \*\*\*$", log.read_text(errors="replace"), re.MULTILINE)
-        told = words[-1] if words else f"see {str(log)!r}"
-        return Held(
-            log.stem, INCOMPLETE, "" if not words and (directory / FAILED).exists() else f"job {log.stem} ended: {told}"
-        )
+    def _ended(self, directory, element, log):
+        """Of a trial whose job ended. `element` is None once Slurm has forgotten it, `log` where it never ran."""
+        job = element.job if element is not None else log.stem
+        errors = []
+        if log is not None:
+            with contextlib.suppress(OSError):
+                errors = slurm.last_errors(log.read_text(errors="replace"))
+        # How its processes ended tells more than that the job did by itself.
+        if (directory / FAILED).exists() and not errors and (element is None or element.is_plain()):
+            return Held(job, INCOMPLETE, "")
+        told = [str(element)] * (element is not None) + errors or [f"see {str(log)!r}"]
+        return Held(job, INCOMPLETE, f"job {job} ended: {'; '.join(told)}")
 
     def cancel(self, held):
         try:

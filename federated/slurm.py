@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import socket
 import subprocess
 import time
@@ -85,7 +86,18 @@ def cancel(jobs: list[str]):
         time.sleep(0.5)
 
 
+def requeue(job: str):
+    """End an element, given as ARRAY_INDEX, and have it run again. Raises UnavailableError, as where it is not allowed to."""
+    _run("scontrol", "requeue", job)
+
+
 CANCEL_SECONDS = 120.0  # a job gets half a minute to end by itself, unless the cluster's KillWait is another
+
+
+def last_errors(log: str) -> list[str]:
+    """What Slurm's daemons said last in the log of a job, such as that it had too much memory."""
+    said = re.findall(r"^slurmstepd\S*: error: (.*)$", log, re.MULTILINE)
+    return list(dict.fromkeys(reversed(said)))[1::-1]  # they repeat themselves
 
 
 def config(name: str) -> str:

@@ -3,12 +3,16 @@
 import json
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
+import types
 
 import pytest
-from conftest import cannot, need_programs
+from conftest import PROJECT, TINY, cannot, need_programs
 from test_sweep import results
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -33,10 +37,12 @@ SlurmctldLogFile={dir}/slurmctld.log
 SlurmdLogFile={dir}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherParams=OverMemoryKill
+JobAcctGatherFrequency=task=1
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
@@ -44,6 +50,8 @@ PreemptMode=REQUEUE
 MpiDefault=none
 ReturnToService=2
 KillWait=5
+MinJobAge=15
+SlurmdTimeout=10
 MaxArraySize=3
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[26918-26919] CPUs=4 RealMemory=16000 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
@@ -66,27 +74,32 @@ def cluster(tmp_path_factory):
     (directory / "key").chmod(0o400)
     conf = directory / "slurm.conf"
     conf.write_text(CONFIG.format(dir=directory, host=socket.gethostname().split(".")[0]))
-    started = []
+    commands = {
+        "munged": ["munged", "--foreground", "--force", *(f"--{name}={directory / path}" for name, path in MUNGE.items())],
+        "slurmctld": ["slurmctld", "-D", "-f", str(conf)],
+        "n1": ["slurmd", "-D", "-f", str(conf), "-N", "n1"],
+        "n2": ["slurmd", "-D", "-f", str(conf), "-N", "n2"],
+    }
+    started = {}
+
+    def start(name):
+        with open(directory / f"{name}.out", "ab") as output:
+            started[name] = subprocess.Popen(commands[name], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+        time.sleep(0.5)
+
     before = os.environ.get("SLURM_CONF")
     try:
-        for command in (
-            ["munged", "--foreground", "--force", *(f"--{name}={directory / path}" for name, path in MUNGE.items())],
-            ["slurmctld", "-D", "-f", str(conf)],
-            ["slurmd", "-D", "-f", str(conf), "-N", "n1"],
-            ["slurmd", "-D", "-f", str(conf), "-N", "n2"],
-        ):
-            with open(directory / f"{command[0]}.out", "ab") as output:
-                started.append(subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL))
-            time.sleep(0.5)
+        for name in commands:
+            start(name)
         os.environ["SLURM_CONF"] = str(conf)
-        wait_until(lambda: slurm("sinfo", "-h", "-o", "%T %D", check=False).strip() == "idle 2")
-        yield directory
+        wait_until(all_idle)
+        yield types.SimpleNamespace(start=start, started=started)
         slurm("scancel", "--user=root", check=False)
         wait_until(lambda: not slurm("squeue", "-h"), 20)
     finally:
-        for process in reversed(started):
+        for process in reversed(started.values()):
             process.terminate()
-        for process in started:
+        for process in started.values():
             process.wait(20)
         os.environ.pop("SLURM_CONF", None)
         if before is not None:
@@ -95,6 +108,10 @@ def cluster(tmp_path_factory):
 
 def slurm(*command, check=True):
     return subprocess.run(command, capture_output=True, text=True, check=check).stdout
+
+
+def all_idle():
+    return slurm("sinfo", "-h", "-o", "%T %D", check=False).strip() == "idle 2"
 
 
 def wait_until(condition, seconds=60):
@@ -157,39 +174,124 @@ def test_the_workflow(cluster, launch, run, awkward, tmp_path):
     assert list(out.iterdir()) == []
 
 
-@pytest.mark.parametrize("how", ["requeue", "preemption"])
-def test_what_is_requeued_goes_on_to_the_same_bits(cluster, launch, tmp_path, undisturbed, how):
+def lose(cluster, node):
+    """Have the machine go away, with all that runs on it: the trial there is the only one."""
+    listed = [line.split(None, 2) for line in slurm("ps", "-eo", "pid=,ppid=,args=").splitlines()]
+    lost = {pid for pid, _, command in listed if command.startswith("slurmstepd")}
+    while more := {pid for pid, parent, _ in listed if parent in lost} - lost:
+        lost |= more
+    lost = [cluster.started[node].pid, *map(int, lost)]
+    for what in (signal.SIGSTOP, signal.SIGKILL):  # none sees another end
+        for pid in lost:
+            os.kill(pid, what)
+    cluster.started[node].wait()
+
+
+@pytest.mark.parametrize("how", ["requeue", "preemption", "limit", "node"])
+def test_what_is_ended_and_requeued_goes_on_to_the_same_bits(cluster, launch, tmp_path, undisturbed, how):
     out = tmp_path / "out"
-    job = f"{array_of(launch(out, *LONG, *SLURM))}_0"
+    limit = ["--slurm_args=--time=1 --signal=B:TERM@10"] * (how == "limit")
+    job = f"{array_of(launch(out, *LONG, *SLURM, *limit))}_0"
     trial = begun(out)
     if how == "requeue":
         slurm("scontrol", "requeue", job)
-    else:
+    elif how == "preemption":
         slurm("sbatch", "-p", "urgent", "-N", "2", "--exclusive", "--wrap", "sleep 1", "-o", "/dev/null")
-    wait_until(lambda: len(list(trial.glob("client_*/done"))) == 2)
+    elif how == "limit":
+        os.kill(json.loads((trial / "lock").read_text())["pid"], signal.SIGSTOP)  # so that the trial is not done before
+    else:
+        node = slurm("squeue", "-h", "-j", job, "-o", "%N").strip()
+        lose(cluster, node)
+    wait_until(lambda: len(list(trial.glob("client_*/done"))) == 2, 120)
+    if how == "node":
+        cluster.start(node)
     assert_it_went_on(trial)
     same_as_local(launch, tmp_path, undisturbed, out)
+    wait_until(all_idle)
 
 
-@pytest.mark.parametrize("how", ["scancel", "before the limit", "node"])
+SIZE = ("--num_hparams", 1, "--num_trials", 1)
+
+
+@pytest.mark.parametrize("how", ["scancel", "before the limit", "node", "memory"])
 def test_what_was_ended_says_why_and_goes_on(cluster, launch, run, tmp_path, undisturbed, how):
+    """Also when Slurm has forgotten the job."""
     out = tmp_path / "out"
-    job = f"{array_of(launch(out, *LONG, *SLURM, '--slurm_args=--no-requeue'))}_0"
-    trial = begun(out)
-    node = slurm("squeue", "-h", "-j", job, "-o", "%N").strip()
+    more = " --mem=300M" if how == "memory" else ""
+    array = array_of(launch(out, *LONG, *SLURM, f"--slurm_args=--no-requeue{more}"))
+    job = f"{array}_0"
+    if how != "memory":
+        trial = begun(out)
+        node = slurm("squeue", "-h", "-j", job, "-o", "%N").strip()
     if how == "scancel":
         slurm("scancel", job)
     elif how == "node":
         slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    else:
+    elif how == "before the limit":
         slurm("scancel", "--signal=TERM", "--batch", job)  # which is how the limit is told
     wait_until(lambda: not slurm("squeue", "-h", "-j", job, check=False))
     if how == "node":
         slurm("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # it may have come back by itself
-    status = run("sweep.py", "status", "--output_dir", out, "--num_hparams", 1, "--num_trials", 1)
-    told = {"scancel": "CANCELLED", "node": "NODE_FAIL", "before the limit": "was told to end"}[how]
+    told = {"scancel": "CANCELLED", "node": "NODE_FAIL", "memory": "xceeded", "before the limit": "was told to end"}[how]
+    status = run("sweep.py", "status", "--output_dir", out, *SIZE)
     assert "1 incomplete" in status.stdout and told in status.stdout, status.stdout
+    if how in ("scancel", "memory"):
+        wait_until(lambda: array not in slurm("squeue", "-h", "--states=all", "-o", "%F"), 120)
+        status = run("sweep.py", "status", "--output_dir", out, *SIZE)
+        assert "1 incomplete" in status.stdout and told in status.stdout, status.stdout
     waited = launch(out, *LONG, *SLURM, "--wait")
     assert waited.returncode == 0, waited.stderr
-    assert_it_went_on(trial)
+    if how != "memory":
+        assert_it_went_on(trial)
     same_as_local(launch, tmp_path, undisturbed, out)
+
+
+def test_the_lock_of_a_job_on_another_node_holds_until_the_job_has_ended(cluster, launch, run, tmp_path):
+    out = tmp_path / "out"
+    assert launch(out, "--num_hparams", 1).returncode == 0
+    (trial,) = out.glob("*/*/trial_0")
+    (trial / "client_0" / "done").unlink()
+    job = slurm("sbatch", "--parsable", "--wrap", "sleep 600", "-o", "/dev/null").strip()
+    wait_until(lambda: "RUNNING" in slurm("squeue", "-h", "-j", job, "-o", "%T"))
+    owner = {"host": f"elsewhere in Slurm job {job} of cluster fake", "pid": 1, "started": "7"}
+    (trial / "lock").write_text(json.dumps(owner))
+    assert run("sweep.py", "status", "--output_dir", out, *SIZE).stdout.startswith("Running: ")
+    assert launch(out, "--num_hparams", 1).returncode == 3
+    slurm("scancel", job)
+    wait_until(lambda: not slurm("squeue", "-h", "-j", job, check=False))
+    assert run("sweep.py", "status", "--output_dir", out, *SIZE).stdout.startswith("Incomplete: ")
+    assert launch(out, "--num_hparams", 1).returncode == 0
+
+
+def test_jobs_run_the_code_as_it_was_at_the_launch(cluster, tmp_path, copy_of_project):
+    """The checkout is edited and then gone while they wait."""
+    out, command = tmp_path / "out", [sys.executable, copy_of_project / "sweep.py"]
+    size = [*map(str, TINY), "--output_dir", out]
+    subprocess.run([*command, "launch", *size, *SLURM, "--slurm_args=--hold", "--skip_confirmation"], check=True, cwd=tmp_path)
+    (copy_of_project / "federated" / "training.py").write_text("raise SystemExit('the code as it is now')")
+    shutil.move(copy_of_project, tmp_path / "gone")
+    slurm("scontrol", "release", slurm("squeue", "-h", "-o", "%F").split()[0])
+    wait_until(lambda: len(list(out.glob("*/*/*/*/done"))) == 4)
+
+
+def test_what_the_dry_run_prints_submits_the_same(cluster, launch, tmp_path, awkward):
+    out = awkward / "out"
+    printed = launch(out, "--command_launcher", "dry_run", "--dry_run_of", "slurm", "--num_trials", 2)
+    assert printed.returncode == 0 and not out.exists(), printed.stderr
+    _, _, commands = printed.stdout.partition("not launched.\n")
+    done = subprocess.run(["bash", "-e"], input=commands, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: len(list(out.glob("*/*/*/*/done"))) == 8)
+    assert launch(tmp_path / "local", "--num_trials", 2).returncode == 0
+    assert results(out) == results(tmp_path / "local")
+
+
+def test_a_sweep_in_the_queue_is_watched(cluster, launch, run, tmp_path):
+    out = tmp_path / "out"
+    array = array_of(launch(out, *SIZE, *SLURM, "--slurm_args=--hold"))
+    watch = [sys.executable, PROJECT / "sweep.py", "status", "--watch", "--output_dir", out, *map(str, SIZE)]
+    with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as watching:
+        lines = iter(watching.stdout.readline, "")
+        assert any("1 queued" in line for line in lines)
+        slurm("scontrol", "release", array)
+        assert "1/1 trials done, 0 running, 0 failed" in list(lines)[-1]
