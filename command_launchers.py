@@ -84,6 +84,19 @@ def add_trial_arguments(group):
     add_server_arguments(group)
 
 
+def check_arguments(args):
+    """Raises UsageError where an option was given that only a launcher has which is not to run: it would go unheard."""
+    name = args.command_launcher
+    for other, launcher in REGISTRY.items():
+        if other in (name, args.dry_run_of if name == "dry_run" else None):
+            continue
+        parser = argparse.ArgumentParser()
+        launcher.add_arguments(parser)
+        for option, default in vars(parser.parse_args([])).items():
+            if getattr(args, option) != default:
+                raise UsageError(f"--{option}: --command_launcher {name} has no use for it, only {other} has")
+
+
 @dataclasses.dataclass(frozen=True)
 class Held:
     """What a launcher that returns before its trials have run tells of one of them."""
@@ -145,9 +158,7 @@ class LocalSequential(Launcher):
         check_writable(trials)
 
         def begin(trial, place):
-            environment = {GIVER_VARIABLE: str(os.getpid())}
-            if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+            environment = {GIVER_VARIABLE: str(os.getpid()), **device_of(gpus, place)}
             start_here = functools.partial(self.start, environment=environment)
             return RunningTrial(trial, start_here, client_processes(trial, args, jobs, gpus), args)
 
@@ -156,10 +167,11 @@ class LocalSequential(Launcher):
     def commands(self, trials, args):
         gpus, jobs = self._places(trials, args)
         commands = []
-        for trial in trials:
+        for number, trial in enumerate(trials):
             address = args.host or unix_address(str(trial.directory.resolve()))
             roles = trial_commands(trial, address, client_processes(trial, args, jobs, gpus), args)
-            commands.append(" &\n".join(map(shlex.join, roles.values())))
+            device = [f"{name}={value}" for name, value in device_of(gpus, number % jobs).items()]
+            commands.append(" &\n".join(" ".join([*device, shlex.join(command)]) for command in roles.values()))
         return commands
 
     def _places(self, trials, args):
@@ -528,6 +540,11 @@ def preload(trials):
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
     Warm.preload(list(modules))
+
+
+def device_of(gpus, place) -> dict[str, str]:
+    """The environment that shows a trial its own GPU, if there are any. `place` counts the trials that run at once."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
 
 
 def client_processes(trial, args, jobs, gpus):

@@ -13,8 +13,8 @@ import time
 
 from tqdm import tqdm
 
+import command_launchers
 from command_launchers import REGISTRY, Held
-from command_launchers import add_arguments as add_launcher_arguments
 from federated import augmentation, datasets, models, partition, partition_table, watch
 from federated import trial as trials_of
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_object, output_file, whole
@@ -201,7 +201,7 @@ def parse(argv):
             )
         if command == "launch":
             run = sub.add_argument_group("how it is run", "None of these changes a result.")
-            add_launcher_arguments(run)
+            command_launchers.add_arguments(run)
         trials_of.add_arguments(sub, given_only=True, several=SEVERAL)
     help = "print how many samples of each label each client has, in the trial of seed 0"
     sub = add_command(SHOW_PARTITION, help, "--dataset mnist --partition dirichlet --picture labels.png")
@@ -233,6 +233,8 @@ def main(argv=None) -> int:
         if args.command == SHOW_PARTITION:
             show_partition(trials_of.settings_from(args), args.data_dir, args.picture)
             return 0
+        if args.command == "launch":
+            command_launchers.check_arguments(args)
         sweeps = sweeps_of(args)
         jobs = make_jobs(args, sweeps)
         if vars(args).get("take_over"):

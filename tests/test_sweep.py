@@ -11,10 +11,13 @@ import struct
 import subprocess
 import sys
 import termios
+import textwrap
 
 import pytest
 from conftest import PROJECT, TINY
 
+import sweep
+from federated import machine
 from federated.trial import Trial, hparams_hash
 from hparams_registry import default_hparams, random_hparams
 
@@ -229,6 +232,42 @@ def test_a_dry_run_prints_commands_that_work(run, awkward, tmp_path):
     commands = dry.stdout.split(".\n\n", 1)[1]
     subprocess.run(["bash", "-ec", commands + "wait"], check=True, timeout=120, capture_output=True, cwd=tmp_path)
     assert len(results(out)) == 4
+
+
+def test_a_dry_run_shows_which_gpu_each_trial_sees(tmp_path, monkeypatch, capsys):
+    """There is none here, so that they are made up."""
+    monkeypatch.setattr(machine, "gpus", lambda: ["3", "7"])
+    size = ["--num_hparams", "1", "--num_trials", "3", "--output_dir", str(tmp_path / "out"), "--skip_confirmation"]
+    assert sweep.main(["launch", *size, "--command_launcher", "dry_run", "--samples_per_client", "40"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ".py --" in line]
+    assert [line.split()[0] for line in lines] == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in (3, 3, 7, 7, 3, 3)]
+
+
+@pytest.mark.parametrize("option", ["--slurm_args=--time=5", "--trials_per_job=2", "--wait", "--dry_run_of=slurm"])
+def test_an_option_of_another_launcher_is_refused(launch, tmp_path, option):
+    """Else a long sweep would begin on the login node."""
+    refused = launch(tmp_path / "out", option)
+    name = option[2:].partition("=")[0]
+    assert refused.returncode == 2 and f"error: --{name}: --command_launcher local_parallel has no use" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_readmes_own_launcher(tmp_path, copy_of_project):
+    """Add the README's example to a copy of the project, and see it at work: its processes are nice."""
+    text = (copy_of_project / "README.md").read_text()
+    example = text[text.index("    class Patient(LocalParallel):") : text.index('with `"patient": Patient(),`')]
+    launchers = copy_of_project / "command_launchers.py"
+    code = launchers.read_text().replace(
+        "REGISTRY = {\n", f'{textwrap.dedent(example)}\nREGISTRY = {{\n    "patient": Patient(),\n'
+    )
+    launchers.write_text(code)
+    algorithm = copy_of_project / "federated" / "algorithms" / "fedavg.py"
+    algorithm.write_text(algorithm.read_text() + "\nimport os\n\nprint('niceness', os.nice(0))\n")
+    command = [sys.executable, copy_of_project / "sweep.py", "launch", "--skip_confirmation", "--output_dir", tmp_path / "out"]
+    options = [*TINY, "--num_hparams", "1", "--command_launcher", "patient"]
+    launched = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+    assert launched.returncode == 0 and "niceness 19\n" in launched.stdout + launched.stderr, launched.stderr
+    assert len(results(tmp_path / "out")) == 2
 
 
 def test_fixed_hparams_hold_in_every_set(launch, tmp_path):
