@@ -168,8 +168,8 @@ def importance(ranking: pandas.DataFrame, hparams: list[str]) -> pandas.DataFram
 
 def expected_best(ranking: pandas.DataFrame) -> pandas.Series:
     """The expected best validation accuracy of k random draws, for k from 1 to their number n (Dodge et al., EMNLP 2019,
-    section 3.1): with V(1) <= … <= V(n) the draws' accuracies, the sum of V(i) ((i/n)^k - ((i-1)/n)^k). The defaults are no
-    draw and do not count."""
+    section 3.1, equation 8): with V(1) <= … <= V(n) the draws' accuracies, the sum of V(i) ((i/n)^k - ((i-1)/n)^k). The
+    defaults are no draw and do not count."""
     values = np.sort(ranking.loc[ranking["hparams_seed"] > 0, "val_acc"].to_numpy())
     n = len(values)
     below = np.arange(n + 1)[None, :] / max(n, 1)

@@ -87,6 +87,10 @@ def test_the_expected_best_is_the_mean_over_all_ways_to_draw():
     curve = statistics.expected_best(ranking)  # the defaults, at 0.99, are no draw
     for budget in (1, 2, 3, 4):
         assert curve[budget] == pytest.approx(np.mean([max(draw) for draw in itertools.product(accuracies, repeat=budget)]))
+    # What the authors' own samplemax (github.com/dodgejesse/show_your_work) gives for seven draws, two of them equal
+    ranking = pandas.DataFrame({"hparams_seed": range(1, 8), "val_acc": [0.61, 0.83, 0.79, 0.42, 0.9, 0.77, 0.83]})
+    golden = [0.735714286, 0.814897959, 0.842594752, 0.856130779, 0.86457131, 0.87063494, 0.875331841]
+    assert statistics.expected_best(ranking).tolist() == pytest.approx(golden, abs=1e-9)
 
 
 def test_importance_is_the_rank_correlation():
