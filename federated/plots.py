@@ -6,6 +6,7 @@ import io
 import pathlib
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -106,20 +107,32 @@ def accuracy_by_bytes(axes, report, sweeps):
 
 
 def clients(axes, report, sweeps):
-    """The mean over clients, ± the deviation over them, and the worst one, of the best settings; means over trials."""
-    for place, sweep in enumerate(sweeps):
-        means = report.chosen[sweep][["local_acc_mean", "local_acc_std", "local_acc_worst"]].mean()
-        colour = {"color": COLOURS[place % len(COLOURS)]}
-        axes.errorbar(place, means["local_acc_mean"], means["local_acc_std"], fmt="o", capsize=5, markersize=7, **colour)
-        axes.plot(place, means["local_acc_worst"], "v", markerfacecolor="none", markersize=8, **colour)
-    axes.plot([], [], "ko", label="mean ± deviation over clients")
-    axes.plot([], [], "kv", markerfacecolor="none", label="worst client")
-    axes.set_xticks(range(len(sweeps)), [sweep[2] for sweep in sweeps], rotation=45 if len(sweeps) > 4 else 0, ha="center")
-    axes.set_xlim(-0.6, len(sweeps) - 0.4)
+    """A point for each client of each trial of the best settings, the clients side by side in the order of their numbers, and
+    a box of them. Draws nothing where no client has test samples."""
+    drawn = []
+    for sweep in sweeps:
+        accuracies = report.of_clients[sweep]
+        has_samples = ~np.isnan(accuracies)
+        if not has_samples.any():
+            continue
+        trials, number = accuracies.shape
+        beside = np.tile((np.arange(number) + 0.5) / number - 0.5, (trials, 1))
+        points = {"color": COLOURS[0], "alpha": 0.6, "markersize": 5 if number <= 20 else 2.5, "markeredgewidth": 0}
+        axes.plot(len(drawn) + 0.8 * beside[has_samples], accuracies[has_samples], "o", **points)
+        axes.boxplot(
+            accuracies[has_samples], positions=[len(drawn)], widths=0.84, whis=(0, 100), manage_ticks=False,
+            medianprops={"color": "k", "linewidth": 2},
+        )  # fmt: skip
+        drawn.append(sweep[2])
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(drawn) > 4 else {}
+    axes.set_xticks(range(len(drawn)), drawn, **slanted)
+    middle, half = (len(drawn) - 1) / 2, max(len(drawn), 3) / 2 + 0.1
+    axes.set_xlim(middle - half, middle + half)
+    over_rounds = ", means over rounds" * (report.selection == "original")
+    axes.set_xlabel(f"points: clients of all trials{over_rounds}; box: quartiles; whiskers: worst and best", fontsize="small")
     axes.set_ylabel("accuracy on the client's test samples")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize="small")
-    return True
+    return bool(drawn)
 
 
 def expected_best(axes, report, sweeps):
@@ -142,7 +155,7 @@ def expected_best(axes, report, sweeps):
 OF_DATA = {
     "learning_curves": ("Learning curves, mean ± sample deviation over trials", learning_curves),
     "accuracy_by_bytes": ("Accuracy against bytes sent", accuracy_by_bytes),
-    "clients": ("Spread over clients", clients),
+    "clients": ("Accuracy of each client, and its distribution", clients),
     "expected_best": ("Expected best of k random draws", expected_best),
 }
 

@@ -13,6 +13,7 @@ class Report:
     settings    {(model, dataset, algorithm): Settings}
     rankings    {sweep: its settings, the best first}
     chosen      {sweep: the rows that count, of its best setting}
+    of_clients  {sweep: the accuracies of that setting's clients}, see federated.statistics.of_clients
     results     one row a sweep: its best setting, and what the sweep took
     comparison  the paired tests, one row each
     ignored     lines on what is left out or doubtful
@@ -21,7 +22,7 @@ class Report:
     def __init__(self, collected: Collected, selection: str, target: float | None = None):
         self.rounds, self.settings = collected.rounds, collected.settings
         self.selection, self.target = selection, target
-        self.rankings, self.chosen, self.hparams, left_out, rows = {}, {}, {}, 0, []
+        self.rankings, self.chosen, self.of_clients, self.hparams, left_out, rows = {}, {}, {}, {}, 0, []
         for sweep, rounds in self.sweeps():
             self.hparams[sweep] = hparams_of(rounds)
             chosen, few = statistics.chosen(rounds, selection)
@@ -29,6 +30,7 @@ class Report:
             self.rankings[sweep] = ranking = statistics.ranked(chosen, selection)
             best = ranking["hash"][0]
             self.chosen[sweep] = chosen[chosen["hash"] == best]
+            self.of_clients[sweep] = statistics.of_clients(self.chosen[sweep], collected.of_clients)
             rows.append(ranking.iloc[0].to_dict() | statistics.cost(rounds, best, target))
         self.results = pandas.DataFrame(rows)
         pairs = [] if selection == "original" else list(self.chosen.values())  # its rows are rounds, which have no partner

@@ -20,15 +20,18 @@ from hparams_registry import default_hparams
 class Collected:
     """What the trials of the output directories say.
 
-    rounds    one row a trial and round, see COLUMNS; the sweeps in the order of the algorithms' registry
-    settings  {(model, dataset, algorithm): Settings}
-    not_done  directories of trials that are not done
-    diverged  those of them whose loss was no longer finite
-    mixed     directories of trials that more than one version of the code computed
-    broken    what could not be read, with the reason
+    rounds      one row a trial and round, see COLUMNS; the sweeps in the order of the algorithms' registry
+    of_clients  {(model, dataset, algorithm, hash, trial_seed): float32 [clients, rounds]}: each client's accuracy on its share
+                of the test set, NaN where it has none or nothing was evaluated
+    settings    {(model, dataset, algorithm): Settings}
+    not_done    directories of trials that are not done
+    diverged    those of them whose loss was no longer finite
+    mixed       directories of trials that more than one version of the code computed
+    broken      what could not be read, with the reason
     """
 
     rounds: pandas.DataFrame
+    of_clients: dict
     settings: dict
     not_done: list
     diverged: list
@@ -37,6 +40,7 @@ class Collected:
 
 
 SWEEP = ["model", "dataset", "algorithm"]  # the columns that tell sweeps apart
+TRIAL = [*SWEEP, "hash", "trial_seed"]  # those that tell trials apart
 
 # Of each row; the hyper-parameters follow, each in a column of its own
 COLUMNS = {
@@ -68,7 +72,7 @@ COLUMNS = {
 
 def collect(output_dirs: list[pathlib.Path]) -> Collected:
     """Read the finished trials of all sweeps. Raises UsageError where a directory is missing or sweeps do not fit together."""
-    trials, settings, seen = [], {}, set()
+    trials, of_clients, settings, seen = [], {}, {}, set()
     not_done, diverged, mixed, broken = [], [], [], []
     for output_dir in output_dirs:
         if not output_dir.is_dir():
@@ -102,7 +106,9 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                     if key in seen:
                         continue
                     read = [_read(client / trial.RESULTS) for client in clients]
-                    trials.append(_columns(sweep, stored, directory, read))
+                    once, by_round, accuracies = _columns(sweep, stored, directory, read)
+                    trials.append((once, by_round))
+                    of_clients[tuple(once[name] for name in TRIAL)] = accuracies
                     seen.add(key)
                     if len(set().union(*map(_codes, read))) > 1:
                         mixed.append(directory)
@@ -110,7 +116,7 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                     broken.append(str(error))
                 except OSError as error:
                     broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
-    return Collected(_frame(trials), settings, not_done, diverged, mixed, broken)
+    return Collected(_frame(trials), of_clients, settings, not_done, diverged, mixed, broken)
 
 
 def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
@@ -169,9 +175,9 @@ ADDED = ("local_test_loss", "local_test_acc", "bytes_sent")
 _hparam_names = functools.cache(lambda *draw: list(default_hparams(*draw)))
 
 
-def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[dict]) -> tuple[dict, dict]:
-    """The columns of one trial, from what its clients recorded: those with one value, and those with one a round. Raises
-    Broken where that is not what they can have recorded."""
+def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[dict]) -> tuple[dict, dict, np.ndarray]:
+    """Of one trial, from what its clients recorded: the columns with one value, those with one a round, and what Collected
+    has of_clients. Raises Broken where that is not what they can have recorded."""
     model, dataset, algorithm = sweep
     absent = {name: [None] * settings.rounds for name in ADDED} | {"local_test_samples": 0}
     clients = [absent | client for client in clients]
@@ -254,7 +260,7 @@ def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[d
         "hparams_seed": first["hparams_seed"],
         "trial_seed": first["trial_seed"],
     }
-    return once | hparams, by_round
+    return once | hparams, by_round, of_clients.astype(np.float32)
 
 
 _NUMBER_OR_NULL = {int, float, type(None)}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 
 from federated import algorithms
-from federated.results import SWEEP, hparams_of
+from federated.results import SWEEP, TRIAL, hparams_of
 
 # What counts of a trial, and as the best setting; the first one is honest
 SELECTIONS = {
@@ -63,6 +63,14 @@ def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> pandas
     ranking = pandas.DataFrame(settings).sort_values("score", ascending=False, kind="stable", ignore_index=True)
     ranking.insert(len(SWEEP), "rank", ranking.index + 1)
     return ranking
+
+
+def of_clients(rows: pandas.DataFrame, accuracies: dict) -> np.ndarray:
+    """The accuracy of each client of each trial of one setting's `chosen` rows, [trials, clients], from what
+    federated.results.Collected has of_clients: its mean over the rounds that count, of which `original` alone has several.
+    NaN where a client has no test samples."""
+    trials = rows.groupby(TRIAL, sort=False)["round"]
+    return np.array([accuracies[trial][:, rounds.to_numpy() - 1].mean(axis=1, dtype=float) for trial, rounds in trials])
 
 
 def mean_and_interval(values: pandas.Series, independent: bool = True) -> tuple[float, float, float, float]:

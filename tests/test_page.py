@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 
+import numpy as np
 import pytest
 from conftest import need_programs
 from test_collect import make_trial
@@ -138,6 +139,26 @@ def test_pictures_are_written_as_png_and_svg(tmp_path):
     assert all(content.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml") for name, content in written.items())
     assert collect_results.main(arguments) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "plots" / "new").iterdir()} == written
+
+
+def test_every_client_is_a_point_and_their_extremes_the_whiskers(tmp_path):
+    """Where clients have no test samples they are left out, and an algorithm where none has."""
+    from federated import plots
+    from federated.report import Report
+    from federated.results import collect
+
+    of_trials = {"Fedavg": ([0.5, 0.7], [0.9, 0.8]), "Fedper": ([0.6, None], [0.4, 0.3]), "Fedbn": ([None, None],) * 2}
+    for algorithm, trials in of_trials.items():
+        for trial, local in enumerate(trials):
+            make_trial(tmp_path, 0, trial, [[0.5]] * 2, [0.5], Settings(algorithm=algorithm), local=[[each] for each in local])
+    _, figure = plots.pictures(Report(collect([tmp_path]), "validation"))["clients_mlp_digits"]
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["Fedavg", "Fedper"]
+    lines = [(line.get_marker(), np.unique(line.get_ydata())) for line in axes.lines if len(line.get_ydata())]
+    accuracies = [[0.5, 0.7, 0.8, 0.9], [0.3, 0.4, 0.6]]
+    assert [values for marker, values in lines if marker == "o"] == [pytest.approx(each) for each in accuracies]
+    caps = [values for marker, values in lines if marker != "o" and len(values) == 1]  # and the medians
+    assert caps == [pytest.approx([value]) for value in (0.5, 0.9, 0.75, 0.3, 0.6, 0.4)]
 
 
 def test_curves_differ_by_more_than_their_colour():

@@ -17,6 +17,7 @@ from test_sweep import results
 
 import collect_results
 from federated import statistics
+from federated.report import Report
 from federated.results import COLUMNS, collect
 from federated.trial import Settings
 
@@ -45,6 +46,25 @@ def test_the_frame_has_the_documented_columns_and_means(tmp_path):
     for name, values in expected.items():
         assert rounds[name].tolist() == pytest.approx(values), name
     assert json.loads(rounds["hparams"][0]) == {"batch_size": 64, "dropout_rate": 0.5, "learning_rate": 0.0003}
+
+
+def test_each_clients_accuracy_is_kept_and_has_the_tables_mean_worst_and_spread(tmp_path):
+    """Round 2 counts, with `original` all. In trial 1 client 1 has no test samples."""
+    for trial, local in enumerate(([[0.5, 0.8, 0.2], [0.7, 0.6, 0.3]], [[0.9, 0.4, 0.5], [None] * 3])):
+        make_trial(tmp_path, 0, trial, [[0.3, 0.9, 0.4]] * 2, [0.5, 0.6, 0.7], local=local)
+    found = collect([tmp_path])
+    assert {accuracies.dtype for accuracies in found.of_clients.values()} == {np.dtype("float32")}
+    for selection, expected in {
+        "validation": [[0.8, 0.6], [0.4, np.nan]],
+        "original": [[0.5, 1.6 / 3], [0.6, np.nan]],
+    }.items():
+        report = Report(found, selection)
+        (accuracies,), (best,) = report.of_clients.values(), report.results.to_dict("records")
+        assert accuracies == pytest.approx(np.array(expected), nan_ok=True)
+        assert np.nanmean(accuracies, axis=1).mean() == pytest.approx(best["local_acc_mean"])
+        if selection == "validation":
+            assert np.nanmin(accuracies, axis=1).mean() == pytest.approx(best["local_acc_worst"])
+            assert np.nanstd(accuracies, axis=1).mean() == pytest.approx(best["local_acc_std"])
 
 
 def test_what_each_selection_takes(tmp_path, capsys):
