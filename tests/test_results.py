@@ -222,12 +222,13 @@ def test_the_exported_rows_are_those_collected(tmp_path, capsys, suffix):
     assert read["hparams"].map(str).tolist() == rounds["hparams"].tolist()
 
 
-def test_without_pyarrow_parquet_is_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+def test_without_pyarrow_parquet_is_refused(tmp_path):
     make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5])
-    assert collect_results.main(["--output_dir", str(tmp_path), "--export", str(tmp_path / "rows.parquet")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "needs pyarrow" in line and not list(tmp_path.glob("*parquet*"))
+    arguments = ["--output_dir", str(tmp_path), "--export", str(tmp_path / "rows.parquet")]
+    program = f"import sys; sys.modules['pyarrow'] = None; import collect_results; sys.exit(collect_results.main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=PROJECT)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "needs pyarrow" in line and not list(tmp_path.glob("*parquet*"))
 
 
 def test_the_best_command_trains_the_best_setting_again(launch, run, tmp_path, capsys):
