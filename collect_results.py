@@ -104,16 +104,21 @@ def print_text(results: Report, top):
         print(f"{tables.HEADINGS[results.selection]}: {tables.with_deviation(row['accuracy'], row['accuracy_std'])}\n")
     print_tables(results, "github", top)
     print("\nJob Statistics:\n")
-    statistics = results.statistics()
-    for name, lines in statistics:
-        if len(statistics) > 1:
-            print(f"{name}:")
-        print(*lines, sep="\n")
+    jobs = results.job_statistics()
+    for _, job in jobs.iterrows():
+        if len(jobs) > 1:
+            print(f"{job['Model']} {job['Dataset']} {job['Algorithm']}:")
+        print(f"Number of hyperparameter sets: {job['Hyper-parameter Sets']}")
+        print(f"Number of trials: {job['Trials']}")
+        print(f"Number of clients: {job['Clients']}")
+        print(f"Training time: {job['Training Time (s)']} s in total, {job['Training Time a Trial (s)']} s a trial")
+        print(f"Bytes sent: {job['MB Sent a Trial']} MB a trial")
 
 
 def print_tables(results: Report, form, top):
     sections = [("Table", results.table(form), results.notes()), *results.sections(form, top)]
-    texts = ["\n\n".join([f"{heading}:", table, *notes]) for heading, table, notes in sections]
+    escape = tables.ESCAPE[form]
+    texts = ["\n\n".join([f"{escape(heading)}:", table, *map(escape, notes)]) for heading, table, notes in sections]
     print("\n\n".join(texts))
 
 

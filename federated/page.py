@@ -41,8 +41,6 @@ def html_of(report) -> str:
         image = f'<img alt="{what}" src="data:image/svg+xml;base64,{data}">'
         parts.append(f"<figure>{image}<figcaption>{what}</figcaption></figure>")
     parts += [_section(*section) for section in more]
-    parts.append("<h2>Job statistics</h2>")
-    parts += [f"<h3>{html.escape(name)}</h3>\n{_list(lines)}" for name, lines in report.statistics()]
     body = "\n".join(parts)
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -31,7 +31,12 @@ class Report:
             best = ranking["hash"][0]
             self.chosen[sweep] = chosen[chosen["hash"] == best]
             self.of_clients[sweep] = statistics.of_clients(self.chosen[sweep], collected.of_clients)
-            rows.append(ranking.iloc[0].to_dict() | statistics.cost(rounds, best, target))
+            counts = {
+                "num_hparams": len(ranking),
+                "num_trials": self.chosen[sweep]["trial_seed"].nunique(),
+                "num_clients": self.settings[sweep].num_clients,
+            }
+            rows.append(ranking.iloc[0].to_dict() | counts | statistics.cost(rounds, best, target))
         self.results = pandas.DataFrame(rows)
         pairs = [] if selection == "original" else list(self.chosen.values())  # its rows are rounds, which have no partner
         self.comparison = statistics.compare(pairs)
@@ -52,7 +57,8 @@ class Report:
         return tables.notes(self.results, self.selection)
 
     def sections(self, form: str, top: int | None) -> list[tuple[str, str, list[str]]]:
-        """(heading, table, notes) of what follows the first table; with `top` also the best so many settings of each sweep."""
+        """(heading, table, notes) of what follows the first table; with `top` also the best so many settings of each sweep. In
+        github what the jobs took is no table, but lines of its own."""
         sections = []
         if len(self.comparison):
             table = tables.comparison(self.comparison, self.settings)
@@ -70,22 +76,12 @@ class Report:
             if len(curve):
                 note = f"Of {len(curve)} random draws, without the defaults (Dodge et al., EMNLP 2019)."
                 sections.append((f"Best of k draws of {name}", tables.render(tables.expected_best(curve), form), [note]))
+        if form != "github":
+            sections.append(("Job statistics", tables.render(self.job_statistics(), form), []))
         return sections
 
-    def statistics(self) -> list[tuple[str, list[str]]]:
-        """(name of the sweep, lines on its jobs and what they took) of each sweep."""
-        parts = []
-        for _, row in self.results.iterrows():
-            settings = self.settings[tuple(row[SWEEP])]
-            lines = [
-                f"Number of hyperparameter sets: {len(self.rankings[tuple(row[SWEEP])])}",
-                f"Number of trials: {self.chosen[tuple(row[SWEEP])]['trial_seed'].nunique()}",
-                f"Number of clients: {settings.num_clients}",
-                f"Training time: {row['seconds_total']:.1f} s in total, {row['seconds_mean']:.1f} s a trial",
-                f"Bytes sent: {row['bytes_sent'] / 1e6:.1f} MB a trial",
-            ]
-            parts.append((f"{settings.model_arch} {settings.dataset} {settings.algorithm}", lines))
-        return parts
+    def job_statistics(self) -> pandas.DataFrame:
+        return tables.job_statistics(self.results, self.settings)
 
     def top(self, n: int) -> pandas.DataFrame:
         """The best n settings of each sweep in numbers, the best one with what the sweep took and its comparison."""

@@ -145,14 +145,32 @@ def expected_best(curve: pandas.Series) -> pandas.DataFrame:
     return pandas.DataFrame({"Random Draws": str(k), "Expected Best Validation Accuracy": f"{curve[k]:.4f}"} for k in budgets)
 
 
+def job_statistics(results: pandas.DataFrame, settings: dict) -> pandas.DataFrame:
+    """The table of each sweep's jobs and what they took."""
+    return pandas.DataFrame(
+        {
+            "Model": row["model"],
+            "Dataset": row["dataset"],
+            "Algorithm": settings[tuple(row[SWEEP])].algorithm,
+            "Hyper-parameter Sets": str(row["num_hparams"]),
+            "Trials": str(row["num_trials"]),
+            "Clients": str(row["num_clients"]),
+            "Training Time (s)": number(row["seconds_total"], ".1f"),
+            "Training Time a Trial (s)": number(row["seconds_mean"], ".1f"),
+            "MB Sent a Trial": number(row["bytes_sent"] / 1e6, ".1f"),
+        }
+        for _, row in results.iterrows()
+    )
+
+
 BOLD = {"github": "**{}**", "latex": r"\textbf{{{}}}", "html": "<b>{}</b>"}
 _IN_LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--", "|": "$|$", "<": "$<$"})
-_ESCAPE = {"github": str, "latex": lambda text: text.translate(_IN_LATEX), "html": html.escape}
+ESCAPE = {"github": str, "latex": lambda text: text.translate(_IN_LATEX), "html": html.escape}
 
 
 def render(table: pandas.DataFrame, form: str, bold: frozenset[tuple[int, str]] = frozenset()) -> str:
     """A table of texts in github, latex or html; `bold` are the cells that stand out, as (row, column)."""
-    escape = _ESCAPE[form]
+    escape = ESCAPE[form]
     rows = [
         [BOLD[form].format(escape(cell)) if (number, name) in bold else escape(cell) for name, cell in zip(table, row)]
         for number, row in enumerate(table.itertuples(index=False))
@@ -175,7 +193,8 @@ def _html(headings, rows):
 
 
 def bold_cells(results: pandas.DataFrame, selection: str) -> frozenset[tuple[int, str]]:
-    """The best accuracies among those of several on the same data."""
-    best = results.groupby("dataset")["accuracy"].transform("max")
-    several = results.groupby("dataset")["accuracy"].transform("size") > 1
-    return frozenset((row, HEADINGS[selection]) for row in results.index[several & (results["accuracy"] == best)])
+    """The best accuracies, as they read, among those of several on the same data."""
+    accuracy = results["accuracy"].round(4)
+    by_data = accuracy.groupby(results["dataset"])
+    is_best = (accuracy == by_data.transform("max")) & (by_data.transform("size") > 1)
+    return frozenset((row, HEADINGS[selection]) for row in results.index[is_best])

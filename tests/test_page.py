@@ -122,6 +122,8 @@ def test_the_page_fits_every_screen_and_asks_for_nothing(browser, tmp_path):
         pictures = "[...document.images].map(image => image.complete && image.naturalWidth > 0 && image.alt != '')"
         assert browser.value(pictures) == [True] * 6
         assert "Fedper" in browser.value("document.querySelector('table').innerText")
+        last = "[...document.querySelectorAll('h2')].at(-1)"
+        assert browser.value(f"[{last}.innerText, {last}.nextElementSibling.tagName]") == ["Job statistics", "TABLE"]
         if kept := os.environ.get("SCREENSHOTS"):
             browser.screenshot(pathlib.Path(kept) / f"page_{width}.png")
     assert {url.split(":")[0] for url in browser.requests} <= {"file", "data"}

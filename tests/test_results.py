@@ -153,6 +153,45 @@ def test_algorithms_are_compared_over_the_seeds_they_share(tmp_path, capsys):
     assert "<b>0.7450 ± 0.0208</b>" in collected(capsys, tmp_path, "--format", "html").out
 
 
+def test_what_jobs_took_is_lines_in_github_and_a_table_elsewhere(tmp_path, capsys):
+    make_three(tmp_path)
+    make_trial(tmp_path, 1, 0, [[0.4]] * 2, [0.4], Settings(dataset="fashion_mnist", algorithm="fedper"))
+    texts = {form: collected(capsys, tmp_path, "--format", form).out for form in ("github", "latex", "html")}
+    expected = [
+        *(("mlp", "digits", algorithm, "1", "4", "2", "2.0", "0.5", "1.0") for algorithm in ("Fedavg", "Fedprox")),
+        ("mlp", "digits", "Scaffold", "1", "4", "2", "2.0", "0.5", "1.0"),
+        ("mlp", "fashion_mnist", "fedper", "1", "1", "2", "0.5", "0.5", "1.0"),
+    ]
+    lines = texts["github"].partition("Job Statistics:\n\n")[2]
+    assert lines == "".join(
+        f"{' '.join(row[:3])}:\nNumber of hyperparameter sets: {row[3]}\nNumber of trials: {row[4]}\n"
+        f"Number of clients: {row[5]}\n"
+        f"Training time: {row[6]} s in total, {row[7]} s a trial\nBytes sent: {row[8]} MB a trial\n"
+        for row in expected
+    )
+    tables_of = {form: texts[form].partition("Job statistics:")[2] for form in ("latex", "html")}
+    cells = [tuple(re.split(r"\s+&\s+", line.strip(" \\"))) for line in tables_of["latex"].splitlines() if " & " in line][1:]
+    assert [tuple(cell.replace(r"\_", "_") for cell in row) for row in cells] == expected
+    rows = tables_of["html"].splitlines()
+    assert [tuple(re.findall(">([^<]+)</td>", row)) for row in rows if "<td" in row] == expected
+
+
+def test_what_latex_takes_for_its_own_is_escaped_everywhere(tmp_path, capsys):
+    make_three(tmp_path)
+    make_trial(tmp_path, 1, 0, [[0.4]] * 2, [0.4], Settings(dataset="fashion_mnist"))
+    out = collected(capsys, tmp_path, "--format", "latex", "--top", "1").out
+    assert r"Settings of mlp fashion\_mnist Fedavg:" in out and r" & batch\_size " in out and r"in 80 \% of cases" in out
+    assert not re.search(r"(?<!\\)[_%#]|[±–]", out)
+
+
+def test_accuracies_that_read_the_same_are_bold_together(tmp_path, capsys):
+    """The sums of 0.1, 0.2 and 0.3 differ with their order."""
+    for algorithm, accuracies in {"Fedavg": (0.1, 0.2, 0.3), "Fedprox": (0.3, 0.2, 0.1), "Moon": (0.1, 0.2, 0.2)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            make_trial(tmp_path, 0, seed, [[0.5]] * 2, [accuracy], Settings(algorithm=algorithm))
+    assert collected(capsys, tmp_path).out.count("| **0.2000 ± 0.1000** ") == 2
+
+
 def test_csv_and_json_hold_the_numbers_and_nothing_else(tmp_path, capsys):
     make_three(tmp_path)
     make_trial(tmp_path, 1, 0, [[0.9]] * 2, [0.9], done=False)
