@@ -8,8 +8,8 @@ from federated import plots
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 76rem; margin: auto; padding: 0 1rem }
 h1, h2 { line-height: 1.2; overflow-wrap: anywhere }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 0.3rem 0.55rem; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }
+table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: 0.3rem 0.55rem; border-bottom: 1px solid #ccc }
 th { vertical-align: bottom }
 p { max-width: 45rem; overflow-wrap: anywhere }
 ul { overflow-wrap: anywhere }
@@ -19,8 +19,8 @@ figcaption { font-size: 0.85rem }
 @media (max-width: 60rem) {
   thead { display: none }
   tr { display: block; border-bottom: 2px solid #888; padding: 0.4rem 0 }
-  table, tbody { display: block }
-  td { display: flex; justify-content: space-between; gap: 1rem; border-bottom: 1px solid #eee }
+  tbody { display: block }
+  td { display: flex; justify-content: space-between; gap: 1rem; border-bottom: 1px solid #eee; overflow-wrap: anywhere }
   td::before { content: attr(data-label); font-weight: 600 }
 }
 """

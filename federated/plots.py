@@ -8,7 +8,7 @@ import pathlib
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from federated import statistics
 from federated.trial import write_atomically
@@ -177,6 +177,7 @@ def hparams(report, sweep) -> Figure | None:
         axes.plot(values[0], ranking["val_acc"][0], "*", color=COLOURS[5], markersize=14, markeredgecolor="k", label="the best")
         if values.min() > 0 and values.max() / values.min() > 10:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(varied) :]:

@@ -126,6 +126,12 @@ def test_the_page_fits_every_screen_and_asks_for_nothing(browser, tmp_path):
         assert browser.value(f"[{last}.innerText, {last}.nextElementSibling.tagName]") == ["Job statistics", "TABLE"]
         if kept := os.environ.get("SCREENSHOTS"):
             browser.screenshot(pathlib.Path(kept) / f"page_{width}.png")
+    broken_words = """[...document.querySelectorAll('th, td')].filter(cell => {
+        const range = document.createRange()
+        range.selectNodeContents(cell)
+        return !cell.innerText.includes(' ') && range.getClientRects().length > 1
+    }).length"""
+    assert browser.value(broken_words) == 0
     assert {url.split(":")[0] for url in browser.requests} <= {"file", "data"}
     assert sum(url.startswith("file:") for url in browser.requests) == 2
 
