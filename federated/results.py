@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 
 from federated import algorithms, trial
-from federated.evaluation import weighted_mean
+from federated.evaluation import over_clients
 from federated.options import UsageError, shown
 from federated.trial import Settings, Trial
 from hparams_registry import default_hparams
@@ -217,41 +217,22 @@ def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[d
             raise Broken(f"{str(directory / f'client_{number}' / trial.RESULTS)!r} is of other hyper-parameters: {hparams}")
 
     first = clients[0]
-    train_samples = [len(client["train_indices"]) for client in clients]
-    val_samples, local_samples = ([client[name] for client in clients] for name in ("val_samples", "local_test_samples"))
+    samples = [
+        [len(client["train_indices"]) for client in clients],
+        [client["val_samples"] for client in clients],
+        [client["local_test_samples"] for client in clients],
+    ]
     place = {name: place for place, name in enumerate(BY_ROUND)}
-
-    def means(name, samples):
-        """Of the loss, and of the accuracy, which is next to it."""
-        return weighted_mean(values[:, place[name] : place[name] + 2], samples)
-
-    train, val, local = (
-        means("train_loss", train_samples),
-        means("val_loss", val_samples),
-        means("local_test_loss", local_samples),
-    )
-    of_clients = values[:, place["local_test_acc"]]
-    each = np.ones(len(clients))
-    local_mean = weighted_mean(of_clients, each)
-    first_client = dict(zip(BY_ROUND, values[0]))
+    losses = (place[f"{name}_loss"] for name in ("train", "val", "test", "local_test"))
+    train, val, test, local_test = (values[:, loss : loss + 2] for loss in losses)  # the accuracy is next to the loss
+    step_time, bytes_sent = values[0, place["step_time"]], values[0, place["bytes_sent"]]
     by_round = {
         "round": np.arange(1, settings.rounds + 1),
-        "train_loss": train[0],
-        "train_acc": train[1],
-        "val_loss": val[0],
-        "val_acc": val[1],
-        "test_loss": first_client["test_loss"],
-        "test_acc": first_client["test_acc"],
-        "local_loss": local[0],
-        "local_acc_weighted": local[1],
-        "local_acc_mean": local_mean,
-        "local_acc_worst": np.fmin.reduce(of_clients, axis=0),
-        "local_acc_std": np.sqrt(weighted_mean((of_clients - local_mean) ** 2, each)),
-        "round_seconds": first_client["step_time"],
-        "seconds": np.cumsum(first_client["step_time"]),
-        "bytes_sent": np.cumsum(first_client["bytes_sent"]),
+        **over_clients(train, val, test[0], local_test, samples, algorithms.load(algorithm).personal),
+        "round_seconds": step_time,
+        "seconds": np.cumsum(step_time),
+        "bytes_sent": np.cumsum(bytes_sent),
     }
-    by_round["accuracy"] = by_round["local_acc_weighted" if algorithms.load(algorithm).personal else "test_acc"]
     for name, column in (("val_acc", by_round["val_acc"]), ("local_test_acc", by_round["accuracy"])):
         require(not np.isnan(column[-1]), 0, name)  # the last model always is evaluated
     once = dict(zip(SWEEP, sweep)) | {
@@ -260,7 +241,7 @@ def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[d
         "hparams_seed": first["hparams_seed"],
         "trial_seed": first["trial_seed"],
     }
-    return once | hparams, by_round, of_clients.astype(np.float32)
+    return once | hparams, by_round, local_test[:, 1].astype(np.float32)
 
 
 _NUMBER_OR_NULL = {int, float, type(None)}
