@@ -138,10 +138,12 @@ def print_json(results: Report, top):
 def export(rounds: pandas.DataFrame, path: pathlib.Path):
     """Write the rows of all trials and rounds. Raises UsageError where a package for it is missing."""
 
+    suffix = path.suffix.lower()
+
     def write(file):
-        if path.suffix == ".csv":
+        if suffix == ".csv":
             rounds.to_csv(file, index=False)
-        elif path.suffix == ".json":
+        elif suffix == ".json":
             rounds.to_json(file, orient="records")
         else:
             rounds.to_parquet(file, engine="pyarrow", index=False)

@@ -57,6 +57,26 @@ def run(tmp_path):
 
 
 @pytest.fixture
+def run_without(tmp_path):
+    """run_without(package, module, *arguments) runs the main of one of the project's scripts where `package` is missing."""
+
+    def run_without(package, module, *arguments):
+        program = f"import sys; sys.modules[{package!r}] = None; import {module}; sys.exit({module}.main())"
+        return subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        )
+
+    return run_without
+
+
+@pytest.fixture
 def launch(run):
     """launch(output_dir, *options) launches a tiny sweep without asking; later options win."""
 

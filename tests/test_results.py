@@ -249,25 +249,35 @@ def test_what_diverged_and_what_mixes_versions_is_told(tmp_path, capsys):
     assert "Computed by more than one version of the code: 1 trials" in err
 
 
-@pytest.mark.parametrize("suffix", ["csv", "json"])
+@pytest.mark.parametrize("suffix", ["csv", "json", "CSV", "JSON"])
 def test_the_exported_rows_are_those_collected(tmp_path, capsys, suffix):
     make_three(tmp_path / "out")
     file = tmp_path / f"rows.{suffix}"
     collected(capsys, tmp_path / "out", "--export", str(file))
-    read = pandas.read_csv(file) if suffix == "csv" else pandas.read_json(file, dtype={"hash": str})
+    read = pandas.read_csv(file) if suffix.lower() == "csv" else pandas.read_json(file, dtype={"hash": str})
     rounds = collect([tmp_path / "out"]).rounds
     assert list(read) == list(rounds) and len(read) == len(rounds) == 12
     assert read["accuracy"].tolist() == pytest.approx(rounds["accuracy"].tolist())
     assert read["hparams"].map(str).tolist() == rounds["hparams"].tolist()
 
 
-def test_without_pyarrow_parquet_is_refused(tmp_path):
-    make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5])
-    arguments = ["--output_dir", str(tmp_path), "--export", str(tmp_path / "rows.parquet")]
-    program = f"import sys; sys.modules['pyarrow'] = None; import collect_results; sys.exit(collect_results.main({arguments}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=PROJECT)
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and "needs pyarrow" in line and not list(tmp_path.glob("*parquet*"))
+def test_parquet_keeps_every_bit_and_type(tmp_path, capsys):
+    """Of rounds that were not evaluated and hyper-parameters that not every algorithm has, too."""
+    make_three(tmp_path / "out")
+    make_trial(tmp_path / "out", 1, 0, [[None, 0.5]] * 2, [None, 0.7], Settings(algorithm="Fedrep"))
+    file = tmp_path / "rows.parquet"
+    collected(capsys, tmp_path / "out", "--export", str(file))
+    rounds = collect([tmp_path / "out"]).rounds
+    assert rounds["val_acc"].isna().sum() == 1 and rounds["head_epochs"].isna().sum() == 12
+    pandas.testing.assert_frame_equal(pandas.read_parquet(file), rounds, check_exact=True)
+
+
+def test_without_pyarrow_parquet_is_refused(run_without, tmp_path):
+    make_trial(tmp_path / "out", 0, 0, [[0.5]] * 2, [0.5])
+    refused = run_without("pyarrow", "collect_results", "--output_dir", tmp_path / "out", "--export", tmp_path / "rows.parquet")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "needs pyarrow" in line and not list(tmp_path.glob("*parquet*"))
 
 
 def test_the_best_command_trains_the_best_setting_again(launch, run, tmp_path, capsys):
