@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from federated import statistics
+from federated.results import HPARAM
 from federated.trial import write_atomically
 
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#F0E442")
@@ -178,7 +179,7 @@ def hparams(report, sweep) -> Figure | None:
         if values.min() > 0 and values.max() / values.min() > 10:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(name)
+        axes.set_xlabel(name.removeprefix(HPARAM))
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(varied) :]:
         axes.set_axis_off()

@@ -42,7 +42,9 @@ class Collected:
 SWEEP = ["model", "dataset", "algorithm"]  # the columns that tell sweeps apart
 TRIAL = [*SWEEP, "hash", "trial_seed"]  # those that tell trials apart
 
-# Of each row; the hyper-parameters follow, each in a column of its own
+# Of each row; the hyper-parameters follow, each in a column of its own, whose name keeps them apart from these and from what
+# statistics adds
+HPARAM = "hparams."
 COLUMNS = {
     "model": "as in results.json, like dataset",
     "dataset": "",
@@ -135,8 +137,8 @@ def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
 
 
 def hparams_of(rounds: pandas.DataFrame) -> list[str]:
-    """The names of the hyper-parameters that a sweep's rows have."""
-    return [name for name in rounds if name not in COLUMNS and rounds[name].notna().any()]
+    """The columns of the hyper-parameters that a sweep's rows have."""
+    return [name for name in rounds if name.startswith(HPARAM) and rounds[name].notna().any()]
 
 
 MOST_BYTES = 1 << 28  # of a results.json
@@ -241,7 +243,7 @@ def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[d
         "hparams_seed": first["hparams_seed"],
         "trial_seed": first["trial_seed"],
     }
-    return once | hparams, by_round, local_test[:, 1].astype(np.float32)
+    return once | {f"{HPARAM}{name}": value for name, value in hparams.items()}, by_round, local_test[:, 1].astype(np.float32)
 
 
 _NUMBER_OR_NULL = {int, float, type(None)}

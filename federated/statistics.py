@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 
 from federated import algorithms
-from federated.results import SWEEP, TRIAL, hparams_of
+from federated.results import HPARAM, SWEEP, TRIAL, hparams_of
 
 # What counts of a trial, and as the best setting; the first one is honest
 SELECTIONS = {
@@ -57,7 +57,7 @@ def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> pandas
                 "val_acc": group["val_acc"].mean(),
                 "test_acc": group["test_acc"].mean() if algorithm.has_global_model else np.nan,
                 **{name: group[name].mean() for name in rows if name.startswith("local_acc_")},
-                **{name: first[name] for name in hparams_of(rows.drop(columns="score"))},
+                **{name: first[name] for name in hparams_of(rows)},
             }
         )
     ranking = pandas.DataFrame(settings).sort_values("score", ascending=False, kind="stable", ignore_index=True)
@@ -170,7 +170,14 @@ def importance(ranking: pandas.DataFrame, hparams: list[str]) -> pandas.DataFram
     for name in hparams:
         varies = ranking[name].nunique() > 1 and ranking["val_acc"].nunique() > 1
         correlation = spearmanr(ranking[name], ranking["val_acc"]).statistic if varies else np.nan
-        rows.append({"hparam": name, "importance": abs(correlation), "correlation": correlation, "settings": len(ranking)})
+        rows.append(
+            {
+                "hparam": name.removeprefix(HPARAM),
+                "importance": abs(correlation),
+                "correlation": correlation,
+                "settings": len(ranking),
+            }
+        )
     return pandas.DataFrame(rows).sort_values("importance", ascending=False, kind="stable", ignore_index=True)
 
 

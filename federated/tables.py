@@ -6,7 +6,7 @@ import pandas
 from tabulate import tabulate
 
 from federated import algorithms
-from federated.results import SWEEP
+from federated.results import HPARAM, SWEEP
 from federated.statistics import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, detectable
 
 FORMATS = ("github", "latex", "csv", "json", "html")
@@ -119,10 +119,10 @@ def ranking(best_settings: pandas.DataFrame, hparams: list[str]) -> pandas.DataF
     return pandas.DataFrame(
         {
             "Rank": str(row["rank"]),
-            **{name: f"{row[name]:.6g}" for name in hparams},
+            **{name.removeprefix(HPARAM): f"{row[name]:.6g}" for name in hparams},
             "Validation Accuracy": number(row["val_acc"]),
             "Test Accuracy": with_deviation(row["accuracy"], row["accuracy_std"]),
-            "n": str(row["n"]),
+            "Trials": str(row["n"]),
         }
         for _, row in best_settings.iterrows()
     )

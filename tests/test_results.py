@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pandas
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, TINY
 from test_collect import make_trial
 from test_sweep import results
 
@@ -36,7 +36,7 @@ def test_the_frame_has_the_documented_columns_and_means(tmp_path):
     """Clients hold 10 and 30 validation samples, and 30 and 10 test samples."""
     make_trial(tmp_path, 0, 2, [[0.5, 0.6], [0.9, 0.8]], [0.5, 0.75], local=[[0.5, 0.8], [0.7, None]])
     rounds = collect([tmp_path]).rounds
-    assert list(rounds) == [*COLUMNS, "batch_size", "dropout_rate", "learning_rate"]
+    assert list(rounds) == [*COLUMNS, "hparams.batch_size", "hparams.dropout_rate", "hparams.learning_rate"]
     assert rounds["round"].tolist() == [1, 2] and rounds["trial_seed"].tolist() == [2, 2]
     expected = {
         "val_acc": [0.8, 0.75], "accuracy": [0.5, 0.75], "test_acc": [0.5, 0.75],
@@ -199,7 +199,7 @@ def test_csv_and_json_hold_the_numbers_and_nothing_else(tmp_path, capsys):
     table = pandas.read_csv(io.StringIO(out))
     assert "not done" in err and table["algorithm"].tolist() == list(ACCURACIES)
     assert table["accuracy"].tolist() == pytest.approx([np.mean(values) for values in ACCURACIES.values()])
-    assert table["learning_rate"].tolist()[:2] == [0.0003, 0.0003]
+    assert table["hparams.learning_rate"].tolist()[:2] == [0.0003, 0.0003]
     assert any("not done" in note for note in numbers(capsys, tmp_path)["notes"])
 
 
@@ -268,8 +268,22 @@ def test_parquet_keeps_every_bit_and_type(tmp_path, capsys):
     file = tmp_path / "rows.parquet"
     collected(capsys, tmp_path / "out", "--export", str(file))
     rounds = collect([tmp_path / "out"]).rounds
-    assert rounds["val_acc"].isna().sum() == 1 and rounds["head_epochs"].isna().sum() == 12
+    assert rounds["val_acc"].isna().sum() == 1 and rounds["hparams.head_epochs"].isna().sum() == 12
     pandas.testing.assert_frame_equal(pandas.read_parquet(file), rounds, check_exact=True)
+
+
+def test_a_hyper_parameter_may_have_the_name_of_a_column(tmp_path, copy_of_project):
+    """As rank is one of an adapter, and of a setting among others."""
+    for path in (copy_of_project / "hparams_registry.py", copy_of_project / "federated" / "algorithms" / "fedprox.py"):
+        path.write_text(path.read_text().replace('"mu"', '"rank"'))
+    sweep = ["sweep.py", "launch", "--algorithm", "Fedprox", "--output_dir", tmp_path / "out", "--skip_confirmation", *TINY]
+    of_both = ["collect_results.py", "--output_dir", tmp_path / "out", "--top", "2", "--plots", tmp_path / "plots"]
+    for script, *arguments in (sweep, of_both):
+        command = [sys.executable, copy_of_project / script, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.count("|") == 9]
+    assert [(row[1].strip(), row[5].strip()) for row in rows[:1] + rows[2:]] == [("Rank", "rank"), ("1", "0.01"), ("2", "0.001")]
 
 
 def test_without_pyarrow_parquet_is_refused(run_without, tmp_path):
