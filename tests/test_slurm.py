@@ -215,7 +215,7 @@ SIZE = ("--num_hparams", 1, "--num_trials", 1)
 
 @pytest.mark.parametrize("how", ["scancel", "before the limit", "node", "memory"])
 def test_what_was_ended_says_why_and_goes_on(cluster, launch, run, tmp_path, undisturbed, how):
-    """Also when Slurm has forgotten the job."""
+    """That of memory also when Slurm has forgotten the job."""
     out = tmp_path / "out"
     more = " --mem=300M" if how == "memory" else ""
     array = array_of(launch(out, *LONG, *SLURM, f"--slurm_args=--no-requeue{more}"))
@@ -235,7 +235,7 @@ def test_what_was_ended_says_why_and_goes_on(cluster, launch, run, tmp_path, und
     told = {"scancel": "CANCELLED", "node": "NODE_FAIL", "memory": "xceeded", "before the limit": "was told to end"}[how]
     status = run("sweep.py", "status", "--output_dir", out, *SIZE)
     assert "1 incomplete" in status.stdout and told in status.stdout, status.stdout
-    if how in ("scancel", "memory"):
+    if how == "memory":
         wait_until(lambda: array not in slurm("squeue", "-h", "--states=all", "-o", "%F"), 120)
         status = run("sweep.py", "status", "--output_dir", out, *SIZE)
         assert "1 incomplete" in status.stdout and told in status.stdout, status.stdout
