@@ -12,7 +12,7 @@ import sys
 
 import pandas
 
-from federated import options, report, tables, trial
+from federated import algorithms, options, report, tables, trial
 from federated.options import USAGE_ERROR, Parser, UsageError, one_of, output_file, real, whole
 from federated.report import Report
 from federated.results import SWEEP, collect
@@ -35,6 +35,10 @@ def parse(argv):
     parser.add_argument(
         "--target", type=real(0, 1), metavar="ACC", help="tell when this test accuracy was reached; default: do not"
     )
+    parser.add_argument(
+        "--against", type=one_of(algorithms.REGISTRY, ignore_case=True), metavar="ALGORITHM",
+        help="compare all others with this one; default: the first of the table",
+    )  # fmt: skip
     group = parser.add_argument_group("what is printed")
     group.add_argument(
         "--format", type=one_of(tables.FORMATS), default="github", metavar="NAME", help=f"of it: {', '.join(tables.FORMATS)}"
@@ -64,7 +68,8 @@ def main(argv=None) -> int:
             tell(report.ignored(collected))
             tell([f"No finished trials in {', '.join(map(str, args.output_dir))}."])
             return NOTHING_DONE
-        results = Report(collected, args.selection, args.target)
+        against = args.against and algorithms.canonical(args.against)
+        results = Report(collected, args.selection, args.target, against)
         if args.export is not None:
             export(results.rounds, args.export)
         if args.plots is not None:

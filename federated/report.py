@@ -3,11 +3,13 @@
 import pandas
 
 from federated import statistics, tables
+from federated.options import UsageError
 from federated.results import SWEEP, Collected, hparams_of
 
 
 class Report:
-    """Of finished trials, by a selection and up to a target accuracy, if one is given.
+    """Of finished trials, by a selection, up to a target accuracy, if one is given, and compared with the algorithm `against`,
+    by default the first. Raises UsageError where there is nothing to compare with.
 
     rounds      see federated.results.COLUMNS
     settings    {(model, dataset, algorithm): Settings}
@@ -19,7 +21,7 @@ class Report:
     ignored     lines on what is left out or doubtful
     """
 
-    def __init__(self, collected: Collected, selection: str, target: float | None = None):
+    def __init__(self, collected: Collected, selection: str, target: float | None = None, against: str | None = None):
         self.rounds, self.settings = collected.rounds, collected.settings
         self.selection, self.target = selection, target
         self.rankings, self.chosen, self.of_clients, self.hparams, left_out, rows = {}, {}, {}, {}, 0, []
@@ -39,10 +41,23 @@ class Report:
             rows.append(ranking.iloc[0].to_dict() | counts | statistics.cost(rounds, best, target))
         self.results = pandas.DataFrame(rows)
         pairs = [] if selection == "original" else list(self.chosen.values())  # its rows are rounds, which have no partner
-        self.comparison = statistics.compare(pairs)
+        self.comparison = statistics.compare(pairs, against)
         self.ignored = ignored(collected)
+        if against is not None:
+            self.ignored += self._check_against(against)
         if left_out:
             self.ignored.append(f"Ignored: {left_out} settings with fewer finished trials than others.")
+
+    def _check_against(self, against: str) -> list[str]:
+        """Lines on the data on which nothing is compared. Raises UsageError where nothing is on any."""
+        if self.selection == "original":
+            raise UsageError("--against: --selection original compares nothing, as its accuracies are of rounds, not of trials")
+        there = list(dict.fromkeys(algorithm for _, _, algorithm in self.chosen))
+        if against not in there:
+            raise UsageError(f"--against {against}: it has no finished trials; there are those of {', '.join(there)}")
+        data = dict.fromkeys((model, dataset) for model, dataset, _ in self.chosen)
+        missing = [f"{model} {dataset}" for model, dataset in data if (model, dataset, against) not in self.chosen]
+        return [f"Not compared: {name}, where {against} has no finished trials." for name in missing]
 
     def sweeps(self):
         """((model, dataset, algorithm), its rows) of each sweep."""

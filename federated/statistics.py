@@ -100,17 +100,21 @@ def cost(rounds: pandas.DataFrame, best: str, target: float | None = None) -> di
     return spent
 
 
-def compare(bests: list[pandas.DataFrame]) -> pandas.DataFrame:
-    """Paired t-tests of the chosen rows of each sweep's best setting against those of the first one with the same model and
-    data, over the trial seeds that both have. p_holm is corrected for the tests with that model and data (Holm, 1979)."""
-    tests, first = [], {}
+def compare(bests: list[pandas.DataFrame], against: str | None = None) -> pandas.DataFrame:
+    """Paired t-tests of the chosen rows of each sweep's best setting against those of the algorithm `against`, or else of the
+    first one, with the same model and data, over the trial seeds that both have; none where that algorithm is missing. p_holm
+    is corrected for the tests with that model and data (Holm, 1979)."""
+    tests, references = [], {}
     for rows in bests:
         model, dataset, algorithm = rows[SWEEP].iloc[0]
-        accuracy = rows.set_index("trial_seed")["accuracy"]
-        if (model, dataset) not in first:
-            first[model, dataset] = algorithm, accuracy
+        if against in (None, algorithm):
+            references.setdefault((model, dataset), (algorithm, rows.set_index("trial_seed")["accuracy"]))
+    for rows in bests:
+        model, dataset, algorithm = rows[SWEEP].iloc[0]
+        name, reference = references.get((model, dataset), (algorithm, None))
+        if name == algorithm:
             continue
-        name, reference = first[model, dataset]
+        accuracy = rows.set_index("trial_seed")["accuracy"]
         both = pandas.concat([accuracy, reference], axis=1, join="inner", keys=("ours", "theirs"))
         mean, deviation, low, high = mean_and_interval(both["ours"] - both["theirs"])
         tests.append(

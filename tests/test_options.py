@@ -153,6 +153,7 @@ OPTIONS = {
         "--output_dir": DIRECTORIES,
         "--selection": NO_NAMES,
         "--target": reals("1.1"),
+        "--against": NO_NAMES,
         "--format": NO_NAMES,
         "--top": wholes(1, 10**9),
         "--best_command": None,

@@ -153,6 +153,42 @@ def test_algorithms_are_compared_over_the_seeds_they_share(tmp_path, capsys):
     assert "<b>0.7450 ± 0.0208</b>" in collected(capsys, tmp_path, "--format", "html").out
 
 
+def test_algorithms_are_compared_with_the_one_that_is_named(tmp_path, capsys):
+    """In any case of letters. MNIST has no Fedprox, so there nothing is compared; on the digits Holm corrects two tests."""
+    make_three(tmp_path)
+    for algorithm in ("Fedavg", "Moon"):
+        make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5], Settings(dataset="mnist", algorithm=algorithm))
+    default = {(test["dataset"], test["algorithm"]): test for test in numbers(capsys, tmp_path)["comparison"]}
+    assert list(default) == [("digits", "Fedprox"), ("digits", "Scaffold"), ("mnist", "Moon")]
+    found = numbers(capsys, tmp_path, "--against", "FEDPROX")
+    avg, scaffold = found["comparison"]
+    assert [(test["algorithm"], test["against"], test["n"]) for test in (avg, scaffold)] == [
+        ("Fedavg", "Fedprox", 4),
+        ("Scaffold", "Fedprox", 3),
+    ]
+    assert avg["difference"] == pytest.approx(-default["digits", "Fedprox"]["difference"])
+    assert avg["p"] == pytest.approx(default["digits", "Fedprox"]["p"])
+    assert avg["p_holm"] == pytest.approx(min(1, max(2 * min(avg["p"], scaffold["p"]), avg["p"])))
+    assert "Not compared: mlp mnist, where Fedprox has no finished trials." in found["notes"]
+    assert numbers(capsys, tmp_path, "--against", "fedavg")["comparison"] == list(default.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--against", "ditto"), "--against Ditto: it has no finished trials; there are those of Fedavg, Fedprox, Scaffold"),
+        (("--against", "Fedavg", "--selection", "original"), "--selection original compares nothing"),
+    ],
+)
+def test_where_nothing_is_to_be_compared_with_it_is_said(tmp_path, capsys, options, words):
+    make_three(tmp_path)
+    page = tmp_path / "page.html"
+    assert collect_results.main(["--output_dir", str(tmp_path), "--html", str(page), *options]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert out == "" and words in line and not page.exists()
+
+
 def test_what_jobs_took_is_lines_in_github_and_a_table_elsewhere(tmp_path, capsys):
     make_three(tmp_path)
     make_trial(tmp_path, 1, 0, [[0.4]] * 2, [0.4], Settings(dataset="fashion_mnist", algorithm="fedper"))
