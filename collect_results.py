@@ -6,6 +6,7 @@ accuracy over its trials is highest; its test accuracy is given as mean ± sampl
 
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import sys
@@ -162,20 +163,23 @@ def export(rounds: pandas.DataFrame, path: pathlib.Path):
 
 
 def best_commands(results: Report, output_dir) -> list[str]:
-    """The commands, ready for a shell, that train each sweep's best setting again, on the same first seeds and more."""
+    """The commands, ready for a shell in any directory, that train each sweep's best setting again, on the same first seeds and
+    more."""
     from federated.processes import script_command
 
     commands = []
-    for sweep, settings in results.settings.items():
-        best = results.chosen[sweep].iloc[0]
-        options = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+    for sweep, chosen in results.chosen.items():
+        best, settings = chosen.iloc[0], dataclasses.asdict(results.settings[sweep])
+        options = {name: value for name, value in settings.items() if value is not None}
         options |= {
             "hparams": best["hparams"],
             "hparams_seed": best["hparams_seed"],
             "num_hparams": 1,
-            "num_trials": max(MORE_TRIALS, 2 * (results.chosen[sweep]["trial_seed"].max() + 1)),
-            "output_dir": f"{output_dir}_best",
+            "num_trials": max(MORE_TRIALS, 2 * (chosen["trial_seed"].max() + 1)),
+            "output_dir": f"{os.path.abspath(output_dir)}_best",
         }
+        if sweep in results.data_dirs:
+            options["data_dir"] = results.data_dirs[sweep]
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         commands.append(shlex.join(script_command("sweep.py", "launch", *arguments)))
     return commands

@@ -272,6 +272,7 @@ def serve(this: Trial, door, processes: int, args):
     hub.close()
     clock.note("rounds")
     provenance = describe() | {"devices": devices, "seconds": clock.seconds, "runs": runs, "failures": this.failures()}
+    provenance["data_dir"] = os.path.abspath(args.data_dir)
     provenance["server_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     this.check_not_taken_over()
     if selected is not None:

@@ -13,6 +13,7 @@ class Report:
 
     rounds      see federated.results.COLUMNS
     settings    {(model, dataset, algorithm): Settings}
+    data_dirs   see federated.results.Collected
     rankings    {sweep: its settings, the best first}
     chosen      {sweep: the rows that count, of its best setting}
     of_clients  {sweep: the accuracies of that setting's clients}, see federated.statistics.of_clients
@@ -22,7 +23,7 @@ class Report:
     """
 
     def __init__(self, collected: Collected, selection: str, target: float | None = None, against: str | None = None):
-        self.rounds, self.settings = collected.rounds, collected.settings
+        self.rounds, self.settings, self.data_dirs = collected.rounds, collected.settings, collected.data_dirs
         self.selection, self.target = selection, target
         self.rankings, self.chosen, self.of_clients, self.hparams, left_out, rows = {}, {}, {}, {}, 0, []
         for sweep, rounds in self.sweeps():

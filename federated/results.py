@@ -24,6 +24,7 @@ class Collected:
     of_clients  {(model, dataset, algorithm, hash, trial_seed): float32 [clients, rounds]}: each client's accuracy on its share
                 of the test set, NaN where it has none or nothing was evaluated
     settings    {(model, dataset, algorithm): Settings}
+    data_dirs   {(model, dataset, algorithm): where the data lay}, of those that tell
     not_done    directories of trials that are not done
     diverged    those of them whose loss was no longer finite
     mixed       directories of trials that more than one version of the code computed
@@ -33,6 +34,7 @@ class Collected:
     rounds: pandas.DataFrame
     of_clients: dict
     settings: dict
+    data_dirs: dict
     not_done: list
     diverged: list
     mixed: list
@@ -74,7 +76,7 @@ COLUMNS = {
 
 def collect(output_dirs: list[pathlib.Path]) -> Collected:
     """Read the finished trials of all sweeps. Raises UsageError where a directory is missing or sweeps do not fit together."""
-    trials, of_clients, settings, seen = [], {}, {}, set()
+    trials, of_clients, settings, data_dirs, seen = [], {}, {}, {}, set()
     not_done, diverged, mixed, broken = [], [], [], []
     for output_dir in output_dirs:
         if not output_dir.is_dir():
@@ -112,13 +114,15 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                     trials.append((once, by_round))
                     of_clients[tuple(once[name] for name in TRIAL)] = accuracies
                     seen.add(key)
+                    if (data_dir := _provenance(read[0]).get("data_dir")) is not None:
+                        data_dirs[sweep] = str(data_dir)
                     if len(set().union(*map(_codes, read))) > 1:
                         mixed.append(directory)
                 except Broken as error:
                     broken.append(str(error))
                 except OSError as error:
                     broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
-    return Collected(_frame(trials), of_clients, settings, not_done, diverged, mixed, broken)
+    return Collected(_frame(trials), of_clients, settings, data_dirs, not_done, diverged, mixed, broken)
 
 
 def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
@@ -255,9 +259,14 @@ def _outside(values) -> np.ndarray:
     return ((values < 0) | (values > _MOST) | np.isinf(values)).any(axis=1)
 
 
+def _provenance(results) -> dict:
+    provenance = results.get("provenance")
+    return provenance if isinstance(provenance, dict) else {}
+
+
 def _codes(results) -> set:
     """The versions of the code that computed a client's results."""
     try:
-        return {str(run["code"]) for run in results["provenance"]["runs"]}
+        return {str(run["code"]) for run in _provenance(results)["runs"]}
     except (KeyError, TypeError):
         return set()

@@ -330,18 +330,37 @@ def test_without_pyarrow_parquet_is_refused(run_without, tmp_path):
     assert "needs pyarrow" in line and not list(tmp_path.glob("*parquet*"))
 
 
-def test_the_best_command_trains_the_best_setting_again(launch, run, tmp_path, capsys):
-    """In a directory with spaces. The second set is the best one at this learning rate of the first."""
-    out = tmp_path / "my sweep"
-    launched = launch(out, "--num_trials", 2, "--rounds", 3, "--local_epochs", 2, "--partition", "dirichlet")
+def test_the_best_commands_train_the_best_settings_again(launch, tmp_path, capsys, monkeypatch):
+    """Each a random draw with values fixed by hand, with settings that are no defaults, launched from another directory. Of
+    MNIST nothing is done yet."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    options = ("--algorithm", "fedavg", "DITTO", "--local_optimizer", "sgd", "--partition", "dirichlet")
+    options += ("--num_clients", 4, "--participation", 0.5, "--eval_every", 2, "--rounds", 3, "--num_trials", 2)
+    options += ("--hparams_seed", 7, "--hparams", '{"weight_decay": 0.01, "momentum": 0.5}', "--data_dir", "my data")
+    monkeypatch.chdir(tmp_path / "here")
+    out = tmp_path / "here" / "my sweep"
+    launched = launch("here/my sweep/", *options)
     assert launched.returncode == 0, launched.stderr
-    (command,) = collected(capsys, out, "--best_command").out.splitlines()
-    again = subprocess.run([*shlex.split(command), "--skip_confirmation"], capture_output=True, text=True, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    (best,) = numbers(capsys, out)["results"]
-    first = {name: content for name, content in results(out).items() if best["hash"] in name}
-    more = results(tmp_path / "my sweep_best")
-    assert len(first) == 4 and len(more) == 20 and more.items() >= first.items()
+    make_trial(out, 0, 0, [[0.5]] * 2, [0.5], Settings(dataset="mnist"), done=False)
+    printed = collected(capsys, "my sweep/", "--best_command").out
+    best = {row["algorithm"]: row["hash"] for row in numbers(capsys, out)["results"]}
+    assert list(best) == ["Fedavg", "Ditto"]
+    expected = {
+        name: content
+        for name, content in results(out).items()
+        if any(name.startswith(f"mlp_digits_{algorithm}/{best[algorithm]}/") for algorithm in best)
+    }
+    commands = list(map(shlex.split, printed.splitlines()))
+    for command, algorithm in zip(commands, ("fedavg", "DITTO"), strict=True):
+        assert command[command.index("--algorithm") + 1] == algorithm
+        assert command[command.index("--data_dir") + 1] == str(tmp_path / "my data")
+        again = subprocess.run(
+            [*command, "--skip_confirmation"], capture_output=True, text=True, check=False, cwd=tmp_path / "there"
+        )
+        assert again.returncode == 0, again.stderr
+    more = results(tmp_path / "here" / "my sweep_best")
+    assert len(expected) == 2 * 2 * 4 and len(more) == 2 * 10 * 4 and more.items() >= expected.items()
 
 
 def test_the_plain_command_imports_nothing_slow(tmp_path):
