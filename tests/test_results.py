@@ -319,7 +319,8 @@ def test_a_hyper_parameter_may_have_the_name_of_a_column(tmp_path, copy_of_proje
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.count("|") == 9]
-    assert [(row[1].strip(), row[5].strip()) for row in rows[:1] + rows[2:]] == [("Rank", "rank"), ("1", "0.01"), ("2", "0.001")]
+    cells = [(row[1].strip(), row[5].strip()) for row in rows]
+    assert [cells[0], *cells[2:]] == [("Rank", "rank"), ("1", "0.01"), ("2", "0.001")]
 
 
 def test_without_pyarrow_parquet_is_refused(run_without, tmp_path):
