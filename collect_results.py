@@ -143,7 +143,6 @@ def print_json(results: Report, top):
 
 def export(rounds: pandas.DataFrame, path: pathlib.Path):
     """Write the rows of all trials and rounds. Raises UsageError where a package for it is missing."""
-
     suffix = path.suffix.lower()
 
     def write(file):

@@ -28,6 +28,7 @@ from federated.processes import (
     add_run_arguments,
     add_server_arguments,
     run_trials,
+    server_flags,
     trial_commands,
 )
 from federated.trial import FAILED, INCOMPLETE, QUEUED, RUNNING, Lock, Locked, Settings, Trial, read_lock, write_sweep_file
@@ -198,7 +199,7 @@ class LocalParallel(LocalSequential):
         return 1 if args.host else len(trials)
 
     def launch(self, trials, args, report):
-        preload(trials)
+        preload(trials, ["federated.events"] if args.tensorboard else [])
         super().launch(trials, args, report)
 
 
@@ -335,7 +336,7 @@ class Slurm(Launcher):
         command = [sys.executable, str(directory.parent.parent / self.CODE / version.CODE / "slurm_job.py")]
         command += ["--trials", str(directory / self.LIST)]
         command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        command += ["--save_model"] * args.save_model
+        command += server_flags(args)
         return f"""#!/bin/bash
 # An array of sweep.py's launcher slurm: element K runs the trials of line K + 1 of {self.LIST}, with the code as it was at
 # the launch. The signal comes before the time limit; what is asked for here --slurm_args overrides.
@@ -532,10 +533,10 @@ def check_open_files(jobs=0, processes=0):
         )
 
 
-def preload(trials):
-    """Have trials fork from a process that has imported what they need."""
+def preload(trials, more=()):
+    """Have trials fork from a process that has imported what they need, and the modules `more`."""
     check_open_files()
-    modules = {"server_benchmark": None, "client_benchmark": None, "federated.training": None}
+    modules = dict.fromkeys(("server_benchmark", "client_benchmark", "federated.training", *more))
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))

@@ -24,7 +24,7 @@ import numpy as np
 
 from federated import algorithms, checkpoint, datasets, partition, trial, version
 from federated.channel import Door, Hub, Memory, PeerLost, is_duration
-from federated.evaluation import BLOCK, Plan, weighted_mean
+from federated.evaluation import BLOCK, Plan, over_clients, weighted_mean
 from federated.options import Parser, UsageError, address, directory, json_object, whole
 from federated.processes import (
     GIVER_VARIABLE,
@@ -75,6 +75,8 @@ def run(args):
     settings = trial.settings_from(args)
     draw = (settings.algorithm, settings.dataset, settings.local_optimizer)
     hparams = default_hparams(*draw) | check_hparams(args.hparams, *draw)
+    if args.tensorboard:
+        trial.check_tensorboard()
     this = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
     try:
         this.directory.mkdir(parents=True, exist_ok=True)
@@ -157,6 +159,11 @@ def serve(this: Trial, door, processes: int, args):
     if stored is not None:
         runs = resume(this, stored, runs[0], saved, memory.clients)
     first_round, have_trained = runs[-1]["round"], set(record.trained_clients())
+    events = None
+    if args.tensorboard:
+        from federated.events import Events
+
+        events = Events(this, record)
 
     # The client processes
     clock.note("start")
@@ -207,6 +214,9 @@ def serve(this: Trial, door, processes: int, args):
             for client in mine:
                 form = {"trained": client, "loss": float, "accuracy": float, "seconds": {"training": is_duration}}
                 channel.expect(form, [("updates", process)] + [("clients", client)] * bool(keeps))
+
+        if events is not None:  # while the processes work
+            events.write(round - 1)
 
         # Updates arrive in any order and are added in that of the clients. Waited for are those that evaluate and the one
         # whose update is next: another may itself be waiting, for its last update to be added.
@@ -270,6 +280,8 @@ def serve(this: Trial, door, processes: int, args):
     for channel in channels:
         channel.send({"stop": True})
     hub.close()
+    if events is not None:
+        events.finish()
     clock.note("rounds")
     provenance = describe() | {"devices": devices, "seconds": clock.seconds, "runs": runs, "failures": this.failures()}
     provenance["data_dir"] = os.path.abspath(args.data_dir)
@@ -339,8 +351,10 @@ class Record:
 
     def __init__(self, settings, plan: Plan, parts, exchanged_bytes: int):
         """`exchanged_bytes` are what the server and a participant send each other in a round."""
-        self._rounds, self._plan, self._exchanged_bytes = settings.rounds, plan, exchanged_bytes
-        self._val_samples = [len(part.val) for part in parts]
+        self.rounds, self._plan, self._exchanged_bytes = settings.rounds, plan, exchanged_bytes
+        self._personal = algorithms.load(settings.algorithm).personal
+        self._samples = [[len(getattr(part, name)) for part in parts] for name in ("train", "val", "test")]
+        self._val_samples = self._samples[1]
         shapes = {
             "train": (settings.rounds, 2, settings.num_clients),
             "test": (settings.rounds + 1, 2),
@@ -357,12 +371,12 @@ class Record:
         for name, values in metrics.items():
             self.arrays[name][round] = values
         if not (np.isfinite(metrics["test"]).all() and np.isfinite(metrics["val"]).all()):
-            raise Diverged(f"diverged: the loss after round {round} of {self._rounds} is not finite")
-        if time.monotonic() - self._told > 1 or round == self._rounds:
+            raise Diverged(f"diverged: the loss after round {round} of {self.rounds} is not finite")
+        if time.monotonic() - self._told > 1 or round == self.rounds:
             self._told = time.monotonic()
             val = weighted_mean(metrics["val"][1], self._val_samples)
             test = metrics["test"][1]
-            print(f"round {round}/{self._rounds}: test accuracy {test:.4f}, validation accuracy {val:.4f}", flush=True)
+            print(f"round {round}/{self.rounds}: test accuracy {test:.4f}, validation accuracy {val:.4f}", flush=True)
 
     def best_round(self) -> int | None:
         """The one with the best validation accuracy, weighted by samples, the earlier of equal ones; None before any.
@@ -376,7 +390,13 @@ class Record:
             self.arrays["train"][round, :, client] = message["loss"], message["accuracy"]
         self.arrays["step_time"][round] = seconds
         if not all(math.isfinite(message["loss"]) and math.isfinite(message["accuracy"]) for message in messages.values()):
-            raise Diverged(f"diverged: a training loss of round {round + 1} of {self._rounds} is not finite")
+            raise Diverged(f"diverged: a training loss of round {round + 1} of {self.rounds} is not finite")
+
+    def over_clients(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """evaluation.over_clients of the rounds from `start` to before `stop`, counted from 0."""
+        train = self.arrays["train"][start:stop].T
+        val, test, local_test = (self.arrays[name][start + 1 : stop + 1].T for name in ("val", "test", "local_test"))
+        return over_clients(train, val, test, local_test, self._samples, self._personal)
 
     def trained_clients(self) -> list[int]:
         """The clients that have trained so far."""

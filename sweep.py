@@ -352,6 +352,8 @@ def check(settings: Settings, args):
     augmentation.check(settings.augmentation, spec)
     if args.save_model:
         trials_of.check_has_model(settings)
+    if args.tensorboard:
+        trials_of.check_tensorboard()
     data = datasets.load(settings.dataset, args.data_dir)
     for seed in range(args.num_trials):
         partition.split(data, settings, seed)

@@ -126,6 +126,16 @@ def add_server_arguments(parser: Parser):
         action="store_true",
         help="keep the global model of the best validation accuracy as model.pt, a state_dict, in the trial's directory",
     )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write event files, by which `tensorboard --logdir DIR` shows trials as they run (needs pip install tensorboard)",
+    )
+
+
+def server_flags(args) -> list[str]:
+    """Those of them that take no value, as they were given."""
+    return [f"--{name}" for name in ("save_model", "tensorboard") if getattr(args, name)]
 
 
 # Ways to start one of the scripts. Each returns a handle with sentinel (readable once the process has ended),
@@ -208,7 +218,7 @@ def trial_commands(trial: Trial, address: str, client_processes: int, args) -> d
     add_run_arguments and add_server_arguments have them."""
     shared = ("--host", address, "--data_dir", args.data_dir, "--timeout", args.timeout)
     of_server = ("--client_processes", client_processes, "--checkpoint_seconds", args.checkpoint_seconds)
-    of_server += ("--save_model",) * args.save_model
+    of_server += (*server_flags(args),)
     commands = {"server": script_command("server_benchmark.py", *trial.server_arguments(), *shared, *of_server)}
     for process in range(client_processes):
         commands[f"client_process_{process}"] = script_command("client_benchmark.py", *shared, "--process", process)

@@ -1,7 +1,7 @@
 """A trial: its settings, and its directory, which is all that is known of it.
 
 OUTPUT_DIR/<model>_<dataset>_<algorithm>/sweep.json        the settings that all trials share
-…/<md5 of hparams>/trial_<seed>/                           one trial: logs, lock, checkpoint, failed.json
+…/<md5 of hparams>/trial_<seed>/                           one trial: logs, lock, checkpoint, failed.json, events
 …/trial_<seed>/client_<i>/results.json, done               one client's results; done is written last
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -127,9 +128,11 @@ def hparams_hash(hparams: dict) -> str:
 # Files of a trial's directory
 RESULTS, DONE, LOCK, FAILED, SWEEP, MODEL = "results.json", "done", "lock", "failed.json", "sweep.json", "model.pt"
 CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
+EVENTS = "events.out.tfevents"  # begins the names that TensorBoard looks for
 # All that a trial writes there: nothing else is ever deleted
 _OWN_FILES = re.compile(
     "|".join(map(re.escape, (RESULTS, DONE, FAILED, MODEL, *CHECKPOINTS)))
+    + rf"|{re.escape(EVENTS)}\.\d+\..+\.\d+"
     + r"|(server|client_process_\d+)\.log|\.[a-z.]+\.[0-9a-f]+\.tmp"
 )
 
@@ -324,6 +327,12 @@ def check_has_model(settings: Settings):
     """Raises UsageError where trials with `settings` have no global model that could be kept."""
     if not algorithms.load(settings.algorithm).has_global_model:
         raise UsageError(f"--save_model: {settings.algorithm} has no global model to keep, only those of its clients")
+
+
+def check_tensorboard():
+    """Raises UsageError where --tensorboard cannot be had."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
 
 
 def write_sweep_file(directory: pathlib.Path, settings: Settings):

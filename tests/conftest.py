@@ -1,5 +1,6 @@
 """Helpers: the tests run the real commands, at tiny size, in directories with awkward names."""
 
+import argparse
 import os
 import pathlib
 import shutil
@@ -107,6 +108,17 @@ def shared_data(tmp_path):
         for file in (SHARED_DATA / name / "raw").iterdir():
             os.symlink(file, raw / file.name)
     return data
+
+
+def server_options(**given):
+    """The options of a server that say how it runs, with their defaults."""
+    from federated.options import Parser
+    from federated.processes import add_run_arguments, add_server_arguments
+
+    parser = Parser()
+    add_run_arguments(parser)
+    add_server_arguments(parser)
+    return argparse.Namespace(**{**vars(parser.parse_args([])), **given})
 
 
 def is_alive(pid):

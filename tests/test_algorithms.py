@@ -1,6 +1,5 @@
 """The algorithms' identities, their closed forms on quadratics, and the mistakes that other implementations have made."""
 
-import argparse
 import contextlib
 import functools
 import json
@@ -15,6 +14,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from conftest import server_options
 from torch.nn import functional
 
 import client_benchmark
@@ -60,9 +60,7 @@ def train(tmp_path, monkeypatch):
         this = Trial(settings, hparams, 0, SEED, tmp_path / str(next(numbers)))
         this.directory.mkdir()
         door = Door(None)
-        args = argparse.Namespace(
-            host=door.address, process=None, data_dir="data", timeout=60, checkpoint_seconds=0, save_model=False
-        )
+        args = server_options(host=door.address, process=None, timeout=60, checkpoint_seconds=0)
         client = threading.Thread(target=client_benchmark.serve, args=(args,))
         client.start()
         broadcast = server_benchmark.serve(this, door, 1, args).clone()

@@ -1,13 +1,12 @@
 """The trial computes what a plain loop of federated averaging computes."""
 
-import argparse
 import pathlib
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, server_options
 from torch import nn
 
 import server_benchmark
@@ -31,9 +30,7 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
         for _ in range(processes)
     ]
     try:
-        weights = server_benchmark.serve(
-            this, door, processes, argparse.Namespace(data_dir=data_dir, timeout=60, checkpoint_seconds=10, save_model=False)
-        )
+        weights = server_benchmark.serve(this, door, processes, server_options(data_dir=data_dir, timeout=60))
         assert [client.wait(10) for client in clients] == [0] * processes
     finally:
         for client in clients:

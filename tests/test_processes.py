@@ -12,18 +12,18 @@ sys.path.insert(0, {str(PROJECT)!r})
 from federated.processes import Warm
 
 def imported():
-    print(*({{"torch", "server_benchmark", "client_benchmark"}} & sys.modules.keys()), flush=True)
+    print(*({{"torch", "server_benchmark", "client_benchmark", "federated.events"}} & sys.modules.keys()), flush=True)
 
 if __name__ == "__main__":
     from command_launchers import preload
-    preload([])
+    preload([], ["federated.events"])
     process = Warm._context.Process(target=imported)
     process.start()
     process.join()
     assert "torch" not in sys.modules
 """)
     found = subprocess.run([sys.executable, "probe.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    assert sorted(found.stdout.split()) == ["client_benchmark", "server_benchmark", "torch"], found.stderr
+    assert sorted(found.stdout.split()) == ["client_benchmark", "federated.events", "server_benchmark", "torch"], found.stderr
 
 
 def test_a_trial_sees_only_its_gpu(tmp_path, monkeypatch):
@@ -43,7 +43,7 @@ def test_a_trial_sees_only_its_gpu(tmp_path, monkeypatch):
             given[log] = environment
 
     monkeypatch.setattr(command_launchers, "Warm", Start)
-    monkeypatch.setattr(command_launchers, "preload", lambda trials: None)
+    monkeypatch.setattr(command_launchers, "preload", lambda *_: None)
     out = str(tmp_path / "out")
     options = ["launch", "--skip_confirmation", "--output_dir", out, "--num_hparams", "1", "--num_trials", "4"]
     assert sweep.main(options) == 1

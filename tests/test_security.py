@@ -1,6 +1,5 @@
 """What strangers can do to a trial, and what a client process that has the key but does not keep to the protocol can."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -15,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, server_options
 from test_by_hand import SMALL, free_port, terminal  # noqa: F401 (free_port is a fixture)
 from test_faults import LONG, Sweep, leaves_nothing  # noqa: F401 (leaves_nothing is a fixture)
 
@@ -372,7 +371,7 @@ def test_a_lie_ends_the_trial_with_a_named_cause(door, tmp_path, monkeypatch, na
     this.directory.mkdir()
     Liar(door.address, kind, lie).start()
     with pytest.raises((PeerLost, Diverged), match=cause) as raised:
-        serve(this, door, 1, argparse.Namespace(data_dir="data", timeout=1.0, checkpoint_seconds=0.0, save_model=False))
+        serve(this, door, 1, server_options(timeout=1.0, checkpoint_seconds=0.0))
     assert (raised.type is Diverged) == ("diverged" in cause)
     assert not (tmp_path / "sprung").exists()
     assert list(tmp_path.rglob("results.json")) == [] and list(tmp_path.rglob("*.npz")) == []
@@ -382,7 +381,7 @@ def test_who_does_not_lie_gets_results(door, tmp_path):
     """So that the test above shows something."""
     this = Trial(Settings(rounds=2, samples_per_client=40), default_hparams("Fedavg", "digits"), 0, 0, tmp_path)
     Liar(door.address, None, None).start()
-    serve(this, door, 1, argparse.Namespace(data_dir="data", timeout=5.0, checkpoint_seconds=0.0, save_model=False))
+    serve(this, door, 1, server_options(timeout=5.0, checkpoint_seconds=0.0))
     assert json.loads((tmp_path / "client_1" / "results.json").read_text())["train_loss"] == [1.0, 1.0]
 
 

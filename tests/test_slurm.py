@@ -15,6 +15,8 @@ import pytest
 from conftest import PROJECT, TINY, cannot, need_programs
 from test_sweep import results
 
+from federated.trial import EVENTS, MODEL
+
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch")
 
 MUNGE = {
@@ -166,8 +168,9 @@ def test_the_workflow(cluster, launch, run, awkward, tmp_path):
     assert "cancel 4 trials" in deleted.stderr and not slurm("squeue", "-h"), deleted.stderr
     assert list(out.iterdir()) == []
 
-    waited = launch(out, *options, *SLURM, "--wait", "--trials_per_job", 2)
+    waited = launch(out, *options, *SLURM, "--wait", "--trials_per_job", 2, "--save_model", "--tensorboard")
     assert waited.returncode == 0, waited.stderr
+    assert len(list(out.rglob(MODEL))) == len(list(out.rglob(f"{EVENTS}*"))) == 4
     assert launch(tmp_path / "local", *options).returncode == 0
     assert results(out) == results(tmp_path / "local") and len(results(out)) == 8
     assert run("sweep.py", "delete_all", "--output_dir", out, *options, "--skip_confirmation").returncode == 0

@@ -1,6 +1,5 @@
 """The command, end to end."""
 
-import argparse
 import contextlib
 import fcntl
 import json
@@ -14,7 +13,7 @@ import termios
 import textwrap
 
 import pytest
-from conftest import PROJECT, TINY
+from conftest import PROJECT, TINY, server_options
 
 import sweep
 from federated import machine
@@ -299,11 +298,11 @@ def test_commands_are_lists_of_arguments(awkward):
     from server_benchmark import parse
 
     this = Trial(Settings(samples_per_client=30), {"batch_size": 8}, 3, 4, awkward)
-    args = argparse.Namespace(data_dir="data dir", timeout=5.0, checkpoint_seconds=2.5, save_model=False)
-    commands = trial_commands(this, "/tmp/x/socket", 2, args)
+    commands = trial_commands(this, "/tmp/x/socket", 2, server_options(data_dir="data dir", save_model=True, tensorboard=True))
     assert list(commands) == ["server", "client_process_0", "client_process_1"]
     args = parse(commands["server"][2:])
     assert (args.output_dir, args.data_dir, args.hparams, args.trial_seed) == (str(awkward), "data dir", {"batch_size": 8}, 4)
+    assert args.save_model and args.tensorboard
 
 
 LONG = ("--rounds", "3000", "--num_hparams", "1", "--num_trials", "1", "--samples_per_client", "40")

@@ -1,0 +1,62 @@
+"""The rounds of a trial as an event file of TensorBoard, which has to be installed where this is imported."""
+
+import math
+import os
+import socket
+import time
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from federated.trial import EVENTS, Trial
+
+
+class Events:
+    """The file of one run of a trial. It takes the place of those of earlier runs, whose rounds are in the record."""
+
+    def __init__(self, this: Trial, record):
+        """`record` is the server_benchmark.Record that rounds are taken from."""
+        for path in this.directory.glob(f"{EVENTS}.*"):
+            path.unlink()
+        name = f"{EVENTS}.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((this.directory / name).open("xb"))
+        self._record, self._written = record, 0
+        self._add(file_version="brain.Event:2")
+        # Runs that agree in all of these are one row of the HParams tab, which shows the means over them
+        known = this.identity() | this.hparams
+        for name in ("hparams", "hparams_seed", "trial_seed"):
+            del known[name]
+        self._add(summary=hparams_pb({name: value for name, value in known.items() if value is not None}))
+        self._writer.flush()
+
+    def write(self, round: int):
+        """Write the rounds up to `round`, counted from 1, that are not written yet."""
+        if round <= self._written:
+            return
+        columns = self._record.over_clients(self._written, round)
+        for step, values in enumerate(zip(*map(np.ndarray.tolist, columns.values())), start=self._written + 1):
+            self._add_scalars(step, dict(zip(columns, values)))
+        self._writer.flush()
+        self._written = round
+
+    def finish(self):
+        """Write the rounds that are left, and what tables take: the round with the best validation accuracy."""
+        self.write(self._record.rounds)
+        best = self._record.best_round()
+        columns = self._record.over_clients(best - 1, best)
+        self._add_scalars(best, {f"best/{name}": columns[name][0] for name in ("val_acc", "accuracy")})
+        self._writer.flush()
+
+    def _add_scalars(self, step, values):
+        """`values` by their names; NaN is none."""
+        summary = Summary()
+        for name, value in values.items():
+            if not math.isnan(value):
+                summary.value.add(tag=name, simple_value=value)
+        self._add(step=step, summary=summary)
+
+    def _add(self, **content):
+        self._writer.write(Event(wall_time=time.time(), **content).SerializeToString())

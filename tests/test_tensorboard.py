@@ -1,0 +1,75 @@
+"""What --tensorboard writes, as TensorBoard's own reader has it: the numbers of collect_results.py."""
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
+from test_faults import Sweep
+from test_resume import STATEFUL, kill_after, trial_of
+from test_sweep import results
+
+from federated import statistics
+from federated.results import COLUMNS, collect
+from federated.trial import EVENTS
+
+METRICS = list(COLUMNS)[list(COLUMNS).index("train_loss") : list(COLUMNS).index("accuracy") + 1]
+
+
+def read(trial):
+    """({name: [(step, value)]}, hyper-parameters, name of the group) of the one event file of a trial."""
+    (file,) = trial.glob(f"{EVENTS}*")
+    events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+    scalars = {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    start = parse_session_start_info_plugin_data(events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
+    hparams = {name: value.number_value or value.string_value for name, value in start.hparams.items()}
+    return scalars, hparams, start.group_name
+
+
+def pairs(rows, name):
+    """The same of a column of the frame."""
+    return list(rows.set_index("round")[name].dropna().astype("float32").items())
+
+
+def test_tensorboard_reads_the_frame(launch, run, tmp_path):
+    """Of rounds without an evaluation, clients that do not train in each round, and clients with models of their own, too."""
+    out, sweep = tmp_path / "out", ("--algorithm", "Fedavg", "Ditto", "--num_trials", 2)
+    options = (*sweep, "--rounds", 5, "--eval_every", 2, "--num_clients", 3, "--participation", 0.67)
+    launched = launch(out, *options, "--tensorboard")
+    assert launched.returncode == 0, launched.stderr
+    rounds, groups = collect([out]).rounds, {}
+    for (algorithm, setting, seed), rows in rounds.groupby(["algorithm", "hash", "trial_seed"]):
+        scalars, hparams, group = read(out / f"mlp_digits_{algorithm}" / setting / f"trial_{seed}")
+        best, _ = statistics.chosen(rows)
+        expected = {name: pairs(rows, name) for name in METRICS}
+        expected |= {f"best/{name}": pairs(best, name) for name in ("val_acc", "accuracy")}
+        assert scalars == expected and len(scalars["train_loss"]) == 5 and len(scalars["test_loss"]) == 3
+        batch_size = rows["hparams.batch_size"].iloc[0]
+        assert hparams.items() >= {"algorithm": algorithm, "batch_size": batch_size, "rounds": 5}.items()
+        groups.setdefault(group, set()).add((algorithm, setting))
+    assert len(groups) == 4 and all(len(settings) == 1 for settings in groups.values())  # trials by their settings
+
+    assert launch(tmp_path / "plain", *options).returncode == 0
+    assert results(tmp_path / "plain") == results(out) and not list((tmp_path / "plain").rglob(f"{EVENTS}*"))
+
+    deleted = run("sweep.py", "delete_all", "--output_dir", out, *sweep, "--num_hparams", 2, "--skip_confirmation")
+    assert deleted.returncode == 0 and list(out.iterdir()) == []
+
+
+def test_a_resumed_trial_has_one_curve(tmp_path):
+    out, options = tmp_path / "out", (*STATEFUL, "--rounds", "300", "--tensorboard")
+    trial = kill_after(Sweep(out, *options), 20)
+    begun = read(trial)[0]["val_acc"]
+    code, output = Sweep(out, *options).wait()
+    assert code == 0, output
+    assert "goes on after round" in (trial_of(out) / "server.log").read_text()
+    scalars, rows = read(trial)[0], collect([out]).rounds
+    assert {name: scalars[name] for name in METRICS} == {name: pairs(rows, name) for name in METRICS}
+    assert len(begun) >= 19 and begun == scalars["val_acc"][: len(begun)]  # the killed one wrote as it ran
+
+
+@pytest.mark.parametrize("command", [("sweep", "launch", "--skip_confirmation"), ("server_benchmark",)])
+def test_without_tensorboard_it_is_refused(run_without, tmp_path, command):
+    refused = run_without("tensorboard", *command, "--output_dir", tmp_path / "out", "--tensorboard")
+    last = refused.stderr.splitlines()[-1]
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "--tensorboard needs tensorboard" in last and "pip install tensorboard" in last
+    assert not (tmp_path / "out").exists()
