@@ -19,9 +19,9 @@ class Events:
 
     def __init__(self, this: Trial, record):
         """`record` is the server_benchmark.Record that rounds are taken from."""
-        for path in this.directory.glob(f"{EVENTS}.*"):
+        for path in this.directory.glob(EVENTS):
             path.unlink()
-        name = f"{EVENTS}.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        name = EVENTS.replace("*", f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}")
         self._writer = RecordWriter((this.directory / name).open("xb"))
         self._record, self._written = record, 0
         self._add(file_version="brain.Event:2")

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import fnmatch
 import hashlib
 import importlib.util
 import json
@@ -128,11 +129,11 @@ def hparams_hash(hparams: dict) -> str:
 # Files of a trial's directory
 RESULTS, DONE, LOCK, FAILED, SWEEP, MODEL = "results.json", "done", "lock", "failed.json", "sweep.json", "model.pt"
 CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
-EVENTS = "events.out.tfevents"  # begins the names that TensorBoard looks for
+EVENTS = "events.out.tfevents.*.trial"  # TensorBoard looks for names that begin so
 # All that a trial writes there: nothing else is ever deleted
 _OWN_FILES = re.compile(
     "|".join(map(re.escape, (RESULTS, DONE, FAILED, MODEL, *CHECKPOINTS)))
-    + rf"|{re.escape(EVENTS)}\.\d+\..+\.\d+"
+    + f"|{fnmatch.translate(EVENTS)}"
     + r"|(server|client_process_\d+)\.log|\.[a-z.]+\.[0-9a-f]+\.tmp"
 )
 

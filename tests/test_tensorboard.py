@@ -16,7 +16,7 @@ METRICS = list(COLUMNS)[list(COLUMNS).index("train_loss") : list(COLUMNS).index(
 
 def read(trial):
     """({name: [(step, value)]}, hyper-parameters, name of the group) of the one event file of a trial."""
-    (file,) = trial.glob(f"{EVENTS}*")
+    (file,) = trial.glob(EVENTS)
     events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
     scalars = {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     start = parse_session_start_info_plugin_data(events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
@@ -48,7 +48,7 @@ def test_tensorboard_reads_the_frame(launch, run, tmp_path):
     assert len(groups) == 4 and all(len(settings) == 1 for settings in groups.values())  # trials by their settings
 
     assert launch(tmp_path / "plain", *options).returncode == 0
-    assert results(tmp_path / "plain") == results(out) and not list((tmp_path / "plain").rglob(f"{EVENTS}*"))
+    assert results(tmp_path / "plain") == results(out) and not list((tmp_path / "plain").rglob(EVENTS))
 
     deleted = run("sweep.py", "delete_all", "--output_dir", out, *sweep, "--num_hparams", 2, "--skip_confirmation")
     assert deleted.returncode == 0 and list(out.iterdir()) == []
