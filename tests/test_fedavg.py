@@ -21,6 +21,7 @@ from federated.trial import Settings, Trial
 
 def trial_weights(settings, hparams, directory, data_dir, processes):
     """The global weights after a trial with real client processes, and the Trial."""
+    directory.mkdir()  # for checkpoints, which a slow machine makes
     this = Trial(settings, hparams, 0, 5, directory)
     door = Door(None)
     clients = [
