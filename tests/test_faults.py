@@ -395,34 +395,22 @@ def test_a_running_trial_is_neither_run_twice_nor_deleted(run, launch, tmp_path)
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_waiting_for_a_slower_process_is_not_silence(tmp_path):
+def test_waiting_for_a_slower_process_is_not_silence(run, tmp_path):
     """Process 1 trains two small clients and waits with the second update, while process 0 trains client 0 for seconds."""
-    import itertools
-
     from federated import datasets
     from federated.partition import split
     from federated.trial import Settings
 
-    settings = Settings(num_clients=4, partition="quantity", partition_alpha=0.2, rounds=1)
-    data = datasets.load("digits", "data")
-    seed = next(seed for seed in itertools.count() if len(split(data, settings, seed)[0].train) > 1000)
-    options = (
-        "--num_clients", "4", "--partition", "quantity", "--partition_alpha", "0.2", "--rounds", "1", "--local_epochs", "500",
-        "--hparams", '{"batch_size": 8}', "--trial_seed", str(seed), "--timeout", "5", "--client_processes", "2",
-    )  # fmt: skip
-    server = subprocess.Popen(
-        [sys.executable, PROJECT / "server_benchmark.py", "--output_dir", tmp_path / "trial", *options],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    address = server.stdout.readline().split(" at ")[1].strip()
-    clients = [
-        subprocess.Popen([sys.executable, PROJECT / "client_benchmark.py", "--host", address, "--timeout", "5"])
-        for _ in range(2)
-    ]
-    assert [process.wait(60) for process in (server, *clients)] == [0, 0, 0]
-    record = json.loads((tmp_path / "trial" / "client_0" / "results.json").read_text())
-    assert record["step_time"][0] > 6  # or else it shows nothing
+    data, quantity = datasets.load("digits", "data"), {"num_clients": 4, "partition": "quantity", "rounds": 1}
+    alphas = (number / 1000 for number in range(200, 1000))
+    alpha = next(a for a in alphas if len(split(data, Settings(**quantity, partition_alpha=a), 0)[0].train) > 1000)
+    options = [part for name, value in quantity.items() for part in (f"--{name}", value)]
+    options += ["--partition_alpha", alpha, "--local_epochs", 500, "--hparams", '{"batch_size": 8}', "--client_processes", 2]
+    size = ("--num_hparams", 1, "--num_trials", 1, "--timeout", 5, "--skip_confirmation", "--output_dir", tmp_path / "out")
+    launched = run("sweep.py", "launch", *size, *options, timeout=500)
+    assert launched.returncode == 0, launched.stderr
+    (path,) = tmp_path.rglob("client_0/results.json")
+    assert json.loads(path.read_text())["step_time"][0] > 6  # or else it shows nothing
 
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
