@@ -17,7 +17,7 @@ import time
 
 from federated import algorithms, machine, models, slurm, version
 from federated.channel import key_from_environment, unix_address
-from federated.options import UsageError, host_and_port, one_of, shown, whole
+from federated.options import UsageError, command_line, defaults_of, host_and_port, one_of, shown, whole
 from federated.processes import (
     GIVER_VARIABLE,
     MOST_PROCESSES,
@@ -28,7 +28,6 @@ from federated.processes import (
     add_run_arguments,
     add_server_arguments,
     run_trials,
-    server_flags,
     trial_commands,
 )
 from federated.trial import FAILED, INCOMPLETE, QUEUED, RUNNING, Lock, Locked, Settings, Trial, read_lock, write_sweep_file
@@ -91,9 +90,7 @@ def check_arguments(args):
     for other, launcher in REGISTRY.items():
         if other in (name, args.dry_run_of if name == "dry_run" else None):
             continue
-        parser = argparse.ArgumentParser()
-        launcher.add_arguments(parser)
-        for option, default in vars(parser.parse_args([])).items():
+        for option, default in defaults_of(launcher.add_arguments).items():
             if getattr(args, option) != default:
                 raise UsageError(f"--{option}: --command_launcher {name} has no use for it, only {other} has")
 
@@ -330,13 +327,9 @@ class Slurm(Launcher):
         return f"--cpus-per-task={cpus} --mem={memory >> 20}M"
 
     def _script(self, directory, needs, args) -> str:
-        names = ("data_dir", "timeout", "checkpoint_seconds", "retries", "trials_per_device", "client_processes")
-        options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-        options["data_dir"] = os.path.abspath(args.data_dir)
+        args = argparse.Namespace(**vars(args) | {"data_dir": os.path.abspath(args.data_dir)})
         command = [sys.executable, str(directory.parent.parent / self.CODE / version.CODE / "slurm_job.py")]
-        command += ["--trials", str(directory / self.LIST)]
-        command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        command += server_flags(args)
+        command += ["--trials", str(directory / self.LIST), *command_line(add_trial_arguments, args)]
         return f"""#!/bin/bash
 # An array of sweep.py's launcher slurm: element K runs the trials of line K + 1 of {self.LIST}, with the code as it was at
 # the launch. The signal comes before the time limit; what is asked for here --slurm_args overrides.

@@ -24,6 +24,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
 
 
+def defaults_of(add_arguments) -> dict:
+    """{name: default} of the options that add_arguments(parser) adds."""
+    parser = Parser()
+    add_arguments(parser)
+    return vars(parser.parse_args([]))
+
+
+def command_line(add_arguments, args: argparse.Namespace) -> list[str]:
+    """What `args` hold of the options that add_arguments(parser) adds, as a command line that it parses to the same."""
+    given = {name: getattr(args, name) for name in defaults_of(add_arguments)}
+    flags = [f"--{name}" for name, value in given.items() if value is True]
+    values = {name: value for name, value in given.items() if value is not None and not isinstance(value, bool)}
+    return [*(part for name, value in values.items() for part in (f"--{name}", str(value))), *flags]
+
+
 MOST = 10**9  # where nothing else bounds a whole number
 
 

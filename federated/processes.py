@@ -23,7 +23,7 @@ from multiprocessing.util import get_temp_dir
 
 from federated import machine, warm
 from federated.channel import PeerLost, is_remote, remove_socket, unix_address
-from federated.options import USAGE_ERROR, Parser, UsageError, directory, real
+from federated.options import USAGE_ERROR, Parser, UsageError, command_line, directory, real
 from federated.trial import Diverged, Lock, Locked, Trial
 from federated.version import HERE
 
@@ -133,11 +133,6 @@ def add_server_arguments(parser: Parser):
     )
 
 
-def server_flags(args) -> list[str]:
-    """Those of them that take no value, as they were given."""
-    return [f"--{name}" for name in ("save_model", "tensorboard") if getattr(args, name)]
-
-
 # Ways to start one of the scripts. Each returns a handle with sentinel (readable once the process has ended),
 # exitcode (a signal as a negative number) and kill().
 
@@ -216,9 +211,8 @@ def script_command(script: str, *arguments) -> list[str]:
 def trial_commands(trial: Trial, address: str, client_processes: int, args) -> dict[str, list[str]]:
     """{role: command} of a trial's processes, each a list of arguments. The server comes first. `args` are options as
     add_run_arguments and add_server_arguments have them."""
-    shared = ("--host", address, "--data_dir", args.data_dir, "--timeout", args.timeout)
-    of_server = ("--client_processes", client_processes, "--checkpoint_seconds", args.checkpoint_seconds)
-    of_server += (*server_flags(args),)
+    shared = ("--host", address, *command_line(add_run_arguments, args))
+    of_server = ("--client_processes", client_processes, *command_line(add_server_arguments, args))
     commands = {"server": script_command("server_benchmark.py", *trial.server_arguments(), *shared, *of_server)}
     for process in range(client_processes):
         commands[f"client_process_{process}"] = script_command("client_benchmark.py", *shared, "--process", process)

@@ -112,13 +112,10 @@ def shared_data(tmp_path):
 
 def server_options(**given):
     """The options of a server that say how it runs, with their defaults."""
-    from federated.options import Parser
+    from federated.options import defaults_of
     from federated.processes import add_run_arguments, add_server_arguments
 
-    parser = Parser()
-    add_run_arguments(parser)
-    add_server_arguments(parser)
-    return argparse.Namespace(**{**vars(parser.parse_args([])), **given})
+    return argparse.Namespace(**{**defaults_of(add_run_arguments), **defaults_of(add_server_arguments), **given})
 
 
 def is_alive(pid):
