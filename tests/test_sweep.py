@@ -238,7 +238,7 @@ def test_a_dry_run_shows_which_gpu_each_trial_sees(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(machine, "gpus", lambda: ["3", "7"])
     size = ["--num_hparams", "1", "--num_trials", "3", "--output_dir", str(tmp_path / "out"), "--skip_confirmation"]
     assert sweep.main(["launch", *size, "--command_launcher", "dry_run", "--samples_per_client", "40"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if ".py --" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "_benchmark.py" in line]
     assert [line.split()[0] for line in lines] == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in (3, 3, 7, 7, 3, 3)]
 
 
