@@ -393,13 +393,13 @@ exec {shlex.join(command)}
                 f"Slurm does not answer ({error}), and trials may be queued there: ask again once it does, or where no job is "
                 f"left, remove {str(output_dir / self.RECORDS)!r}"
             ) from error
-        held = {}
+        held, errors_in = {}, functools.cache(slurm.last_errors)  # of the many trials of a job
         for directory, (record, index, size) in listed.items():
             element, log = known.get((record.name, index)), logs.get((record, index))
             if element is not None and element.state not in slurm.ENDED:
                 held[directory] = self._held(directory, element, size)
             elif element is not None or log is not None:
-                held[directory] = self._ended(directory, element, log)
+                held[directory] = self._ended(directory, element, log, errors_in(log) if log is not None else [])
         return held
 
     def _held(self, directory, element, size):
@@ -410,13 +410,10 @@ exec {shlex.join(command)}
             return Held(element.job, RUNNING, f"job {element.job} runs it")
         return Held(element.job, QUEUED, f"job {element.job} runs other trials first")
 
-    def _ended(self, directory, element, log):
-        """Of a trial whose job ended. `element` is None once Slurm has forgotten it, `log` where it never ran."""
+    def _ended(self, directory, element, log, errors):
+        """Of a trial whose job ended, with the `errors` in its log. `element` is None once Slurm has forgotten the job, `log`
+        where it never ran."""
         job = element.job if element is not None else log.stem
-        errors = []
-        if log is not None:
-            with contextlib.suppress(OSError):
-                errors = slurm.last_errors(log.read_text(errors="replace"))
         # How its processes ended tells more than that the job did by itself.
         if (directory / FAILED).exists() and not errors and (element is None or element.is_plain()):
             return Held(job, INCOMPLETE, "")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import re
 import socket
 import subprocess
@@ -94,9 +95,12 @@ def requeue(job: str):
 CANCEL_SECONDS = 120.0  # a job gets half a minute to end by itself, unless the cluster's KillWait is another
 
 
-def last_errors(log: str) -> list[str]:
-    """What Slurm's daemons said last in the log of a job, such as that it had too much memory."""
-    said = re.findall(r"^slurmstepd\S*: error: (.*)$", log, re.MULTILINE)
+def last_errors(log: pathlib.Path) -> list[str]:
+    """What Slurm's daemons said last in the log of a job, such as that it had too much memory; nothing where it is gone."""
+    try:
+        said = re.findall(r"^slurmstepd\S*: error: (.*)$", log.read_text(errors="replace"), re.MULTILINE)
+    except OSError:
+        return []
     return list(dict.fromkeys(reversed(said)))[1::-1]  # they repeat themselves
 
 
