@@ -184,7 +184,7 @@ def build(name: str, spec, dropout_rate: float, seed: int):
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's, where models are made; a GPU's goes on with dropout
         if name not in REGISTRY:
             return _from_torchvision(name, spec, dropout_rate)
         check(name, spec)
