@@ -70,6 +70,7 @@ def serve(args):
     with telling_progress(channel, worker, args.timeout):
         channel.send({"ready": worker.device_name()})
         while "stop" not in (message := channel.receive()):
+            worker.receive()
             if message["evaluate"]:
                 start = time.perf_counter()
                 worker.evaluate(my_blocks)

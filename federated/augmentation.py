@@ -22,7 +22,7 @@ def crop_flip(images, generator):
     columns = torch.where(mirrored, columns.flip(1), columns)
     padded = functional.pad(images, [PADDING] * 4)
     of_sample = torch.arange(samples)[:, None, None]
-    where = tuple(index.to(images.device) for index in (of_sample, rows[:, :, None], columns[:, None, :]))
+    where = tuple(index.to(images.device, non_blocking=True) for index in (of_sample, rows[:, :, None], columns[:, None, :]))
     return padded.permute(0, 2, 3, 1)[where].permute(0, 3, 1, 2)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import os
 
 import torch
 from torch import nn
@@ -44,12 +45,17 @@ def resolve_device(settings: Settings) -> torch.device:
     elif name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA device here")
     if settings.precision == "bf16":
-        supported = torch.cuda.is_bf16_supported() if name == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        if name == "cuda":
+            supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            supported = torch.cpu._is_avx512_bf16_supported()
         if not supported:
             raise UsageError(f"--precision bf16: this {name} has no bf16 arithmetic; use fp32")
     torch.set_num_threads(settings.threads)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+    if name == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for the same bits each time
+        torch.set_deterministic_debug_mode("warn")  # the log tells of an operation that has no such algorithm
+        torch.utils.deterministic.fill_uninitialized_memory = False
     return torch.device(name)
 
 
@@ -222,9 +228,7 @@ class Worker:
         self.flat = Flat(self.model)
         self.optimizer = LocalOptimizer(settings, hparams, self.flat)
         self._scratch_moments = torch.zeros(self.algorithm.optimizers, self.optimizer.row_size, device=self.device)
-        self._broadcast, self._clients, self._evaluation = map(
-            torch.from_numpy, (memory.broadcast, memory.clients, memory.evaluation)
-        )
+        self._memory = memory
         self._spares = []
         self._spares_in_use = 0
         self.features = {}
@@ -235,8 +239,7 @@ class Worker:
             return torch.from_numpy(array).to(self.device)
 
         self._mean, self._std = (
-            torch.tensor(values, device=self.device).mul(spec.scale).view(spec.channel_shape)
-            for values in (spec.mean, spec.std)
+            torch.tensor(values).mul(spec.scale).view(spec.channel_shape).to(self.device) for values in (spec.mean, spec.std)
         )
         # Channels last is what a CPU's convolutions want: the McMahan CNN trains at 1.25x and evaluates at 1.7x the speed,
         # in bf16 at 1.5x and 2.5x. GPUs want it for bf16 only.
@@ -249,6 +252,10 @@ class Worker:
             self.train_indices = [torch.cat(self.train_indices)]
         self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
         self.plan = Plan(parts, len(dataset.test_labels), self.algorithm.personal)
+
+    def receive(self):
+        """Take what the server has sent, before any work on it."""
+        self.broadcast = torch.from_numpy(self._memory.broadcast).to(self.device)  # [broadcasts, size]
 
     def train(self, number: int, round: int) -> Client:
         """Train client `number` from the broadcast weights; `upload` hands on what it reached."""
@@ -264,16 +271,14 @@ class Worker:
         """Fill `updates` [uploads, size] with what the algorithm sends of `client`, and the client's row with what it keeps."""
         here = updates.to(self.device)
         self.algorithm.upload(client, here)
-        if here is not updates:
-            updates.copy_(here)
-        if self._clients.shape[1]:
-            self._row[0] = 1
-            self._clients[client.number].copy_(self._row)
+        updates.copy_(here)  # nothing to do on the CPU, where `to` gives the same tensor
+        self._kept.copy_(self._row)
+        self._kept[:1] = 1
 
     def evaluate(self, blocks: list[int]):
         """Evaluate: row `block` of the memory's evaluation becomes its samples' losses, then whether each was right."""
         self.model.eval()
-        holds = ()
+        holds, results = (), []
         with torch.inference_mode():
             for number in blocks:
                 block = self.plan.blocks[number]
@@ -286,22 +291,20 @@ class Worker:
                 with self.autocast():
                     logits = self.model(inputs)
                 logits = logits.float()
-                result = self._evaluation[number].view(2, BLOCK)[:, : len(labels)]
-                result[0].copy_(functional.cross_entropy(logits, labels, reduction="none"))
-                result[1].copy_(logits.argmax(1) == labels)
+                losses = functional.cross_entropy(logits, labels, reduction="none")
+                results.append(torch.stack([losses, logits.argmax(1) == labels]))
                 self.progress += 1
-
-    @property
-    def broadcast(self) -> torch.Tensor:
-        """What the server sent [broadcasts, size]."""
-        return self._broadcast.to(self.device)
+        for number, result in zip(blocks, results):  # only now, as a GPU is waited for here
+            torch.from_numpy(self._memory.evaluation[number]).view(2, BLOCK)[:, : result.shape[1]].copy_(result)
 
     def kept_by(self, number: int) -> tuple[bool, torch.Tensor, torch.Tensor]:
         """Of a client: whether it never trained, its state [client_vectors, size] and its moments [optimizers, moments]."""
-        self._row = row = self._clients[number].to(self.device)
+        kept = self._memory.clients[number]
+        is_new = not kept[:1].any()
+        self._kept = torch.from_numpy(kept)
+        self._row = row = self._kept.to(self.device)
         vectors, size = self.algorithm.client_vectors, self.flat.size
         state, moments = row[1 : 1 + vectors * size].view(vectors, size), row[1 + vectors * size :]
-        is_new = not (len(row) and row[0])
         if not len(moments):
             return is_new, state, self._scratch_moments.zero_()
         return is_new, state, moments.view(self.algorithm.optimizers, -1)

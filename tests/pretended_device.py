@@ -1,0 +1,113 @@
+"""Trains and evaluates on a device that torch only pretends to have, whose tensors have shapes but no values: to mix devices in
+an operation, or to ask for a value, is an error there. Prints as JSON for each of CASES what an error says, or the tensors that
+went from one device to the other. test_device.py runs it, in a process of its own: torch takes devices in before it first
+computes a gradient."""
+
+import json
+import sys
+from unittest import mock
+
+import torch
+from torch._subclasses import FakeTensorMode, fake_tensor
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from federated import algorithms, datasets, models, partition, training
+from federated.channel import Memory
+from federated.evaluation import BLOCK, Plan
+from federated.flat import Flat
+from federated.trial import Settings
+from hparams_registry import default_hparams
+
+NAME = "pretended"
+CASES = [
+    *({"algorithm": name} for name in algorithms.REGISTRY),
+    {"algorithm": "Fedbn", "model_arch": "resnet18", "samples_per_client": 10},
+    {"algorithm": "Fedavg", "model_arch": "cnn", "local_optimizer": "sgd"},
+    {"algorithm": "Fedprox", "augmentation": "crop_flip", "optimizer_state": "reset"},
+]
+
+
+def prepare(device, algorithm, hparams=(), **settings):
+    """A worker on `device`, the memory it shares with a server, and what clients upload to, [clients, uploads, size]."""
+    settings = Settings(algorithm=algorithm, **{"num_clients": 2, "samples_per_client": 40, **settings})
+    hparams = default_hparams(algorithm, settings.dataset, settings.local_optimizer) | dict(hparams)
+    data = datasets.load(settings.dataset, "data")
+    parts = partition.split(data, settings, 0)
+    this = algorithms.load(algorithm)(hparams)
+    flat = Flat(models.build(settings.model_arch, data.spec, 0.5, 0))
+    memory = Memory(
+        {
+            "broadcast": (this.broadcasts, flat.size),
+            "updates": (2, this.uploads * flat.size),
+            "clients": (2, training.row_size_of(settings, hparams, flat)),
+            "evaluation": (len(Plan(parts, len(data.test_labels), this.personal).blocks), 2 * BLOCK),
+        }
+    )
+    with mock.patch.object(training, "resolve_device", lambda settings: torch.device(device)):
+        worker = training.Worker(settings, hparams, 0, data, parts, memory)
+    return worker, memory, torch.from_numpy(memory.updates).view(2, this.uploads, flat.size)
+
+
+class Watched(TorchDispatchMode):
+    """Within it, `results` gets what each operation gives or fills: type and shape, the device, and whether it came from
+    another one."""
+
+    def __enter__(self):
+        self.results = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        given = [each.device.type for each in tree_leaves(args) if isinstance(each, torch.Tensor)]
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                device = tensor.device.type
+                self.results.append((f"{tensor.dtype} {list(tensor.shape)}", device, any(each != device for each in given)))
+        return result
+
+
+def module_to(model, device):
+    """nn.Module.to, which does not know how to move what has no values."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(torch.empty(parameter.shape, device=device)))
+    return model
+
+
+def observe_case(case):
+    """{work: results of Watched}: training of a client in few steps and in many, and evaluation."""
+    several_steps = {} if case["algorithm"] == "Fedsgd" else {"batch_size": 4}
+    seen = {}
+    with FakeTensorMode(allow_fallback_kernels=False):
+        for work, hparams in (("training", {}), ("training_in_more_steps", several_steps)):
+            worker, memory, updates = prepare(NAME, **case, hparams=hparams)
+            worker.receive()
+            with Watched() as watched:
+                client = worker.train(0, 0)
+            seen[work] = watched.results
+            worker.upload(client, updates[0])
+        with Watched() as watched:
+            worker.evaluate(range(len(memory.evaluation)))
+        seen["evaluation"] = watched.results
+    return seen
+
+
+def main():
+    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    fake_tensor.CONSTANT_NUMEL_LIMIT = -1  # else single numbers do have values
+    torch.nn.Module.to = module_to
+    meta = torch.library.Library("aten", "IMPL", "Meta")
+    meta.impl("_fused_sgd_", lambda *args, **kwargs: None)  # it has no form without values
+    for case in CASES:
+        try:
+            print(json.dumps(observe_case(case)))
+        except RuntimeError as error:
+            print(json.dumps({"error": str(error)}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What a GPU asks of the code, shown on machines without one: see pretended_device.py. What only a GPU can show is skipped
+where there is none."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROJECT
+from pretended_device import CASES, NAME, prepare
+
+from federated import datasets, models
+
+# Tensors keep no number of their CPU, so that .to() always copies to this one, as it does to a GPU.
+APART = torch.device("cpu:0")
+
+each_case = pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case.values())) for case in CASES])
+
+
+def two_rounds(worker, memory, updates):
+    """Evaluate and train all clients twice, the second time from other weights. Returns what the clients reported."""
+    memory.broadcast[:] = np.random.RandomState(0).normal(0, 0.01, memory.broadcast.shape)
+    memory.broadcast[0] = worker.flat.weights.cpu()
+    reported = []
+    for round in range(2):
+        worker.receive()
+        worker.evaluate(range(len(memory.evaluation)))
+        for number in range(len(worker.train_indices)):
+            client = worker.train(number, round)
+            reported.append(client.metrics())
+            worker.upload(client, updates[number])
+        memory.broadcast[0] += memory.updates[0, : memory.broadcast.shape[1]] / 2
+    return reported
+
+
+@each_case
+def test_a_device_with_memory_of_its_own_gives_the_same_bits(number):
+    torch.set_num_threads(1)
+    tensor = torch.zeros(1)
+    assert tensor.to("cpu") is tensor
+    assert tensor.to(APART).data_ptr() != tensor.data_ptr()
+    shared, apart = (prepare(device, **CASES[number]) for device in ("cpu", APART))
+    assert two_rounds(*shared) == two_rounds(*apart)
+    for name in shared[1].shapes:
+        assert np.array_equal(getattr(shared[1], name), getattr(apart[1], name)), name
+    assert shared[1].clients[0, :1].all()
+
+
+@functools.cache
+def observed():
+    """What pretended_device.py prints of CASES."""
+    done = subprocess.run(
+        [sys.executable, PROJECT / "tests" / "pretended_device.py"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def moved(results, device):
+    return [what for what, where, is_moved in results if is_moved and where == device]
+
+
+@each_case
+def test_training_never_waits_for_the_device(number):
+    """A turn begins with what the client keeps and the order of its samples going there, however many its steps; the samples
+    are there, and nothing comes back."""
+    seen = observed()[number]
+    assert "error" not in seen
+    few, many = seen["training"], seen["training_in_more_steps"]
+    assert len(many) > len(few) or CASES[number]["algorithm"] == "Fedsgd"
+    assert moved(few, NAME) == moved(many, NAME)
+    assert not moved(few, "cpu")
+    assert not [what for what in moved(few, NAME) if "uint8" in what]
+
+
+@each_case
+def test_evaluation_waits_for_the_device_at_its_end(number):
+    seen = observed()[number]["evaluation"]
+    waits = [position for position, (_, where, is_moved) in enumerate(seen) if is_moved and where == "cpu"]
+    assert waits
+    assert not [what for what, where, _ in seen[waits[0] :] if where == NAME]
+
+
+def test_building_a_model_leaves_the_generators_of_gpus(monkeypatch):
+    """Moon builds models in a client's turn, which would draw its dropout anew."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPU's generator was seeded"))
+    models.build("mlp", datasets.REGISTRY["digits"], 0.5, 0)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+
+
+@needs_gpu
+def test_a_gpu_gives_what_the_cpu_gives_and_the_same_bits_again():
+    torch.set_num_threads(1)
+    for case in CASES:
+        prepared = [prepare(device, **case, hparams={"dropout_rate": 0.0}) for device in ("cpu", "cuda", "cuda")]
+        cpu, gpu, again = (two_rounds(*each) for each in prepared)
+        assert gpu == again, case
+        assert np.array_equal(prepared[1][1].updates, prepared[2][1].updates), case
+        np.testing.assert_allclose([each["loss"] for each in gpu], [each["loss"] for each in cpu], rtol=1e-2, err_msg=str(case))
+
+
+@needs_gpu
+def test_a_sweep_on_a_gpu(launch, tmp_path):
+    results = []
+    for name in ("first", "second"):
+        done = launch(tmp_path / name, "--device", "cuda", "--algorithm", "Moon")
+        assert done.returncode == 0, done.stderr
+        paths = sorted((tmp_path / name).rglob("results.json"))
+        results.append([json.loads(path.read_text()) for path in paths])
+    first, second = results
+    assert len(first) == 4
+    assert {device for each in first for device in each["provenance"]["devices"]} == {torch.cuda.get_device_name()}
+    for one, other in zip(first, second):
+        assert one["test_loss"] == other["test_loss"]
