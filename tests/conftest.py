@@ -19,6 +19,13 @@ TINY = ("--rounds", "2", "--samples_per_client", "40", "--num_hparams", "2", "--
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often the trial of test_resume.py is killed")
+    parser.addoption("--gpu", action="store_true", help="let tests see the GPUs of this machine; for use with -k gpu")
+
+
+def pytest_configure(config):
+    """What most tests compare with was computed on a CPU."""
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -95,7 +95,7 @@ def test_building_a_model_leaves_the_generators_of_gpus(monkeypatch):
     models.build("mlp", datasets.REGISTRY["digits"], 0.5, 0)
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs --gpu and a CUDA device")
 
 
 @needs_gpu

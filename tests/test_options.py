@@ -328,11 +328,6 @@ def test_a_batch_larger_than_the_data_is_one_batch(launch, tmp_path):
 )
 def test_bad_input_is_one_line_and_makes_nothing(run, tmp_path, options, message):
     """The same through real processes."""
-    if options == ("--device", "cuda"):
-        import torch
-
-        if torch.cuda.is_available():
-            pytest.skip("this machine has CUDA")
     result = run("sweep.py", "launch", "--skip_confirmation", *options)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr

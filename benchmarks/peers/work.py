@@ -19,9 +19,14 @@ from hparams_registry import default_hparams, random_hparams
 
 # Optimizer moments start anew each round, since Flower's clients keep none.
 WORK = {
-    "digits": Settings(optimizer_state="reset"),
+    "digits": Settings(optimizer_state="reset", device="cpu"),
     "fashion_mnist": Settings(
-        model_arch="cnn", dataset="fashion_mnist", samples_per_client=10_000, rounds=3, optimizer_state="reset"
+        model_arch="cnn",
+        dataset="fashion_mnist",
+        samples_per_client=10_000,
+        rounds=3,
+        optimizer_state="reset",
+        device="cpu",
     ),
 }
 
