@@ -273,7 +273,7 @@ class Worker:
         self.algorithm.upload(client, here)
         updates.copy_(here)  # nothing to do on the CPU, where `to` gives the same tensor
         self._kept.copy_(self._row)
-        self._kept[:1] = 1
+        self._memory.clients[client.number, :1] = 1
 
     def evaluate(self, blocks: list[int]):
         """Evaluate: row `block` of the memory's evaluation becomes its samples' losses, then whether each was right."""
@@ -300,7 +300,7 @@ class Worker:
     def kept_by(self, number: int) -> tuple[bool, torch.Tensor, torch.Tensor]:
         """Of a client: whether it never trained, its state [client_vectors, size] and its moments [optimizers, moments]."""
         kept = self._memory.clients[number]
-        is_new = not kept[:1].any()
+        is_new = not (len(kept) and kept[0])
         self._kept = torch.from_numpy(kept)
         self._row = row = self._kept.to(self.device)
         vectors, size = self.algorithm.client_vectors, self.flat.size
