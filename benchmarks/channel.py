@@ -1,4 +1,5 @@
-"""Times a round of broadcast, upload and average through the channel's own classes, with real client processes.
+"""Times a round of broadcast, upload and average through the channel's own classes, with real client processes, and in turn
+with it the same round in which a message is one byte on a bare socket.
 
 python benchmarks/channel.py            on Unix sockets and shared memory; --tcp for bytes over loopback
 """
@@ -7,6 +8,7 @@ import argparse
 import multiprocessing
 import os
 import pathlib
+import socket
 import statistics
 import sys
 import time
@@ -24,27 +26,38 @@ def shapes(floats, clients):
     return {"broadcast": (1, floats), "updates": (clients, floats)}
 
 
-def client(address, number, floats, clients):
-    """Copy the broadcast weights as training would, change one, and upload."""
+def client(address, bare, number, floats, clients):
+    """Each time that a message comes, copy the broadcast weights as training would, change one, and upload."""
     torch.set_num_threads(1)
     channel = knock(address, number, 60)
     memory = channel.receive_memory(shapes(floats, clients))
     broadcast, update = torch.from_numpy(memory.broadcast)[0], torch.from_numpy(memory.updates)[number]
     weights = torch.empty(floats)
-    while "stop" not in channel.receive():
+
+    def train():
         weights.copy_(broadcast)
         weights[0] += number
         update.copy_(weights)
+
+    while "stop" not in channel.receive():
+        train()
         channel.send({"trained": number}, [("updates", number)])
+        bare.recv(1)
+        train()
+        bare.send(b"1")
 
 
 def seconds_per_round(floats, clients, rounds, address):
+    """Those through the channel, and those with bare sockets [rounds] each."""
     torch.set_num_threads(1)
     door = Door(address)
     context = multiprocessing.get_context("forkserver")
-    processes = [context.Process(target=client, args=(door.address, number, floats, clients)) for number in range(clients)]
-    for process in processes:
-        process.start()
+    bare, processes = [], []
+    for number in range(clients):
+        ours, theirs = socket.socketpair()
+        bare.append(ours)
+        processes.append(context.Process(target=client, args=(door.address, theirs, number, floats, clients)))
+        processes[-1].start()
     memory = Memory(shapes(floats, clients), shared=True)
     channels = []
     for channel in door.admit(clients, 60):
@@ -55,23 +68,38 @@ def seconds_per_round(floats, clients, rounds, address):
     broadcast, updates = torch.from_numpy(memory.broadcast), torch.from_numpy(memory.updates)
     broadcast.zero_()
     average = torch.empty(floats)
-    times = []
-    for round in range(rounds + 3):
-        start = time.perf_counter()
+
+    def exchange(round):
         for channel in channels:
             channel.send({"round": round}, [("broadcast", 0)])
         for _ in channels:
             hub.receive(range(clients))
+
+    def exchange_bare(round):
+        for each in bare:
+            each.send(b"1")
+        for each in bare:
+            each.recv(1)
+
+    def timed(exchange, round):
+        start = time.perf_counter()
+        exchange(round)
         torch.mul(updates[0], 1 / clients, out=average)
         for update in updates[1:]:
             average.add_(update, alpha=1 / clients)
         broadcast[0].copy_(average)
-        times.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    times = [(timed(exchange, round), timed(exchange_bare, round)) for round in range(rounds + 3)]
     for channel in channels:
         channel.send({"stop": True})
     for process in processes:
         process.join()
-    return times[3:]
+    return zip(*times[3:])
+
+
+def spread(times):
+    return " / ".join(f"{1000 * of(times):.2f}" for of in (min, statistics.median, max))
 
 
 def main(argv=None) -> int:
@@ -79,12 +107,13 @@ def main(argv=None) -> int:
     parser.add_argument("--tcp", action="store_true")
     args = parser.parse_args(argv)
     os.environ.setdefault("FEDERATED_KEY", "benchmark")
-    print("payload, clients: min / median / max ms a round")
+    print("payload, clients: min / median / max ms a round, with bare sockets, ratio of the medians")
     for name, floats in FLOATS.items():
         for clients in (2, 8):
             address = "127.0.0.1:50151" if args.tcp else None
-            times = [1000 * t for t in seconds_per_round(floats, clients, 300 if floats < 1e6 else 30, address)]
-            print(f"{name}, {clients}: {min(times):.2f} / {statistics.median(times):.2f} / {max(times):.2f}", flush=True)
+            times, bare = seconds_per_round(floats, clients, 300 if floats < 1e6 else 30, address)
+            ratio = statistics.median(times) / statistics.median(bare)
+            print(f"{name}, {clients}: {spread(times)}   {spread(bare)}   {ratio:.2f}", flush=True)
     return 0
 
 
