@@ -16,6 +16,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import torch
+from overhead import spread
 
 from federated.channel import Door, Hub, Memory, knock
 
@@ -47,8 +48,8 @@ def client(address, bare, number, floats, clients):
         bare.send(b"1")
 
 
-def seconds_per_round(floats, clients, rounds, address):
-    """Those through the channel, and those with bare sockets [rounds] each."""
+def times_of_rounds(floats, clients, rounds, address):
+    """Milliseconds of rounds through the channel, and of those with bare sockets [rounds] each."""
     torch.set_num_threads(1)
     door = Door(address)
     context = multiprocessing.get_context("forkserver")
@@ -88,7 +89,7 @@ def seconds_per_round(floats, clients, rounds, address):
         for update in updates[1:]:
             average.add_(update, alpha=1 / clients)
         broadcast[0].copy_(average)
-        return time.perf_counter() - start
+        return 1000 * (time.perf_counter() - start)
 
     times = [(timed(exchange, round), timed(exchange_bare, round)) for round in range(rounds + 3)]
     for channel in channels:
@@ -96,10 +97,6 @@ def seconds_per_round(floats, clients, rounds, address):
     for process in processes:
         process.join()
     return zip(*times[3:])
-
-
-def spread(times):
-    return " / ".join(f"{1000 * of(times):.2f}" for of in (min, statistics.median, max))
 
 
 def main(argv=None) -> int:
@@ -111,7 +108,7 @@ def main(argv=None) -> int:
     for name, floats in FLOATS.items():
         for clients in (2, 8):
             address = "127.0.0.1:50151" if args.tcp else None
-            times, bare = seconds_per_round(floats, clients, 300 if floats < 1e6 else 30, address)
+            times, bare = times_of_rounds(floats, clients, 300 if floats < 1e6 else 30, address)
             ratio = statistics.median(times) / statistics.median(bare)
             print(f"{name}, {clients}: {spread(times)}   {spread(bare)}   {ratio:.2f}", flush=True)
     return 0

@@ -29,9 +29,9 @@ from hparams_registry import default_hparams, random_hparams  # noqa: E402
 
 # name: settings, hyper-parameter sets, trials
 WORK = {
-    "digits": ({}, 5, 3),
-    "fashion_mnist": ({"model_arch": "cnn", "dataset": "fashion_mnist", "samples_per_client": 10_000, "rounds": 3}, 1, 2),
-    "cifar": ({"model_arch": "resnet18", "dataset": "cifar10", "samples_per_client": 600, "rounds": 2}, 1, 2),
+    "digits": (Settings(), 5, 3),
+    "fashion_mnist": (Settings(model_arch="cnn", dataset="fashion_mnist", samples_per_client=10_000, rounds=3), 1, 2),
+    "cifar": (Settings(model_arch="resnet18", dataset="cifar10", samples_per_client=600, rounds=2), 1, 2),
 }
 
 
@@ -80,6 +80,7 @@ def sweep(settings, num_hparams, num_trials, data_dir):
     with tempfile.TemporaryDirectory() as output_dir:
         command = [sys.executable, str(PROJECT / "sweep.py"), "launch", "--skip_confirmation", "--output_dir", output_dir]
         command += ["--num_hparams", str(num_hparams), "--num_trials", str(num_trials), "--data_dir", data_dir, *options]
+        command += ["--device", "cpu"]  # as what it is compared with
         start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True, cwd=output_dir)
         seconds = time.perf_counter() - start
@@ -109,8 +110,7 @@ def main(argv=None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data_dir", default="data", help="where Fashion-MNIST lies")
     args = parser.parse_args(argv)
-    chosen, num_hparams, num_trials = WORK[args.work]
-    settings = Settings(**chosen, device="cpu")  # as the plain loops
+    settings, num_hparams, num_trials = WORK[args.work]
     sets = [default_hparams("Fedavg", "digits")] + [random_hparams("Fedavg", "digits", k) for k in range(1, num_hparams)]
     with tempfile.TemporaryDirectory() as scratch:
         data_dir = os.path.abspath(args.data_dir)

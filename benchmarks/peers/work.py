@@ -19,14 +19,9 @@ from hparams_registry import default_hparams, random_hparams
 
 # Optimizer moments start anew each round, since Flower's clients keep none.
 WORK = {
-    "digits": Settings(optimizer_state="reset", device="cpu"),
+    "digits": Settings(optimizer_state="reset"),
     "fashion_mnist": Settings(
-        model_arch="cnn",
-        dataset="fashion_mnist",
-        samples_per_client=10_000,
-        rounds=3,
-        optimizer_state="reset",
-        device="cpu",
+        model_arch="cnn", dataset="fashion_mnist", samples_per_client=10_000, rounds=3, optimizer_state="reset"
     ),
 }
 
