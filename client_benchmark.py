@@ -16,7 +16,7 @@ import time
 from federated.channel import PeerLost, knock
 from federated.options import Parser, UsageError, address, whole
 from federated.processes import MOST_PROCESSES, add_run_arguments, end_with_parent, exit_code_of
-from federated.trial import Settings
+from federated.settings import Settings
 from federated.version import CODE
 
 

@@ -13,7 +13,8 @@ import sys
 
 import pandas
 
-from federated import algorithms, options, report, tables, trial
+from federated import algorithms, options, report, tables
+from federated.files import write_atomically
 from federated.options import USAGE_ERROR, Parser, UsageError, one_of, output_file, real, whole
 from federated.report import Report
 from federated.results import SWEEP, collect
@@ -80,7 +81,7 @@ def main(argv=None) -> int:
         if args.html is not None:
             from federated import page
 
-            trial.write_atomically(args.html, page.html_of(results))
+            write_atomically(args.html, page.html_of(results))
     except UsageError as error:
         tell([f"collect_results.py: error: {error}"])
         return USAGE_ERROR
@@ -154,7 +155,7 @@ def export(rounds: pandas.DataFrame, path: pathlib.Path):
             rounds.to_parquet(file, engine="pyarrow", index=False)
 
     try:
-        trial.write_atomically(path, write)
+        write_atomically(path, write)
     except ImportError as error:
         raise UsageError(
             "--export: .parquet needs pyarrow, which is not installed: pip install pyarrow, or name a .csv"

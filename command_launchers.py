@@ -17,6 +17,7 @@ import time
 
 from federated import algorithms, machine, models, slurm, version
 from federated.channel import key_from_environment, unix_address
+from federated.lock import Lock, Locked, read_lock
 from federated.options import UsageError, command_line, defaults_of, host_and_port, one_of, shown, whole
 from federated.processes import (
     GIVER_VARIABLE,
@@ -30,7 +31,8 @@ from federated.processes import (
     run_trials,
     trial_commands,
 )
-from federated.trial import FAILED, INCOMPLETE, QUEUED, RUNNING, Lock, Locked, Settings, Trial, read_lock, write_sweep_file
+from federated.settings import Settings, write_sweep_file
+from federated.trial import FAILED, INCOMPLETE, QUEUED, RUNNING, Trial
 
 # A trial's process is counted as this much memory where the number of trials at once is not given.
 PROCESS_BYTES = 1 << 29

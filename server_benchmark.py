@@ -22,9 +22,11 @@ import time
 
 import numpy as np
 
-from federated import algorithms, checkpoint, datasets, partition, trial, version
+from federated import algorithms, checkpoint, datasets, partition, version
 from federated.channel import Door, Hub, Memory, PeerLost, is_duration
 from federated.evaluation import BLOCK, Plan, over_clients, weighted_mean
+from federated.files import write_atomically
+from federated.lock import Lock
 from federated.options import Parser, UsageError, address, directory, json_object, whole
 from federated.processes import (
     GIVER_VARIABLE,
@@ -35,7 +37,8 @@ from federated.processes import (
     exit_code_of,
 )
 from federated.seeds import stream_seed
-from federated.trial import MODEL, Diverged, Lock, Trial, write_atomically
+from federated.settings import add_arguments, check_has_model, check_tensorboard, settings_from
+from federated.trial import MODEL, Diverged, Trial
 from hparams_registry import check_hparams, default_hparams
 
 # The most of a trial's time that goes into checkpoints, if they are not asked for after each round
@@ -61,7 +64,7 @@ def parse(argv):
     )
     add_run_arguments(parser)
     add_server_arguments(parser)
-    trial.add_arguments(parser)
+    add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -72,11 +75,11 @@ def main(argv=None) -> int:
 
 def run(args):
     """Hold the trial's lock and open its door while the trial is served."""
-    settings = trial.settings_from(args)
+    settings = settings_from(args)
     draw = (settings.algorithm, settings.dataset, settings.local_optimizer)
     hparams = default_hparams(*draw) | check_hparams(args.hparams, *draw)
     if args.tensorboard:
-        trial.check_tensorboard()
+        check_tensorboard()
     this = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
     try:
         this.directory.mkdir(parents=True, exist_ok=True)
@@ -117,7 +120,7 @@ def serve(this: Trial, door, processes: int, args):
     model = models.build(settings.model_arch, dataset.spec, hparams["dropout_rate"], stream_seed(this.trial_seed, "model"))
     flat = Flat(model)
     if args.save_model:
-        trial.check_has_model(settings)
+        check_has_model(settings)
     keeps = row_size_of(settings, hparams, flat)
     memory = Memory(
         {

@@ -17,9 +17,20 @@ import command_launchers
 from command_launchers import REGISTRY, Held
 from federated import augmentation, datasets, models, partition, partition_table, watch
 from federated import trial as trials_of
+from federated.lock import Locked, take_over
 from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_object, output_file, whole
 from federated.processes import Interrupted, interrupt_on_signals
-from federated.trial import Locked, Settings, Trial, hparams_hash
+from federated.settings import (
+    Settings,
+    add_arguments,
+    check_has_model,
+    check_same_settings,
+    check_tensorboard,
+    remove_sweep_file,
+    settings_from,
+    stored_settings,
+)
+from federated.trial import Trial, hparams_hash
 from hparams_registry import check_hparams, default_hparams, random_hparams
 
 FAILED, ALL_LOCKED = 1, 3  # exit codes of launch, besides 0 and USAGE_ERROR
@@ -108,7 +119,7 @@ class Job:
         with contextlib.suppress(OSError):
             self.output_dir.rmdir()
         with contextlib.suppress(OSError):
-            trials_of.remove_sweep_file(self.output_dir.parent)
+            remove_sweep_file(self.output_dir.parent)
         return True
 
 
@@ -202,7 +213,7 @@ def parse(argv):
         if command == "launch":
             run = sub.add_argument_group("how it is run", "None of these changes a result.")
             command_launchers.add_arguments(run)
-        trials_of.add_arguments(sub, given_only=True, several=SEVERAL)
+        add_arguments(sub, given_only=True, several=SEVERAL)
     help = "print how many samples of each label each client has, in the trial of seed 0"
     sub = add_command(SHOW_PARTITION, help, "--dataset mnist --partition dirichlet --picture labels.png")
     sub.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
@@ -212,7 +223,7 @@ def parse(argv):
         metavar="FILE",
         help=f"draw it too, into FILE, which ends in {', '.join(partition_table.PICTURES)}; default: no picture",
     )
-    trials_of.add_arguments(sub, given_only=True)
+    add_arguments(sub, given_only=True)
     return parser.parse_args(argv)
 
 
@@ -231,7 +242,7 @@ def main(argv=None) -> int:
     interrupt_on_signals("ending; what is done and the checkpoints stay, and the same command goes on from here.")
     try:
         if args.command == SHOW_PARTITION:
-            show_partition(trials_of.settings_from(args), args.data_dir, args.picture)
+            show_partition(settings_from(args), args.data_dir, args.picture)
             return 0
         if args.command == "launch":
             command_launchers.check_arguments(args)
@@ -240,7 +251,7 @@ def main(argv=None) -> int:
         if vars(args).get("take_over"):
             for job in jobs:
                 for trial in job.trials:
-                    trials_of.take_over(trial.directory)
+                    take_over(trial.directory)
             jobs = make_jobs(args, sweeps)
         if args.command == "status" and args.json:
             print(as_json(jobs))
@@ -281,10 +292,10 @@ def sweeps_of(args) -> list[Settings]:
 
 def settings_of(args, one: argparse.Namespace) -> Settings:
     """The settings of one sweep: those given, and where a sweep only is looked at, else those it was made with."""
-    given = trials_of.settings_from(one)
+    given = settings_from(one)
     sweep_dir = pathlib.Path(args.output_dir) / given.name
     try:
-        stored = trials_of.stored_settings(sweep_dir)
+        stored = stored_settings(sweep_dir)
     except UsageError as error:
         if args.command != "status":
             raise
@@ -293,7 +304,7 @@ def settings_of(args, one: argparse.Namespace) -> Settings:
     if args.command != "launch" and stored is not None:
         named = {name: getattr(one, name) for name in vars(args) if hasattr(given, name)}
         given = dataclasses.replace(stored, **named)
-    trials_of.check_same_settings(sweep_dir, given, stored)
+    check_same_settings(sweep_dir, given, stored)
     return given
 
 
@@ -351,9 +362,9 @@ def check(settings: Settings, args):
     models.check(settings.model_arch, spec)
     augmentation.check(settings.augmentation, spec)
     if args.save_model:
-        trials_of.check_has_model(settings)
+        check_has_model(settings)
     if args.tensorboard:
-        trials_of.check_tensorboard()
+        check_tensorboard()
     data = datasets.load(settings.dataset, args.data_dir)
     for seed in range(args.num_trials):
         partition.split(data, settings, seed)

@@ -17,7 +17,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from federated.results import collect
-from federated.trial import DONE, RESULTS, Settings, Trial, hparams_hash, write_sweep_file
+from federated.settings import Settings, write_sweep_file
+from federated.trial import DONE, RESULTS, Trial, hparams_hash
 from hparams_registry import default_hparams, random_hparams
 
 SETS, TRIALS = 1000, 5

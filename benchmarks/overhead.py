@@ -24,7 +24,7 @@ PROJECT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from federated import datasets, machine  # noqa: E402
-from federated.trial import Settings  # noqa: E402
+from federated.settings import Settings  # noqa: E402
 from hparams_registry import default_hparams, random_hparams  # noqa: E402
 
 # name: settings, hyper-parameter sets, trials

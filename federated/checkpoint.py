@@ -12,7 +12,8 @@ import zipfile
 
 import numpy as np
 
-from federated.trial import CHECKPOINT, DAMAGED, PREVIOUS, write_atomically
+from federated.files import write_atomically
+from federated.trial import CHECKPOINT, DAMAGED, PREVIOUS
 
 _STATE = "state"
 

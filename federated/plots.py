@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from federated import statistics
+from federated.files import write_atomically
 from federated.results import HPARAM
-from federated.trial import write_atomically
 
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#F0E442")
 LINES = ("-", "--", ":", "-.")

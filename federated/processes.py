@@ -23,8 +23,9 @@ from multiprocessing.util import get_temp_dir
 
 from federated import machine, warm
 from federated.channel import PeerLost, is_remote, remove_socket, unix_address
+from federated.lock import Lock, Locked
 from federated.options import USAGE_ERROR, Parser, UsageError, command_line, directory, real
-from federated.trial import Diverged, Lock, Locked, Trial
+from federated.trial import Diverged, Trial
 from federated.version import HERE
 
 PARENT_VARIABLE = "FEDERATED_PARENT_FD"

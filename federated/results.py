@@ -12,7 +12,9 @@ import pandas
 from federated import algorithms, trial
 from federated.evaluation import over_clients
 from federated.options import UsageError, shown
-from federated.trial import Settings, Trial
+from federated.settings import SWEEP as SWEEP_FILE
+from federated.settings import Settings, check_same_settings, stored_settings
+from federated.trial import Trial
 from hparams_registry import default_hparams
 
 
@@ -84,17 +86,17 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
         for sweep_dir in sorted(path for path in output_dir.iterdir() if path.is_dir()):
             directories = sorted(sweep_dir.glob("*/trial_*"))
             try:
-                stored = trial.stored_settings(sweep_dir)
+                stored = stored_settings(sweep_dir)
             except UsageError as error:
                 broken.append(str(error))
                 continue
             if stored is None or stored.name != sweep_dir.name:
                 if directories or stored is not None:
                     why = "is missing" if stored is None else f"is that of {stored.name}"
-                    broken.append(f"{str(sweep_dir / trial.SWEEP)!r} {why}")
+                    broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} {why}")
                 continue
             sweep = (stored.model_arch, stored.dataset, algorithms.canonical(stored.algorithm))
-            trial.check_same_settings(sweep_dir, settings.setdefault(sweep, stored), stored)
+            check_same_settings(sweep_dir, settings.setdefault(sweep, stored), stored)
             for directory in directories:
                 key = (sweep, directory.parent.name, directory.name)
                 clients = [directory / f"client_{client}" for client in range(stored.num_clients)]

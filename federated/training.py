@@ -19,7 +19,7 @@ from federated.flat import Flat
 from federated.options import UsageError
 from federated.partition import Part
 from federated.seeds import stream_seed
-from federated.trial import Settings
+from federated.settings import Settings
 
 # Samples of a batch where the algorithm has no batch size
 FULL_BATCH = 1024

@@ -4,7 +4,7 @@ import dataclasses
 import re
 import time
 
-from federated import trial as trials_of
+from federated.lock import read_lock
 from federated.trial import Trial
 
 
@@ -70,5 +70,5 @@ MOST_TOLD = 4  # trials whose rounds are in a line
 
 def is_running(trial: Trial) -> bool:
     """Whether a live process holds the trial; cheaper than its state."""
-    owner = trials_of.read_lock(trial.directory)
+    owner = read_lock(trial.directory)
     return owner is not None and owner.may_live()

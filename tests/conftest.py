@@ -126,7 +126,7 @@ def server_options(**given):
 
 
 def is_alive(pid):
-    from federated.trial import process_start
+    from federated.lock import process_start
 
     return process_start(pid) is not None
 

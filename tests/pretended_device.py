@@ -17,7 +17,7 @@ from federated import algorithms, datasets, models, partition, training
 from federated.channel import Memory
 from federated.evaluation import BLOCK, Plan
 from federated.flat import Flat
-from federated.trial import Settings
+from federated.settings import Settings
 from hparams_registry import default_hparams
 
 NAME = "pretended"

@@ -25,8 +25,9 @@ from federated.algorithms.fednova import effective_steps
 from federated.channel import Door
 from federated.flat import Flat
 from federated.seeds import stream_seed
+from federated.settings import Settings
 from federated.training import batch_sizes, classifier_of
-from federated.trial import Settings, Trial
+from federated.trial import Trial
 from hparams_registry import default_hparams, random_hparams
 
 SEED = 7

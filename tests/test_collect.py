@@ -6,7 +6,8 @@ import pytest
 
 import collect_results
 import sweep
-from federated.trial import Settings, Trial, hparams_hash, write_sweep_file
+from federated.settings import Settings, write_sweep_file
+from federated.trial import Trial, hparams_hash
 from hparams_registry import default_hparams, random_hparams
 
 

@@ -399,7 +399,7 @@ def test_waiting_for_a_slower_process_is_not_silence(run, tmp_path):
     """Process 1 trains two small clients and waits with the second update, while process 0 trains client 0 for seconds."""
     from federated import datasets
     from federated.partition import split
-    from federated.trial import Settings
+    from federated.settings import Settings
 
     data, quantity = datasets.load("digits", "data"), {"num_clients": 4, "partition": "quantity", "rounds": 1}
     alphas = (number / 1000 for number in range(200, 1000))

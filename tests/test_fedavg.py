@@ -15,8 +15,9 @@ from federated import datasets, models
 from federated.channel import Door
 from federated.options import UsageError
 from federated.seeds import stream_seed
+from federated.settings import Settings
 from federated.training import resolve_device
-from federated.trial import Settings, Trial
+from federated.trial import Trial
 
 
 def trial_weights(settings, hparams, directory, data_dir, processes):

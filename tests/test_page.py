@@ -12,7 +12,7 @@ from conftest import need_programs
 from test_collect import make_trial
 
 import collect_results
-from federated.trial import Settings
+from federated.settings import Settings
 
 
 class Browser:

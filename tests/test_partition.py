@@ -7,7 +7,7 @@ import pytest
 from federated import datasets
 from federated.options import UsageError
 from federated.partition import REGISTRY, split
-from federated.trial import Settings
+from federated.settings import Settings
 
 LABELS, TEST_LABELS = np.random.default_rng(0).integers(0, 10, 5000), np.random.default_rng(1).integers(0, 10, 1000)
 OWNERS, TEST_OWNERS = np.arange(5000) % 10, np.arange(1000) % 7 + 3

@@ -19,7 +19,7 @@ import collect_results
 from federated import statistics
 from federated.report import Report
 from federated.results import COLUMNS, collect
-from federated.trial import Settings
+from federated.settings import Settings
 
 
 def collected(capsys, out, *options):

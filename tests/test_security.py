@@ -20,7 +20,8 @@ from test_faults import LONG, Sweep, leaves_nothing  # noqa: F401 (leaves_nothin
 
 from federated import channel as channels
 from federated.channel import Door, PeerLost, knock
-from federated.trial import Diverged, Settings, Trial
+from federated.settings import Settings
+from federated.trial import Diverged, Trial
 from hparams_registry import default_hparams
 from server_benchmark import serve
 

@@ -294,7 +294,7 @@ def test_heart_disease_by_default_is_its_four_hospitals_and_logistic_regression(
 
 def test_commands_are_lists_of_arguments(awkward):
     from federated.processes import trial_commands
-    from federated.trial import Settings
+    from federated.settings import Settings
     from server_benchmark import parse
 
     this = Trial(Settings(samples_per_client=30), {"batch_size": 8}, 3, 4, awkward)
