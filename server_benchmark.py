@@ -24,7 +24,7 @@ import numpy as np
 
 from federated import algorithms, checkpoint, datasets, partition, version
 from federated.channel import Door, Hub, Memory, PeerLost, is_duration
-from federated.evaluation import BLOCK, Plan, over_clients, weighted_mean
+from federated.evaluation import BLOCK, Plan
 from federated.files import write_atomically
 from federated.lock import Lock
 from federated.options import Parser, UsageError, address, directory, json_object, whole
@@ -36,6 +36,7 @@ from federated.processes import (
     end_with_parent,
     exit_code_of,
 )
+from federated.record import Record
 from federated.seeds import stream_seed
 from federated.settings import add_arguments, check_has_model, check_tensorboard, settings_from
 from federated.trial import MODEL, Diverged, Trial
@@ -292,8 +293,8 @@ def serve(this: Trial, door, processes: int, args):
     this.check_not_taken_over()
     if selected is not None:
         write_model(this.directory / MODEL, settings, dataset.spec, hparams, selected)
-    for client, part in enumerate(parts):
-        this.write_results(client, record.results(this, client, part, len(dataset.train_labels)) | {"provenance": provenance})
+    told = {"personal": algorithm.personal, "has_global_model": algorithm.has_global_model}
+    this.write_results(this.description() | told | record.results() | {"provenance": provenance}, record.clients())
     this.forget_attempts()
     return server.broadcast
 
@@ -345,94 +346,6 @@ def participants(settings, trial_seed, round, pooled) -> list[int]:
         return list(range(settings.num_clients))
     rng = np.random.default_rng(stream_seed(trial_seed, round, "participants"))
     return sorted(rng.choice(settings.num_clients, settings.participants, replace=False).tolist())
-
-
-class Record:
-    """The metrics of a trial, round by round, in arrays that start as NaN: it stays where a client did not train or nothing
-    was evaluated. Index 0 of a metric is the loss, 1 the accuracy; entry r of an evaluation is of the model after r rounds.
-    """
-
-    def __init__(self, settings, plan: Plan, parts, exchanged_bytes: int):
-        """`exchanged_bytes` are what the server and a participant send each other in a round."""
-        self.rounds, self._plan, self._exchanged_bytes = settings.rounds, plan, exchanged_bytes
-        self._personal = algorithms.load(settings.algorithm).personal
-        self._samples = [[len(getattr(part, name)) for part in parts] for name in ("train", "val", "test")]
-        self._val_samples = self._samples[1]
-        shapes = {
-            "train": (settings.rounds, 2, settings.num_clients),
-            "test": (settings.rounds + 1, 2),
-            "val": (settings.rounds + 1, 2, settings.num_clients),
-            "local_test": (settings.rounds + 1, 2, settings.num_clients),
-            "step_time": (settings.rounds,),
-        }
-        self.arrays = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
-        self._told = 0.0
-
-    def evaluated(self, round, rows):
-        """Note the metrics of the model after `round` rounds, from the memory's rows of evaluation."""
-        metrics = self._plan.metrics(rows)
-        for name, values in metrics.items():
-            self.arrays[name][round] = values
-        if not (np.isfinite(metrics["test"]).all() and np.isfinite(metrics["val"]).all()):
-            raise Diverged(f"diverged: the loss after round {round} of {self.rounds} is not finite")
-        if time.monotonic() - self._told > 1 or round == self.rounds:
-            self._told = time.monotonic()
-            val = weighted_mean(metrics["val"][1], self._val_samples)
-            test = metrics["test"][1]
-            print(f"round {round}/{self.rounds}: test accuracy {test:.4f}, validation accuracy {val:.4f}", flush=True)
-
-    def best_round(self) -> int | None:
-        """The one with the best validation accuracy, weighted by samples, the earlier of equal ones; None before any.
-        It is that of collect_results.py: the initial model does not count."""
-        accuracies = weighted_mean(self.arrays["val"][1:, 1].T, self._val_samples)
-        return None if np.isnan(accuracies).all() else int(np.nanargmax(accuracies)) + 1
-
-    def trained(self, round, messages, seconds):
-        """Note what the participants of `round`, counted from 0, reported."""
-        for client, message in messages.items():
-            self.arrays["train"][round, :, client] = message["loss"], message["accuracy"]
-        self.arrays["step_time"][round] = seconds
-        if not all(math.isfinite(message["loss"]) and math.isfinite(message["accuracy"]) for message in messages.values()):
-            raise Diverged(f"diverged: a training loss of round {round + 1} of {self.rounds} is not finite")
-
-    def over_clients(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """evaluation.over_clients of the rounds from `start` to before `stop`, counted from 0."""
-        train = self.arrays["train"][start:stop].T
-        val, test, local_test = (self.arrays[name][start + 1 : stop + 1].T for name in ("val", "test", "local_test"))
-        return over_clients(train, val, test, local_test, self._samples, self._personal)
-
-    def trained_clients(self) -> list[int]:
-        """The clients that have trained so far."""
-        return np.flatnonzero(np.isfinite(self.arrays["train"][:, 0]).any(axis=0)).tolist()
-
-    def results(self, this: Trial, client: int, part, train_samples: int) -> dict:
-        """What results.json of `client` holds; entry r of a list is of round r + 1."""
-
-        def by_round(values):
-            return [None if math.isnan(value) else value for value in values.tolist()]
-
-        train, test, val, local_test = (self.arrays[name] for name in ("train", "test", "val", "local_test"))
-        return {
-            "client_id": client,
-            "node_id": client + 1,  # the original counts the server as node 0
-            "train_indices": part.train.tolist(),
-            "percentage_samples": len(part.train) / train_samples,
-            "initial_test_loss": float(test[0, 0]),
-            "initial_test_acc": float(test[0, 1]),
-            **this.description(),
-            "train_loss": by_round(train[:, 0, client]),
-            "train_acc": by_round(train[:, 1, client]),
-            "test_loss": by_round(test[1:, 0]),
-            "test_acc": by_round(test[1:, 1]),
-            "val_loss": by_round(val[1:, 0, client]),
-            "val_acc": by_round(val[1:, 1, client]),
-            "val_samples": len(part.val),
-            "local_test_loss": by_round(local_test[1:, 0, client]),
-            "local_test_acc": by_round(local_test[1:, 1, client]),
-            "local_test_samples": len(part.test),
-            "step_time": by_round(self.arrays["step_time"]),
-            "bytes_sent": (np.isfinite(train[:, 0]).sum(axis=1) * self._exchanged_bytes).tolist(),
-        }
 
 
 class Clock:

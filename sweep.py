@@ -30,7 +30,7 @@ from federated.settings import (
     settings_from,
     stored_settings,
 )
-from federated.trial import Trial, hparams_hash
+from federated.trial import DONE, Trial, hparams_hash
 from hparams_registry import check_hparams, default_hparams, random_hparams
 
 FAILED, ALL_LOCKED = 1, 3  # exit codes of launch, besides 0 and USAGE_ERROR
@@ -316,8 +316,8 @@ def show(jobs):
         for trial, state in zip(job.trials, job.states):
             if state == Job.INCOMPLETE and (failures := trial.failures()):
                 print(f"  {trial.directory.name} failed: {failures[-1]['role']} {failures[-1]['reason']}")
-            for path in trial.cut_results() if state == Job.DONE else ():
-                print(f"  {trial.directory.name}: {path} is no whole JSON object; delete it, and launch computes it again")
+            for path in trial.broken_results() if state == Job.DONE else ():
+                print(f"  {trial.directory.name}: {path} is missing or cut; delete {DONE} beside it to have it computed again")
             if state != Job.DONE and trial.directory in job.held and (told := job.held[trial.directory].told):
                 print(f"  {trial.directory.name}: {told}")
     states = [job.state for job in jobs]

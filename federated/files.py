@@ -1,7 +1,9 @@
-"""Writing files that are whole or absent."""
+"""Reading files with care and writing them whole."""
 
+import errno
 import os
 import pathlib
+import stat
 
 
 def write_atomically(path: pathlib.Path, content):
@@ -20,3 +22,17 @@ def write_atomically(path: pathlib.Path, content):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_regular(path: pathlib.Path, max_bytes: int) -> bytes:
+    """The content of a regular file. A pipe or a device, which may never end, is not opened for reading.
+
+    Raises OSError if the file cannot be read or is not regular, ValueError if it has more than `max_bytes`.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if status.st_size > max_bytes:
+            raise ValueError(f"it is larger than {max_bytes >> 20} MB")
+        return file.read(max_bytes)

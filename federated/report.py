@@ -19,6 +19,7 @@ class Report:
     of_clients  {sweep: the accuracies of that setting's clients}, see federated.statistics.of_clients
     results     one row a sweep: its best setting, and what the sweep took
     comparison  the paired tests, one row each
+    personal    the algorithms whose clients end up with models of their own
     ignored     lines on what is left out or doubtful
     """
 
@@ -30,7 +31,7 @@ class Report:
             self.hparams[sweep] = hparams_of(rounds)
             chosen, few = statistics.chosen(rounds, selection)
             left_out += len(few)
-            self.rankings[sweep] = ranking = statistics.ranked(chosen, selection)
+            self.rankings[sweep] = ranking = statistics.ranked(chosen, selection, collected.kinds[sweep[2]].has_global_model)
             best = ranking["hash"][0]
             self.chosen[sweep] = chosen[chosen["hash"] == best]
             self.of_clients[sweep] = statistics.of_clients(self.chosen[sweep], collected.of_clients)
@@ -43,6 +44,7 @@ class Report:
         self.results = pandas.DataFrame(rows)
         pairs = [] if selection == "original" else list(self.chosen.values())  # its rows are rounds, which have no partner
         self.comparison = statistics.compare(pairs, against)
+        self.personal = [name for name in self.results["algorithm"].unique() if collected.kinds[name].personal]
         self.ignored = ignored(collected)
         if against is not None:
             self.ignored += self._check_against(against)
@@ -70,7 +72,7 @@ class Report:
         return tables.render(summary, form, tables.bold_cells(self.results, self.selection))
 
     def notes(self) -> list[str]:
-        return tables.notes(self.results, self.selection)
+        return tables.notes(self.personal, self.selection)
 
     def sections(self, form: str, top: int | None) -> list[tuple[str, str, list[str]]]:
         """(heading, table, notes) of what follows the first table; with `top` also the best so many settings of each sweep. In

@@ -1,21 +1,31 @@
 """What finished trials say, as one table with a row for each trial and round."""
 
 import dataclasses
-import functools
+import io
 import json
 import math
 import pathlib
+import zipfile
+import zlib
 
 import numpy as np
 import pandas
 
 from federated import algorithms, trial
 from federated.evaluation import over_clients
+from federated.files import read_regular
 from federated.options import UsageError, shown
 from federated.settings import SWEEP as SWEEP_FILE
 from federated.settings import Settings, check_same_settings, stored_settings
-from federated.trial import Trial
-from hparams_registry import default_hparams
+from federated.trial import Trial, hparams_hash
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What tables have to know of an algorithm, as its results say it."""
+
+    personal: bool  # whether each client ends up with a model of its own
+    has_global_model: bool  # whether the weights on the server are a model to be used
 
 
 @dataclasses.dataclass
@@ -26,6 +36,7 @@ class Collected:
     of_clients  {(model, dataset, algorithm, hash, trial_seed): float32 [clients, rounds]}: each client's accuracy on its share
                 of the test set, NaN where it has none or nothing was evaluated
     settings    {(model, dataset, algorithm): Settings}
+    kinds       {algorithm: Kind}
     data_dirs   {(model, dataset, algorithm): where the data lay}, of those that tell
     not_done    directories of trials that are not done
     diverged    those of them whose loss was no longer finite
@@ -36,6 +47,7 @@ class Collected:
     rounds: pandas.DataFrame
     of_clients: dict
     settings: dict
+    kinds: dict
     data_dirs: dict
     not_done: list
     diverged: list
@@ -78,7 +90,7 @@ COLUMNS = {
 
 def collect(output_dirs: list[pathlib.Path]) -> Collected:
     """Read the finished trials of all sweeps. Raises UsageError where a directory is missing or sweeps do not fit together."""
-    trials, of_clients, settings, data_dirs, seen = [], {}, {}, {}, set()
+    trials, of_clients, settings, kinds, data_dirs, seen = [], {}, {}, {}, {}, set()
     not_done, diverged, mixed, broken = [], [], [], []
     for output_dir in output_dirs:
         if not output_dir.is_dir():
@@ -99,11 +111,10 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
             check_same_settings(sweep_dir, settings.setdefault(sweep, stored), stored)
             for directory in directories:
                 key = (sweep, directory.parent.name, directory.name)
-                clients = [directory / f"client_{client}" for client in range(stored.num_clients)]
                 try:
                     if not directory.is_dir():
-                        raise Broken(f"{str(directory)!r} is no directory")
-                    if not all((client / trial.DONE).exists() for client in clients):
+                        raise BrokenError(f"{str(directory)!r} is no directory")
+                    if not (directory / trial.DONE).exists():
                         not_done.append(directory)
                         failures = Trial(stored, {}, 0, 0, directory).failures()
                         if failures and str(failures[-1].get("reason")).startswith("diverged"):
@@ -111,24 +122,27 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                         continue
                     if key in seen:
                         continue
-                    read = [_read(client / trial.RESULTS) for client in clients]
-                    once, by_round, accuracies = _columns(sweep, stored, directory, read)
-                    trials.append((once, by_round))
-                    of_clients[tuple(once[name] for name in TRIAL)] = accuracies
+                    results = _read_results(directory, stored)
+                    once, by_round = _columns(sweep, directory, results)
+                    clients = _read_clients(directory / trial.CLIENTS, stored)
+                    _check_clients(directory, by_round, clients, results["personal"])
+                    trials.append((once, by_round | _totals(by_round)))
+                    of_clients[tuple(once[name] for name in TRIAL)] = clients["local_acc"]
+                    kinds[sweep[2]] = Kind(results["personal"], results["has_global_model"])
                     seen.add(key)
-                    if (data_dir := _provenance(read[0]).get("data_dir")) is not None:
+                    if (data_dir := _provenance(results).get("data_dir")) is not None:
                         data_dirs[sweep] = str(data_dir)
-                    if len(set().union(*map(_codes, read))) > 1:
+                    if len(_codes(results)) > 1:
                         mixed.append(directory)
-                except Broken as error:
+                except BrokenError as error:
                     broken.append(str(error))
                 except OSError as error:
                     broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
-    return Collected(_frame(trials), of_clients, settings, data_dirs, not_done, diverged, mixed, broken)
+    return Collected(_frame(trials), of_clients, settings, kinds, data_dirs, not_done, diverged, mixed, broken)
 
 
 def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
-    """One row a trial and round, from what _columns gave of each."""
+    """One row a trial and round, from the columns of each trial that have one value and those that have one a round."""
     if not trials:
         return pandas.DataFrame(columns=list(COLUMNS))
     constant = pandas.DataFrame([once for once, _ in trials])
@@ -147,118 +161,142 @@ def hparams_of(rounds: pandas.DataFrame) -> list[str]:
     return [name for name in rounds if name.startswith(HPARAM) and rounds[name].notna().any()]
 
 
-MOST_BYTES = 1 << 28  # of a results.json
+class BrokenError(Exception):
+    """A result file does not hold what a trial writes; the text names the file."""
 
 
-class Broken(Exception):
-    """What a results.json holds is not what a trial writes; the text names the file."""
+MAX_BYTES = 1 << 28  # of results.json
+MAX_CLIENTS_BYTES = 1 << 30  # of clients.npz, and of each array in it
+
+# The curves of results.json, and the largest value of each
+CURVES = {
+    "train_loss": math.inf, "train_acc": 1, "val_loss": math.inf, "val_acc": 1, "test_loss": math.inf, "test_acc": 1,
+    "local_loss": math.inf, "local_acc_weighted": 1, "local_acc_mean": 1, "local_acc_worst": 1, "local_acc_std": 1,
+    "accuracy": 1, "round_seconds": math.inf, "bytes_sent": math.inf,
+}  # fmt: skip
+_LARGEST = np.array(list(CURVES.values()))[:, None]
 
 
-def _read(path):
-    """The JSON object in a file. Raises Broken or OSError."""
+def _read_results(directory: pathlib.Path, settings: Settings) -> dict:
+    """The object in a trial's results.json, with its curves as float64 [curves, rounds]. Raises BrokenError or OSError."""
+    path = directory / trial.RESULTS
 
     def refuse(constant):
         raise ValueError(f"it holds {constant}")
 
-    if path.stat().st_size > MOST_BYTES:
-        raise Broken(f"{str(path)!r} is larger than {MOST_BYTES >> 20} MB")
     try:
-        results = json.loads(path.read_text(), parse_constant=refuse)
+        results = json.loads(read_regular(path, MAX_BYTES), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise Broken(f"{str(path)!r}: {error}") from error
+        raise BrokenError(f"{str(path)!r}: {error}") from error
     if not isinstance(results, dict):
-        raise Broken(f"{str(path)!r} holds no JSON object")
-    return results
+        raise BrokenError(f"{str(path)!r} holds no JSON object")
 
-
-# What results.json has for each round, and the most it can be
-BY_ROUND = {
-    "train_loss": math.inf, "train_acc": 1, "val_loss": math.inf, "val_acc": 1, "test_loss": math.inf, "test_acc": 1,
-    "local_test_loss": math.inf, "local_test_acc": 1, "step_time": math.inf, "bytes_sent": math.inf,
-}  # fmt: skip
-
-# Those that results of earlier versions do not have
-ADDED = ("local_test_loss", "local_test_acc", "bytes_sent")
-
-_hparam_names = functools.cache(lambda *draw: list(default_hparams(*draw)))
-
-
-def _columns(sweep, settings: Settings, directory: pathlib.Path, clients: list[dict]) -> tuple[dict, dict, np.ndarray]:
-    """Of one trial, from what its clients recorded: the columns with one value, those with one a round, and what Collected
-    has of_clients. Raises Broken where that is not what they can have recorded."""
-    model, dataset, algorithm = sweep
-    absent = {name: [None] * settings.rounds for name in ADDED} | {"local_test_samples": 0}
-    clients = [absent | client for client in clients]
-    names = _hparam_names(algorithm, dataset, settings.local_optimizer)
-    values = np.empty((len(clients), len(BY_ROUND), settings.rounds))  # null is NaN
-
-    def require(holds, client, name):
+    def require(holds, name, value):
         if not holds:
-            path = directory / f"client_{client}" / trial.RESULTS
-            raise Broken(f"{str(path)!r}: {name} {shown(clients[client].get(name))} cannot be")
+            raise BrokenError(f"{str(path)!r}: {name} has no valid value: {shown(value)}")
 
-    for number, client in enumerate(clients):
-        for name, value in {"client_id": number, "model_arch": model, "dataset": dataset}.items():
-            require(type(client.get(name)) is type(value) and client[name] == value, number, name)
-        seed = client.get("trial_seed")
-        require(type(seed) is int and f"trial_{seed}" == directory.name, number, "trial_seed")
-        require(type(client.get("hparams_seed")) is int, number, "hparams_seed")
-        require(str(client.get("algorithm")).lower() == algorithm.lower(), number, "algorithm")
-        for name in names:
-            require(type(client.get(name)) in (int, float), number, name)
-        for name in BY_ROUND:
-            listed = client.get(name)
-            is_list = isinstance(listed, list) and len(listed) == settings.rounds
-            require(is_list and set(map(type, listed)) <= _NUMBER_OR_NULL, number, name)
-        try:
-            values[number] = [client[name] for name in BY_ROUND]
-        except OverflowError as error:
-            raise Broken(f"{str(directory / f'client_{number}' / trial.RESULTS)!r}: {error}") from error
-        for name in np.array(list(BY_ROUND))[_outside(values[number])]:
-            require(False, number, name)
-        for name in ("val_samples", "local_test_samples"):
-            require(type(client.get(name)) is int and client[name] >= 0, number, name)
-        require(isinstance(client.get("train_indices"), list), number, "train_indices")
-        require(client["test_acc"] == clients[0]["test_acc"], number, "test_acc")
-        hparams = {name: client[name] for name in names}
-        if trial.hparams_hash(hparams) != directory.parent.name:
-            raise Broken(f"{str(directory / f'client_{number}' / trial.RESULTS)!r} is of other hyper-parameters: {hparams}")
-
-    first = clients[0]
-    samples = [
-        [len(client["train_indices"]) for client in clients],
-        [client["val_samples"] for client in clients],
-        [client["local_test_samples"] for client in clients],
-    ]
-    place = {name: place for place, name in enumerate(BY_ROUND)}
-    losses = (place[f"{name}_loss"] for name in ("train", "val", "test", "local_test"))
-    train, val, test, local_test = (values[:, loss : loss + 2] for loss in losses)  # the accuracy is next to the loss
-    step_time, bytes_sent = values[0, place["step_time"]], values[0, place["bytes_sent"]]
-    by_round = {
-        "round": np.arange(1, settings.rounds + 1),
-        **over_clients(train, val, test[0], local_test, samples, algorithms.load(algorithm).personal),
-        "round_seconds": step_time,
-        "seconds": np.cumsum(step_time),
-        "bytes_sent": np.cumsum(bytes_sent),
-    }
-    for name, column in (("val_acc", by_round["val_acc"]), ("local_test_acc", by_round["accuracy"])):
-        require(not np.isnan(column[-1]), 0, name)  # the last model always is evaluated
-    once = dict(zip(SWEEP, sweep)) | {
-        "hash": directory.parent.name,
-        "hparams": json.dumps(hparams, sort_keys=True),
-        "hparams_seed": first["hparams_seed"],
-        "trial_seed": first["trial_seed"],
-    }
-    return once | {f"{HPARAM}{name}": value for name, value in hparams.items()}, by_round, local_test[:, 1].astype(np.float32)
+    ours, theirs = dataclasses.asdict(settings), results.get("settings")
+    require(isinstance(theirs, dict) and theirs.keys() <= ours.keys(), "settings", theirs)
+    for name, value in theirs.items():
+        same = str(value).lower() == ours[name].lower() if name == "algorithm" else value == ours[name]
+        require(same and type(value) is type(ours[name]), f"settings.{name}", value)
+    seed = results.get("trial_seed")
+    require(type(seed) is int and f"trial_{seed}" == directory.name, "trial_seed", seed)
+    require(type(results.get("hparams_seed")) is int, "hparams_seed", results.get("hparams_seed"))
+    for name in ("personal", "has_global_model"):
+        require(type(results.get(name)) is bool, name, results.get(name))
+    hparams = results.get("hparams")
+    require(isinstance(hparams, dict), "hparams", hparams)
+    for name, value in hparams.items():
+        require(type(value) in (int, float), f"hparams.{name}", value)
+    if hparams_hash(hparams) != directory.parent.name:
+        raise BrokenError(f"{str(path)!r} is of other hyper-parameters than its directory: {shown(hparams)}")
+    curves = results.get("curves")
+    require(isinstance(curves, dict), "curves", curves)
+    for name in CURVES:
+        listed = curves.get(name)
+        is_curve = isinstance(listed, list) and len(listed) == settings.rounds and set(map(type, listed)) <= _NUMBER_OR_NULL
+        require(is_curve, f"curves.{name}", listed)
+    try:
+        values = np.array([curves[name] for name in CURVES], dtype=np.float64)  # null is NaN
+    except OverflowError as error:
+        raise BrokenError(f"{str(path)!r}: {error}") from error
+    is_wrong = ((values < 0) | (values > _LARGEST) | np.isinf(values)).any(axis=1)
+    for name in np.array(list(CURVES))[is_wrong]:
+        require(False, f"curves.{name}", curves[name])
+    for name in ("val_acc", "accuracy"):
+        require(curves[name][-1] is not None, f"curves.{name}", curves[name])  # the last model is always evaluated
+    return results | {"curves": dict(zip(CURVES, values))}
 
 
 _NUMBER_OR_NULL = {int, float, type(None)}
-_MOST = np.array(list(BY_ROUND.values()))[:, None]
 
 
-def _outside(values) -> np.ndarray:
-    """Which of BY_ROUND have a number that cannot be, bool [metrics], in values [metrics, rounds], NaN aside."""
-    return ((values < 0) | (values > _MOST) | np.isinf(values)).any(axis=1)
+def _read_clients(path: pathlib.Path, settings: Settings) -> dict[str, np.ndarray]:
+    """The arrays of a trial's clients.npz. Allocates no more than these settings need, whatever the file promises. Raises
+    BrokenError or OSError."""
+    metrics = [f"{samples}_{what}" for samples in ("train", "val", "local") for what in ("loss", "acc")]
+    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+        **dict.fromkeys(metrics, (np.float32, (settings.num_clients, settings.rounds))),
+        **dict.fromkeys(("train_samples", "val_samples", "local_samples"), (np.int64, (settings.num_clients,))),
+    }
+    try:
+        with zipfile.ZipFile(io.BytesIO(read_regular(path, MAX_CLIENTS_BYTES))) as archive:
+            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in shapes):
+                raise BrokenError(f"{str(path)!r} holds the arrays {shown(archive.namelist())} instead of {list(shapes)}")
+            arrays = {name: _read_array(archive, name, *shape) for name, shape in shapes.items()}
+    except (ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise BrokenError(f"{str(path)!r}: {error}") from error
+    for name, values in arrays.items():
+        largest = 1 if name.endswith("_acc") else np.inf
+        if ((values < 0) | (values > largest) | np.isinf(values)).any():
+            raise BrokenError(f"{str(path)!r}: {name} has values that cannot be")
+    return arrays
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of `archive`. Raises ValueError if it is not of this kind and shape."""
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    if size > MAX_CLIENTS_BYTES:
+        raise ValueError(f"{name} is larger than {MAX_CLIENTS_BYTES >> 20} MB")
+    with archive.open(f"{name}.npy") as member:
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise ValueError(f"{name} is in another version of numpy's format")
+        its_shape, is_fortran, its_kind = np.lib.format.read_array_header_1_0(member)
+        if (its_shape, its_kind) != (shape, kind) or (is_fortran and len(shape) > 1):
+            raise ValueError(f"{name} is {its_kind} {list(its_shape)}, not {np.dtype(kind)} {list(shape)}")
+        content = member.read(size + 1)
+        if len(content) != size:
+            raise ValueError(f"{name} has another length than its header says")
+    return np.frombuffer(content, kind).reshape(shape)
+
+
+def _check_clients(directory, by_round, clients, personal: bool):
+    """Raises BrokenError if the curves are not those of these clients, as if one of the files came from another trial."""
+    train, val, local = (np.stack([clients[f"{name}_loss"], clients[f"{name}_acc"]], 1) for name in ("train", "val", "local"))
+    test = np.stack([by_round["test_loss"], by_round["test_acc"]])
+    samples = [clients[f"{name}_samples"] for name in ("train", "val", "local")]
+    for name, values in over_clients(train, val, test, local, samples, personal).items():
+        if not np.allclose(values, by_round[name], rtol=1e-4, atol=1e-5, equal_nan=True):  # float32 here, float64 there
+            raise BrokenError(f"{str(directory / trial.CLIENTS)!r} is not of the trial in {trial.RESULTS} beside it: {name}")
+
+
+def _columns(sweep, directory: pathlib.Path, results: dict) -> tuple[dict, dict]:
+    """The columns of a trial that have one value, and those that have one a round."""
+    once = dict(zip(SWEEP, sweep)) | {
+        "hash": directory.parent.name,
+        "hparams": json.dumps(results["hparams"], sort_keys=True),
+        "hparams_seed": results["hparams_seed"],
+        "trial_seed": results["trial_seed"],
+        **{f"{HPARAM}{name}": value for name, value in results["hparams"].items()},
+    }
+    rounds = len(results["curves"]["accuracy"])
+    return once, {"round": np.arange(1, rounds + 1), **results["curves"]}
+
+
+def _totals(by_round: dict) -> dict:
+    """The columns of the frame that count up."""
+    return {"seconds": np.cumsum(by_round["round_seconds"]), "bytes_sent": np.cumsum(by_round["bytes_sent"])}
 
 
 def _provenance(results) -> dict:
@@ -267,7 +305,7 @@ def _provenance(results) -> dict:
 
 
 def _codes(results) -> set:
-    """The versions of the code that computed a client's results."""
+    """The versions of the code that computed a trial."""
     try:
         return {str(run["code"]) for run in _provenance(results)["runs"]}
     except (KeyError, TypeError):

@@ -6,7 +6,6 @@ scipy.stats, which takes two seconds to import, is imported where it is used.
 import numpy as np
 import pandas
 
-from federated import algorithms
 from federated.results import HPARAM, SWEEP, TRIAL, hparams_of
 
 # What counts of a trial, and as the best setting; the first one is honest
@@ -38,9 +37,9 @@ def chosen(rounds: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> tupl
     return rows[~rows["hash"].isin(left_out)], left_out
 
 
-def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> pandas.DataFrame:
-    """A row for each setting of one sweep's `chosen` rows, the best first, with means over trials."""
-    algorithm = algorithms.load(rows["algorithm"].iloc[0])
+def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION, has_global_model: bool = True) -> pandas.DataFrame:
+    """A row for each setting of one sweep's `chosen` rows, the best first, with means over trials. `has_global_model`: see
+    federated.results.Kind."""
     settings = []
     for _, group in rows.groupby("hash", sort=False):
         first = group.iloc[0]
@@ -55,7 +54,7 @@ def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> pandas
                 "accuracy_high": high,
                 "score": group["score"].mean(),
                 "val_acc": group["val_acc"].mean(),
-                "test_acc": group["test_acc"].mean() if algorithm.has_global_model else np.nan,
+                "test_acc": group["test_acc"].mean() if has_global_model else np.nan,
                 **{name: group[name].mean() for name in rows if name.startswith("local_acc_")},
                 **{name: first[name] for name in hparams_of(rows)},
             }

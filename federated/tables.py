@@ -5,7 +5,6 @@ import html
 import pandas
 from tabulate import tabulate
 
-from federated import algorithms
 from federated.results import HPARAM, SWEEP
 from federated.statistics import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, detectable
 
@@ -62,12 +61,11 @@ def summary(results: pandas.DataFrame, settings: dict, selection: str, target: f
     return pandas.DataFrame(rows)
 
 
-def notes(results: pandas.DataFrame, selection: str) -> list[str]:
-    """What has to be known to read the table."""
+def notes(personal: list[str], selection: str) -> list[str]:
+    """What has to be known to read the table, in which clients have models of their own under the algorithms `personal`."""
     lines = []
     if selection != DEFAULT_SELECTION:
         lines.append(f"Selection {selection!r}: {SELECTIONS[selection]}.")
-    personal = [name for name in results["algorithm"].unique() if algorithms.load(name).personal]
     if personal:
         lines.append(
             f"The accuracy of {', '.join(personal)} is that of the clients' own models: each test sample is judged by the "

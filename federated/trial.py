@@ -1,7 +1,9 @@
 """A trial: its directory, which is all that is known of it.
 
-OUTPUT_DIR/<sweep>/<md5 of hparams>/trial_<seed>/          one trial: logs, lock, checkpoint, failed.json, events
-…/trial_<seed>/client_<i>/results.json, done               one client's results; done is written last
+OUTPUT_DIR/<sweep>/<md5 of hparams>/trial_<seed>/    one trial: logs, lock, checkpoint, failed.json, event file
+…/trial_<seed>/results.json                          settings, seeds, hyper-parameters, curves by round, provenance
+…/trial_<seed>/clients.npz                           the metrics of each client by round
+…/trial_<seed>/done                                  written last: whether it exists says whether the trial is done
 """
 
 import contextlib
@@ -14,6 +16,8 @@ import pathlib
 import re
 import time
 
+import numpy as np
+
 from federated import algorithms
 from federated.files import write_atomically
 from federated.lock import Lock, Locked, Owner, read_lock
@@ -25,12 +29,12 @@ def hparams_hash(hparams: dict) -> str:
 
 
 # Files of a trial's directory
-RESULTS, DONE, FAILED, MODEL = "results.json", "done", "failed.json", "model.pt"
+RESULTS, CLIENTS, DONE, FAILED, MODEL = "results.json", "clients.npz", "done", "failed.json", "model.pt"
 CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
 EVENTS = "events.out.tfevents.*.trial"  # TensorBoard looks for names that begin so
 # All that a trial writes there: nothing else is ever deleted
 _OWN_FILES = re.compile(
-    "|".join(map(re.escape, (RESULTS, DONE, FAILED, MODEL, *CHECKPOINTS)))
+    "|".join(map(re.escape, (RESULTS, CLIENTS, DONE, FAILED, MODEL, *CHECKPOINTS)))
     + f"|{fnmatch.translate(EVENTS)}"
     + r"|(server|client_process_\d+)\.log|\.[a-z.]+\.[0-9a-f]+\.tmp"
 )
@@ -54,22 +58,20 @@ class Trial:
     trial_seed: int
     directory: pathlib.Path
 
-    def client_directory(self, client: int) -> pathlib.Path:
-        return self.directory / f"client_{client}"
-
     def log(self, role: str) -> pathlib.Path:
         return self.directory / f"{role}.log"
 
     def is_done(self) -> bool:
-        return all(path.with_name(DONE).exists() and path.exists() for path in self._results())
+        return (self.directory / DONE).exists()
 
-    def cut_results(self) -> list[pathlib.Path]:
-        """The results.json of a trial that is done which are not whole, by their first and last byte: all of them are read
-        where they are collected."""
-        return [path for path in self._results() if not _is_braced(path)]
-
-    def _results(self):
-        return [self.client_directory(client) / RESULTS for client in range(self.settings.num_clients)]
+    def broken_results(self) -> list[pathlib.Path]:
+        """The result files of a done trial that are missing or cut, by their first and last bytes. collect_results.py reads
+        and checks them whole."""
+        return [
+            self.directory / name
+            for name, (start, end, end_bytes) in _FRAMES.items()
+            if not _is_framed(self.directory / name, start, end, end_bytes)
+        ]
 
     def state(self) -> str:
         """NOT_LAUNCHED, INCOMPLETE, RUNNING or COMPLETE, by what is on disk now."""
@@ -92,13 +94,12 @@ class Trial:
         return [part for name, value in sorted(options.items()) for part in (f"--{name}", str(value))]
 
     def description(self) -> dict:
-        """How results.json tells which trial it is of."""
-        shown = ("dataset", "model_arch", "algorithm")
+        """What results.json says of the trial, besides what was measured."""
         return {
-            **{name: getattr(self.settings, name) for name in shown},
+            "settings": dataclasses.asdict(self.settings),
             "hparams_seed": self.hparams_seed,
+            "hparams": self.hparams,
             "trial_seed": self.trial_seed,
-            **self.hparams,
         }
 
     def identity(self) -> dict:
@@ -112,36 +113,26 @@ class Trial:
         }
 
     def prepare(self):
-        """Make the directories of the trial and note its sweep's settings."""
+        """Make the directory of the trial and write its sweep's settings."""
         write_sweep_file(self.directory.parent.parent, self.settings)
-        for client in range(self.settings.num_clients):
-            self.client_directory(client).mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
 
     def delete(self):
-        """Delete the files this trial made, and its directories where nothing else is left in them. Raises Locked."""
+        """Delete the files that this trial made, and its directory if nothing else is left in it. Raises Locked."""
         if self.directory.is_symlink() or not self.directory.is_dir():
             return
         lock = Lock(self.directory)
-        directories = self._directories()
-        for directory in directories:
-            for path in directory.iterdir():
-                if _OWN_FILES.fullmatch(path.name) and not path.is_dir():
-                    path.unlink()
+        for path in self.directory.iterdir():
+            if _OWN_FILES.fullmatch(path.name) and not path.is_dir():
+                path.unlink()
         lock.release()
-        for directory in reversed(directories):
-            with contextlib.suppress(OSError):
-                directory.rmdir()
-
-    def _directories(self):
-        """The trial's own directories that exist: no link is followed."""
-        below = [path for path in self.directory.glob("client_*") if path.is_dir() and not path.is_symlink()]
-        return [self.directory, *below]
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
 
     def remove_half_written(self):
         """Remove what a process that was killed had not finished writing."""
-        for directory in self._directories():
-            for path in directory.glob(".*.tmp"):
-                path.unlink(missing_ok=True)
+        for path in self.directory.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     def record_failure(self, role: str, reason: str, log_lines: list[str] = ()):
         """Write failed.json: which process ended the trial, why, the last lines of its log, and the earlier failures."""
@@ -173,19 +164,22 @@ class Trial:
         for name in (FAILED, *CHECKPOINTS):
             (self.directory / name).unlink(missing_ok=True)
 
-    def write_results(self, client: int, results: dict):
-        """Write results.json of one client, whole, and then its done."""
-        directory = self.client_directory(client)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / RESULTS, json.dumps(results, allow_nan=False) + "\n")
-        write_atomically(directory / DONE, "")
+    def write_results(self, results: dict, clients: dict[str, np.ndarray]):
+        """Write clients.npz and results.json, each whole or absent, and then the mark that the trial is done."""
+        write_atomically(self.directory / CLIENTS, lambda file: np.savez_compressed(file, **clients))
+        write_atomically(self.directory / RESULTS, json.dumps(results, allow_nan=False) + "\n")
+        write_atomically(self.directory / DONE, "")
 
 
-def _is_braced(path: pathlib.Path) -> bool:
+# How a whole file begins, how its end begins, and how many bytes that end has; of a zip file, the last record
+_FRAMES = {RESULTS: (b"{", b"}\n", 2), CLIENTS: (b"PK\x03\x04", b"PK\x05\x06", 22)}
+
+
+def _is_framed(path: pathlib.Path, start: bytes, end: bytes, end_bytes: int) -> bool:
     try:
         with open(path, "rb") as file:
-            first = file.read(1)
-            file.seek(-2, os.SEEK_END)
-            return (first, file.read()) == (b"{", b"}\n")
+            first = file.read(len(start))
+            file.seek(-end_bytes, os.SEEK_END)
+            return first == start and file.read(len(end)) == end
     except OSError:
         return False

@@ -1,0 +1,105 @@
+"""What a trial measures, round by round."""
+
+import math
+import time
+
+import numpy as np
+
+from federated import algorithms
+from federated.evaluation import Plan, over_clients, weighted_mean
+from federated.trial import Diverged
+
+
+class Record:
+    """The metrics of a trial, round by round, in arrays that start as NaN: it stays where a client did not train or nothing
+    was evaluated. Index 0 of a metric is the loss, 1 the accuracy; entry r of an evaluation is of the model after r rounds.
+    """
+
+    def __init__(self, settings, plan: Plan, parts, exchanged_bytes: int):
+        """`exchanged_bytes` are what the server and a participant send each other in a round."""
+        self.rounds, self._plan, self._exchanged_bytes = settings.rounds, plan, exchanged_bytes
+        self._personal = algorithms.load(settings.algorithm).personal
+        self._samples = [[len(getattr(part, name)) for part in parts] for name in ("train", "val", "test")]
+        self._val_samples = self._samples[1]
+        shapes = {
+            "train": (settings.rounds, 2, settings.num_clients),
+            "test": (settings.rounds + 1, 2),
+            "val": (settings.rounds + 1, 2, settings.num_clients),
+            "local_test": (settings.rounds + 1, 2, settings.num_clients),
+            "step_time": (settings.rounds,),
+        }
+        self.arrays = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
+        self._told = 0.0
+
+    def evaluated(self, round, rows):
+        """Note the metrics of the model after `round` rounds, from the memory's rows of evaluation."""
+        metrics = self._plan.metrics(rows)
+        for name, values in metrics.items():
+            self.arrays[name][round] = values
+        if not (np.isfinite(metrics["test"]).all() and np.isfinite(metrics["val"]).all()):
+            raise Diverged(f"diverged: the loss after round {round} of {self.rounds} is not finite")
+        if time.monotonic() - self._told > 1 or round == self.rounds:
+            self._told = time.monotonic()
+            val = weighted_mean(metrics["val"][1], self._val_samples)
+            test = metrics["test"][1]
+            print(f"round {round}/{self.rounds}: test accuracy {test:.4f}, validation accuracy {val:.4f}", flush=True)
+
+    def best_round(self) -> int | None:
+        """The one with the best validation accuracy, weighted by samples, the earlier of equal ones; None before any.
+        It is that of collect_results.py: the initial model does not count."""
+        accuracies = weighted_mean(self.arrays["val"][1:, 1].T, self._val_samples)
+        return None if np.isnan(accuracies).all() else int(np.nanargmax(accuracies)) + 1
+
+    def trained(self, round, messages, seconds):
+        """Note what the participants of `round`, counted from 0, reported."""
+        for client, message in messages.items():
+            self.arrays["train"][round, :, client] = message["loss"], message["accuracy"]
+        self.arrays["step_time"][round] = seconds
+        if not all(math.isfinite(message["loss"]) and math.isfinite(message["accuracy"]) for message in messages.values()):
+            raise Diverged(f"diverged: a training loss of round {round + 1} of {self.rounds} is not finite")
+
+    def over_clients(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """evaluation.over_clients of the rounds from `start` to before `stop`, counted from 0."""
+        first = {"train": start, "val": start + 1, "test": start + 1, "local_test": start + 1}
+        train, val, test, local_test = (  # contiguous, as the bits of a sum depend on the memory's order
+            np.ascontiguousarray(self.arrays[name][row : row + stop - start].T) for name, row in first.items()
+        )
+        return over_clients(train, val, test, local_test, self._samples, self._personal)
+
+    def trained_clients(self) -> list[int]:
+        """The clients that have trained so far."""
+        return np.flatnonzero(np.isfinite(self.arrays["train"][:, 0]).any(axis=0)).tolist()
+
+    def curves(self) -> dict[str, np.ndarray]:
+        """What results.json has for each round, [rounds] each: see evaluation.over_clients; entry r is of round r + 1."""
+        trained = np.isfinite(self.arrays["train"][:, 0]).sum(axis=1)
+        return {
+            **self.over_clients(0, self.rounds),
+            "round_seconds": self.arrays["step_time"],
+            "bytes_sent": trained * self._exchanged_bytes,
+        }
+
+    def results(self) -> dict:
+        """What results.json has of what was measured. A value that does not exist is None."""
+        return {
+            "initial_test_loss": float(self.arrays["test"][0, 0]),
+            "initial_test_acc": float(self.arrays["test"][0, 1]),
+            "curves": {
+                name: [None if math.isnan(value) else value for value in values.tolist()]
+                for name, values in self.curves().items()
+            },
+        }
+
+    def clients(self) -> dict[str, np.ndarray]:
+        """The arrays of clients.npz: float32 [clients, rounds] for each metric, NaN if there is none, and int64 [clients] for
+        each number of samples."""
+        after = {name: self.arrays[name][1:] for name in ("val", "local_test")}  # without the initial model
+        metrics = {"train": self.arrays["train"], "val": after["val"], "local": after["local_test"]}
+        return {
+            **{
+                f"{name}_{what}": np.ascontiguousarray(values[:, place].T, np.float32)
+                for name, values in metrics.items()
+                for place, what in enumerate(("loss", "acc"))
+            },
+            **{f"{name}_samples": np.array(sizes, np.int64) for name, sizes in zip(("train", "val", "local"), self._samples)},
+        }
