@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+from federated import protocol
 from federated.channel import PeerLost, knock
 from federated.options import Parser, UsageError, address, whole
 from federated.processes import MOST_PROCESSES, add_run_arguments, end_with_parent, exit_code_of
@@ -68,26 +69,23 @@ def serve(args):
     my_blocks = worker.plan.blocks_of(process, processes)
     keeps = bool(memory.clients.size)
     with telling_progress(channel, worker, args.timeout):
-        channel.send({"ready": worker.device_name()})
+        channel.send(protocol.ready(worker.device_name()))
         while "stop" not in (message := channel.receive()):
             worker.receive()
             if message["evaluate"]:
                 start = time.perf_counter()
                 worker.evaluate(my_blocks)
-                seconds = {"evaluation": time.perf_counter() - start}
-                channel.send(
-                    {"evaluated": message["round"], "seconds": seconds}, [("evaluation", block) for block in my_blocks]
-                )
+                answer = protocol.evaluated(message["round"], time.perf_counter() - start)
+                channel.send(answer, [("evaluation", block) for block in my_blocks])
             for position, number in enumerate(message["train"]):
                 start = time.perf_counter()
                 client = worker.train(number, message["round"])
-                metrics = client.metrics()
-                seconds = {"training": time.perf_counter() - start}
+                answer = protocol.trained(number, **client.metrics(), seconds=time.perf_counter() - start)
                 if position:  # the row still holds the update before, until the server has added it
                     channel.receive()
                 worker.upload(client, updates)
                 rows = [("updates", process)] + [("clients", number)] * keeps
-                channel.send({"trained": number, **metrics, "seconds": seconds}, rows)
+                channel.send(answer, rows)
 
 
 class telling_progress:

@@ -528,7 +528,7 @@ def check_open_files(jobs=0, processes=0):
 def preload(trials, more=()):
     """Have trials fork from a process that has imported what they need, and the modules `more`."""
     check_open_files()
-    modules = dict.fromkeys(("server_benchmark", "client_benchmark", "federated.training", *more))
+    modules = dict.fromkeys(("server_benchmark", "client_benchmark", "federated.rounds", "federated.training", *more))
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))

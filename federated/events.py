@@ -11,14 +11,15 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from federated.record import Record
 from federated.trial import EVENTS, Trial
 
 
 class Events:
     """The file of one run of a trial. It takes the place of those of earlier runs, whose rounds are in the record."""
 
-    def __init__(self, this: Trial, record):
-        """`record` is the server_benchmark.Record that rounds are taken from."""
+    def __init__(self, this: Trial, record: Record):
+        """`record` has the rounds."""
         for path in this.directory.glob(EVENTS):
             path.unlink()
         name = EVENTS.replace("*", f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}")

@@ -7,16 +7,23 @@ import numpy as np
 
 from federated import algorithms
 from federated.evaluation import Plan, over_clients, weighted_mean
+from federated.log_lines import RoundLine
+from federated.partition import Part
+from federated.settings import Settings
 from federated.trial import Diverged
+
+SELECTED = "selected_model"  # the weights of the best round so far [size], in Record.arrays
 
 
 class Record:
-    """The metrics of a trial, round by round, in arrays that start as NaN: it stays where a client did not train or nothing
-    was evaluated. Index 0 of a metric is the loss, 1 the accuracy; entry r of an evaluation is of the model after r rounds.
+    """The metrics of a trial, round by round, in `arrays`, which are part of a checkpoint. They start as NaN, which stays if a
+    client did not train or nothing was evaluated. Index 0 of a metric is the loss, 1 the accuracy; entry r of an evaluation
+    is of the model after r rounds.
     """
 
-    def __init__(self, settings, plan: Plan, parts, exchanged_bytes: int):
-        """`exchanged_bytes` are what the server and a participant send each other in a round."""
+    def __init__(self, settings: Settings, plan: Plan, parts: list[Part], exchanged_bytes: int, selected_size: int = 0) -> None:
+        """The server and a participant send each other `exchanged_bytes` in a round. With `selected_size`, the size of the
+        flat model, the record keeps the weights of the best round so far."""
         self.rounds, self._plan, self._exchanged_bytes = settings.rounds, plan, exchanged_bytes
         self._personal = algorithms.load(settings.algorithm).personal
         self._samples = [[len(getattr(part, name)) for part in parts] for name in ("train", "val", "test")]
@@ -29,37 +36,41 @@ class Record:
             "step_time": (settings.rounds,),
         }
         self.arrays = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
-        self._told = 0.0
+        if selected_size:
+            self.arrays[SELECTED] = np.zeros(selected_size, np.float32)
+        self._printed = 0.0
 
-    def evaluated(self, round, rows):
-        """Note the metrics of the model after `round` rounds, from the memory's rows of evaluation."""
+    def evaluated(self, round: int, rows: np.ndarray, weights: np.ndarray) -> None:
+        """Record the metrics of the model after `round` rounds, whose `weights` are [size], from the memory's rows of
+        evaluation. Raises Diverged if one is not finite."""
         metrics = self._plan.metrics(rows)
         for name, values in metrics.items():
             self.arrays[name][round] = values
         if not (np.isfinite(metrics["test"]).all() and np.isfinite(metrics["val"]).all()):
             raise Diverged(f"diverged: the loss after round {round} of {self.rounds} is not finite")
-        if time.monotonic() - self._told > 1 or round == self.rounds:
-            self._told = time.monotonic()
-            val = weighted_mean(metrics["val"][1], self._val_samples)
-            test = metrics["test"][1]
-            print(f"round {round}/{self.rounds}: test accuracy {test:.4f}, validation accuracy {val:.4f}", flush=True)
+        if SELECTED in self.arrays and round == self.best_round():
+            self.arrays[SELECTED][:] = weights
+        if time.monotonic() - self._printed > 1 or round == self.rounds:
+            self._printed = time.monotonic()
+            val_acc = weighted_mean(metrics["val"][1], self._val_samples)
+            print(RoundLine(round, self.rounds, metrics["test"][1], val_acc), flush=True)
 
     def best_round(self) -> int | None:
-        """The one with the best validation accuracy, weighted by samples, the earlier of equal ones; None before any.
-        It is that of collect_results.py: the initial model does not count."""
+        """The round with the best validation accuracy, weighted by samples, the earliest of equal ones; None before any. The
+        initial model does not count, as in collect_results.py."""
         accuracies = weighted_mean(self.arrays["val"][1:, 1].T, self._val_samples)
         return None if np.isnan(accuracies).all() else int(np.nanargmax(accuracies)) + 1
 
-    def trained(self, round, messages, seconds):
-        """Note what the participants of `round`, counted from 0, reported."""
-        for client, message in messages.items():
-            self.arrays["train"][round, :, client] = message["loss"], message["accuracy"]
+    def trained(self, round: int, reports: dict[int, dict], seconds: float) -> None:
+        """Record what the participants of `round`, counted from 0, reported. Raises Diverged if a number is not finite."""
+        for client, report in reports.items():
+            self.arrays["train"][round, :, client] = report["loss"], report["accuracy"]
         self.arrays["step_time"][round] = seconds
-        if not all(math.isfinite(message["loss"]) and math.isfinite(message["accuracy"]) for message in messages.values()):
+        if not all(math.isfinite(report["loss"]) and math.isfinite(report["accuracy"]) for report in reports.values()):
             raise Diverged(f"diverged: a training loss of round {round + 1} of {self.rounds} is not finite")
 
     def over_clients(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """evaluation.over_clients of the rounds from `start` to before `stop`, counted from 0."""
+        """The curves over the rounds from `start` to before `stop`, counted from 0: see evaluation.over_clients."""
         first = {"train": start, "val": start + 1, "test": start + 1, "local_test": start + 1}
         train, val, test, local_test = (  # contiguous, as the bits of a sum depend on the memory's order
             np.ascontiguousarray(self.arrays[name][row : row + stop - start].T) for name, row in first.items()
@@ -67,7 +78,7 @@ class Record:
         return over_clients(train, val, test, local_test, self._samples, self._personal)
 
     def trained_clients(self) -> list[int]:
-        """The clients that have trained so far."""
+        """The numbers of the clients that have trained so far."""
         return np.flatnonzero(np.isfinite(self.arrays["train"][:, 0]).any(axis=0)).tolist()
 
     def curves(self) -> dict[str, np.ndarray]:

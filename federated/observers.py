@@ -1,0 +1,104 @@
+"""What hangs on the rounds of a trial but is no learning: time, checkpoints, event files, the best model."""
+
+import time
+import typing
+
+import torch
+
+from federated import checkpoint, models
+from federated.datasets import Spec
+from federated.files import write_atomically
+from federated.flat import Flat
+from federated.record import SELECTED, Record
+from federated.trial import MODEL, Trial
+
+# The largest share of a trial's time that goes into checkpoints, unless each round makes one
+CHECKPOINT_SHARE = 0.05
+
+
+class Observer:
+    """Three hooks on the loop over rounds."""
+
+    def start(self) -> None:
+        """All client processes have joined."""
+
+    def after_round(self, round: int) -> None:
+        """The global model has made the step of `round`, counted from 1."""
+
+    def finish(self) -> None:
+        """All rounds are over and the client processes have been told to stop. What is written here comes before `done`."""
+
+
+class Clock(Observer):
+    """Where the time of a trial goes: the server's own stages and, of its rounds, what client processes computed."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def note(self, stage: str) -> None:
+        """Count the time since the last note as that of `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
+
+    def add(self, seconds: dict[str, float]) -> None:
+        for stage, more in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + more
+
+    def start(self) -> None:
+        self.note("join")
+
+    def finish(self) -> None:
+        self.note("rounds")
+
+
+class Checkpoints(Observer):
+    """Saves what a trial needs to resume, at round ends, every so often."""
+
+    def __init__(self, trial: Trial, record: Record, snapshot, every_seconds: float, clock: Clock) -> None:
+        """snapshot(round) returns the state and the arrays to save; `every_seconds` 0: after each round."""
+        self._trial, self._record, self._snapshot = trial, record, snapshot
+        self._every_seconds, self._clock = every_seconds, clock
+        self._next = time.monotonic() + every_seconds
+
+    def after_round(self, round: int) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._trial.check_not_taken_over()
+        begin = time.monotonic()
+        checkpoint.save(self._trial.directory, *self._snapshot(round))
+        took = time.monotonic() - begin
+        if self._every_seconds:  # a large model with many clients may take long to write
+            self._next = time.monotonic() + max(self._every_seconds, took / CHECKPOINT_SHARE)
+        self._clock.add({"checkpoint": took})
+
+
+class EventFile(Observer):
+    """Writes TensorBoard's event file as the trial runs."""
+
+    def __init__(self, trial: Trial, record: Record) -> None:
+        from federated.events import Events  # needs a package that not everybody has
+
+        self._events = Events(trial, record)
+
+    def after_round(self, round: int) -> None:
+        self._events.write(round - 1)  # the model after `round` rounds is evaluated in the next one
+
+    def finish(self) -> None:
+        self._events.finish()
+
+
+class BestModel(Observer):
+    """Writes the model of the best round as a plain state_dict, which torch loads without this project."""
+
+    def __init__(self, trial: Trial, record: Record, spec: Spec) -> None:
+        self._trial, self._record, self._spec = trial, record, spec
+
+    def finish(self) -> None:
+        trial = self._trial
+        model = models.build(trial.settings.model_arch, self._spec, trial.hparams["dropout_rate"], 0)
+        Flat(model).weights.copy_(torch.from_numpy(self._record.arrays[SELECTED]))
+        tensors: dict[str, typing.Any] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        trial.check_not_taken_over()
+        write_atomically(trial.directory / MODEL, lambda file: torch.save(tensors, file))

@@ -1,0 +1,73 @@
+"""The messages between a trial's server and its client processes, in the order in which a trial sends them.
+
+Each function writes one message, which is a small JSON object. Its receiver may call the same function with a type or a
+predicate in place of a value: the result is the schema that `channel.fits` checks what arrives against.
+"""
+
+import dataclasses
+
+from federated.channel import is_duration
+from federated.settings import Settings
+from federated.version import CODE
+
+
+def hello(process: int | None) -> dict:
+    """Client process -> server, once it has shown that it has the key: which one it is, if it was told."""
+    return {} if process is None else {"process": process}
+
+
+def refusal(reason: str) -> dict:
+    """Server -> client process: it may not join."""
+    return {"refused": reason}
+
+
+def welcome(process: int, processes: int, settings: Settings, hparams: dict, trial_seed: int, memory: dict) -> dict:
+    """Server -> client process: what the trial computes, and the `shapes` of the memory that follows."""
+    return {
+        "code": CODE,
+        "process": process,
+        "processes": processes,
+        "settings": dataclasses.asdict(settings),
+        "hparams": hparams,
+        "trial_seed": trial_seed,
+        "memory": memory,
+    }
+
+
+def ready(device) -> dict:
+    """Client process -> server: it has loaded the data and works on this device."""
+    return {"ready": device}
+
+
+READY_SCHEMA = ready(str)
+
+
+def work(round: int, evaluate: bool, train: list[int]) -> dict:
+    """Server -> client process, with the rows that it needs: evaluate the weights of `round`, train these clients from them."""
+    return {"round": round, "evaluate": evaluate, "train": train}
+
+
+def evaluated(round: int, seconds) -> dict:
+    """Client process -> server, with the rows of its blocks: they are evaluated."""
+    return {"evaluated": round, "seconds": {"evaluation": seconds}}
+
+
+def evaluated_schema(round: int) -> dict:
+    return evaluated(round, is_duration)
+
+
+def trained(client: int, loss, accuracy, seconds) -> dict:
+    """Client process -> server, with the update and what the client keeps: a client has trained; its means over its samples."""
+    return {"trained": client, "loss": loss, "accuracy": accuracy, "seconds": {"training": seconds}}
+
+
+def trained_schema(client: int) -> dict:
+    return trained(client, float, float, is_duration)
+
+
+def added(client: int) -> dict:
+    """Server -> client process: the update of `client` is added to the sum, so its row may take the next one."""
+    return {"added": client}
+
+
+STOP = {"stop": True}  # server -> client process: the trial is over

@@ -1,0 +1,307 @@
+"""The server of one trial: set up, resume, accept the client processes, lead the rounds, finish.
+
+Read `run` first: it is the loop over rounds. One exchange of messages a round asks the client processes for the evaluation of
+the weights that it brings and for training from them.
+"""
+
+import contextlib
+import math
+import os
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+
+from federated import algorithms, checkpoint, datasets, models, partition, protocol, provenance, version
+from federated.algorithms.fedavg import Server
+from federated.channel import Channel, Door, Hub, Memory
+from federated.evaluation import BLOCK, Plan
+from federated.flat import Flat
+from federated.observers import BestModel, Checkpoints, Clock, EventFile, Observer
+from federated.options import UsageError
+from federated.record import SELECTED, Record
+from federated.seeds import stream_seed
+from federated.settings import check_has_model
+from federated.training import batch_sizes, row_size_of
+from federated.trial import Diverged, Trial
+
+
+def serve(trial: Trial, listener: Door, processes: int, options) -> torch.Tensor:
+    """Lead a trial from its first client process's joining to its results. Returns the broadcast vectors [broadcasts, size]
+    after the last round."""
+    server = TrialServer(trial, processes, options)
+    server.resume()
+    server.accept_clients(listener)
+    server.run()
+    return server.finish()
+
+
+class TrialServer:
+    """A trial as its server sees it.
+
+    memory      what the server and its client processes share, see `_shared_memory`
+    state       what the server half of the algorithm works on: the broadcast vectors and its own
+    average     [uploads, size]: the weighted sum of the updates of the last exchange
+    record      what was measured so far
+    runs        where and with what code the trial ran so far, this run last
+    """
+
+    def __init__(self, trial: Trial, processes: int, options) -> None:
+        """Load the data, make the initial model from the trial's seed, and lay out the memory."""
+        self.clock = Clock()
+        self.trial, self.processes, self.options = trial, processes, options
+        self.settings, hparams = trial.settings, trial.hparams
+        torch.set_num_threads(self.settings.threads)
+        self.algorithm = algorithms.load(self.settings.algorithm)(hparams)
+        if options.save_model:
+            check_has_model(self.settings)
+        data = datasets.load(self.settings.dataset, options.data_dir)
+        self.spec = data.spec
+        parts = partition.split(data, self.settings, trial.trial_seed)
+        self.plan = Plan(parts, len(data.test_labels), self.algorithm.personal)
+        seed = stream_seed(trial.trial_seed, "model")
+        flat = Flat(models.build(self.settings.model_arch, data.spec, hparams["dropout_rate"], seed))
+        self.memory = self._shared_memory(flat)
+        self.state = Server(
+            broadcast=torch.from_numpy(self.memory.broadcast),
+            state=torch.zeros(self.algorithm.server_vectors, flat.size),
+            num_parameters=flat.num_parameters,
+            num_clients=self.settings.num_clients,
+        )
+        self.state.weights.copy_(flat.weights)
+        self.algorithm.start(self.state)
+        self.average = torch.empty(self.algorithm.uploads, flat.size)
+        self._updates = [torch.from_numpy(row).view(self.algorithm.uploads, -1) for row in self.memory.updates]
+        samples = np.array([len(part.train) for part in parts])
+        self._samples = np.array([samples.sum()]) if self.algorithm.pooled else samples
+        self._steps = np.array([self.settings.local_epochs * len(batch_sizes(int(count), hparams)) for count in self._samples])
+        vector_bytes = self.memory.broadcast[0].nbytes
+        exchanged = (self.algorithm.broadcasts + self.algorithm.uploads) * vector_bytes
+        self.record = Record(self.settings, self.plan, parts, exchanged, flat.size if options.save_model else 0)
+
+    def _shared_memory(self, flat: Flat) -> Memory:
+        kept = row_size_of(self.settings, self.trial.hparams, flat)
+        self._clients_keep = kept > 0
+        return Memory(
+            {
+                "broadcast": (self.algorithm.broadcasts, flat.size),
+                "updates": (self.processes, self.algorithm.uploads * flat.size),
+                "clients": (self.settings.num_clients, kept),
+                "evaluation": (len(self.plan.blocks), 2 * BLOCK),
+            },
+            shared=True,
+        )
+
+    # Resume
+
+    def resume(self) -> None:
+        """Go on from the checkpoint that an earlier run of the trial has left, if there is one. Raises UsageError if it is of
+        another trial."""
+        run = {"round": 0, "code": version.CODE, "git_revision": version.git_revision(), "time": time.strftime("%FT%T%z")}
+        self.runs = [run]
+        stored = checkpoint.load(self.trial.directory)
+        if stored is None:
+            return
+        state, arrays = stored
+        if not self.options.save_model:
+            arrays.pop(SELECTED, None)
+        elif SELECTED not in arrays:
+            print("starts again: the checkpoint was made without --save_model, so the best model so far is lost", flush=True)
+            return
+        if state["trial"] != self.trial.identity():
+            raise UsageError(
+                f"{str(self.trial.directory)!r} holds the checkpoint of a trial with other settings: give those, or another "
+                "--output_dir"
+            )
+        targets = self._saved_arrays()
+        for name, array in arrays.items():
+            target = targets[name] if name in targets else self.memory.clients[int(name.removeprefix(CLIENT_PREFIX))]
+            target[...] = array
+        print(f"resumes after round {state['round']}", flush=True)
+        before = state["runs"][-1]
+        if before["code"] != run["code"]:
+            print(
+                f"the code has changed since round {before['round']}: it was {before['code']} "
+                f"(revision {before['git_revision']}) and is {run['code']} (revision {run['git_revision']})",
+                flush=True,
+            )
+        self.runs = [*state["runs"], run | {"round": state["round"]}]
+
+    def _saved_arrays(self) -> dict[str, np.ndarray]:
+        return {"broadcast": self.memory.broadcast, "server_state": self.state.state.numpy(), **self.record.arrays}
+
+    def _snapshot(self, round: int) -> tuple[dict, dict[str, np.ndarray]]:
+        """The state and the arrays of a checkpoint after `round` rounds."""
+        rows = {}
+        if self._clients_keep:
+            rows = {f"{CLIENT_PREFIX}{client}": self.memory.clients[client] for client in self.record.trained_clients()}
+        return {"round": round, "trial": self.trial.identity(), "runs": self.runs}, self._saved_arrays() | rows
+
+    # Accept the client processes
+
+    def accept_clients(self, listener: Door) -> None:
+        """Wait until all client processes have joined, tell them what the trial computes, and wait until they are ready."""
+        self.clock.note("start")
+        print(f"waiting for {self.processes} client processes at {listener.address}", flush=True)
+        self._channels: list[Channel] = []
+        for process, channel in enumerate(listener.admit(self.processes, self.options.timeout)):
+            trial = self.trial
+            channel.send(
+                protocol.welcome(process, self.processes, self.settings, trial.hparams, trial.trial_seed, self.memory.shapes)
+            )
+            channel.send_memory(self.memory)
+            channel.expect(protocol.READY_SCHEMA)
+            self._channels.append(channel)
+        listener.close()
+        self._hub = Hub(self._channels, self.options.timeout, sign_of_life=Heartbeat())
+        self.devices: dict[int, str] = {}
+        while len(self.devices) < self.processes:
+            process, message = self._hub.receive([each for each in range(self.processes) if each not in self.devices])
+            self.devices[process] = message["ready"]
+        self._blocks_of = [self.plan.blocks_of(process, self.processes) for process in range(self.processes)]
+        # A process evaluates a client's own model in it, so it needs what that client keeps
+        self._evaluated_clients = [{self.plan.blocks[block].client for block in blocks} - {None} for blocks in self._blocks_of]
+
+    # The rounds
+
+    def run(self) -> None:
+        """The rounds, from the first that is not done to the last, and the evaluation of the model that they end with."""
+        self._observers = self._make_observers()
+        for observer in self._observers:
+            observer.start()
+        rounds = self.settings.rounds
+        for round in range(self.runs[-1]["round"], rounds + 1):
+            start = time.perf_counter()
+            evaluate = round % self.settings.eval_every == 0 or round == rounds
+            training = self._participants(round) if round < rounds else []
+            if evaluate and training and self.algorithm.personal:
+                # Clients have models of their own, which training would change while other processes evaluate them
+                self._exchange(round, True, [])
+                evaluate = False
+            reports = self._exchange(round, evaluate, training)
+            if training:
+                if not math.isfinite(self.average.sum()):
+                    raise Diverged(f"diverged: an update of round {round + 1} of {rounds} is not finite")
+                self.algorithm.step(self.state, self.average)
+                self.record.trained(round, reports, time.perf_counter() - start)
+                for observer in self._observers:
+                    observer.after_round(round + 1)
+
+    def _participants(self, round: int) -> list[int]:
+        """The clients that train in `round`, in the order of their numbers; the first one stands for all if data is pooled."""
+        if self.algorithm.pooled:
+            return [0]
+        clients, count = self.settings.num_clients, self.settings.participants
+        if count == clients:
+            return list(range(clients))
+        rng = np.random.default_rng(stream_seed(self.trial.trial_seed, round, "participants"))
+        return sorted(rng.choice(clients, count, replace=False).tolist())
+
+    def _make_observers(self) -> list[Observer]:
+        trial, options, record = self.trial, self.options, self.record
+        observers = [self.clock, Checkpoints(trial, record, self._snapshot, options.checkpoint_seconds, self.clock)]
+        if options.tensorboard:
+            observers.append(EventFile(trial, record))
+        if options.save_model:
+            observers.append(BestModel(trial, record, self.spec))
+        return observers
+
+    def _exchange(self, round: int, evaluate: bool, training: list[int]) -> dict[int, dict]:
+        """Have the client processes evaluate the weights of `round` and train the clients `training` from them. Sums the
+        updates in `average`. Returns {client: what it reported}."""
+        self.state.samples, self.state.steps = self._samples[training], self._steps[training]
+        weights = self.algorithm.weights(self.state) if training else []
+        self._send_work(round, evaluate, training)
+        reports = self._collect(evaluate, training, weights)
+        if evaluate:
+            self.record.evaluated(round, self.memory.evaluation, self.state.weights.numpy())
+        return reports
+
+    def _send_work(self, round: int, evaluate: bool, training: list[int]) -> None:
+        """Tell each process what to do, and its channel what may come back."""
+        self._hub.expect(range(self.processes))
+        for process, channel in enumerate(self._channels):
+            clients = training[process :: self.processes]
+            rows = [("broadcast", row) for row in range(self.algorithm.broadcasts)]
+            if self._clients_keep:
+                evaluated = self._evaluated_clients[process] if evaluate else set()
+                rows += [("clients", client) for client in sorted(evaluated.union(clients))]
+            channel.send(protocol.work(round, evaluate, clients), rows)
+            if evaluate:
+                channel.expect(protocol.evaluated_schema(round), [("evaluation", block) for block in self._blocks_of[process]])
+            for client in clients:
+                kept = [("clients", client)] * self._clients_keep
+                channel.expect(protocol.trained_schema(client), [("updates", process), *kept])
+
+    def _collect(self, evaluate: bool, training: list[int], weights) -> dict[int, dict]:
+        """Receive all answers. Updates arrive in any order and are summed in client order, so that results do not depend on
+        timing. Wait only for evaluations and for the next update in that order: other processes may be blocked until theirs
+        is consumed."""
+        reports: dict[int, dict] = {}
+        added, evaluating = 0, set(range(self.processes)) if evaluate else set()
+        while added < len(training) or evaluating:
+            next_one = {added % self.processes} if added < len(training) else set()
+            process, message = self._hub.receive(evaluating | next_one)
+            self.clock.add(message.pop("seconds"))
+            if "evaluated" in message:
+                evaluating.remove(process)
+                continue
+            reports[message["trained"]] = message
+            while added < len(training) and training[added] in reports:
+                self._add_update(added, training, weights)
+                added += 1
+        return reports
+
+    def _add_update(self, place: int, training: list[int], weights) -> None:
+        """Add the update of client training[place] to `average`, and let its process fill the row again."""
+        process = place % self.processes
+        for upload, total, weight in zip(self._updates[process], self.average, weights):
+            if place:
+                total.add_(upload, alpha=weight[place])
+            else:
+                torch.mul(upload, weight[0], out=total)
+        if place + self.processes < len(training):
+            self._channels[process].send(protocol.added(training[place]))
+            self._hub.expect([process])
+
+    # Finish
+
+    def finish(self) -> torch.Tensor:
+        """Dismiss the client processes and write the results."""
+        for channel in self._channels:
+            channel.send(protocol.STOP)
+        self._hub.close()
+        for observer in self._observers:
+            observer.finish()
+        where = provenance.describe() | {
+            "devices": [self.devices[process] for process in range(self.processes)],
+            "seconds": self.clock.seconds,
+            "runs": self.runs,
+            "failures": self.trial.failures(),
+            "data_dir": os.path.abspath(self.options.data_dir),
+            "server_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        kind = {"personal": self.algorithm.personal, "has_global_model": self.algorithm.has_global_model}
+        self.trial.check_not_taken_over()
+        results = self.trial.description() | kind | self.record.results() | {"provenance": where}
+        self.trial.write_results(results, self.record.clients())
+        self.trial.forget_attempts()
+        return self.state.broadcast
+
+
+CLIENT_PREFIX = "client_"  # of the names of what clients keep, in a checkpoint
+
+
+class Heartbeat:
+    """Touches the log at most once a second. The launcher watches its time of change."""
+
+    def __init__(self) -> None:
+        self._touched = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._touched > 1:
+            self._touched = time.monotonic()
+            with contextlib.suppress(OSError):  # a closed terminal, a pipe
+                os.utime(sys.stdout.fileno())
