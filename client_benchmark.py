@@ -109,7 +109,7 @@ class telling_progress:
             if self._worker.progress != told:
                 told = self._worker.progress
                 try:
-                    self._channel.send({"alive": True})
+                    self._channel.send(protocol.ALIVE)
                 except PeerLost:
                     return
 

@@ -29,9 +29,6 @@ from federated.settings import add_arguments, check_tensorboard, settings_from
 from federated.trial import Diverged, Trial
 from hparams_registry import check_hparams, default_hparams
 
-# The most of a trial's time that goes into checkpoints, if they are not asked for after each round
-CHECKPOINT_SHARE = 0.05
-
 
 def parse(argv):
     parser = Parser(prog="server_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -84,8 +84,9 @@ def sweep(settings, num_hparams, num_trials, data_dir):
         start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True, cwd=output_dir)
         seconds = time.perf_counter() - start
-        found = [json.loads(path.read_text()) for path in pathlib.Path(output_dir).rglob("client_0/results.json")]
-    return seconds, [content["test_acc"][-1] for content in found], [content["provenance"]["seconds"] for content in found]
+        found = [json.loads(path.read_text()) for path in pathlib.Path(output_dir).rglob("results.json")]
+    accuracies = [content["curves"]["test_acc"][-1] for content in found]
+    return seconds, accuracies, [content["provenance"]["seconds"] for content in found]
 
 
 def random_cifar(data_dir):

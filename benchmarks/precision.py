@@ -20,7 +20,7 @@ def main(argv=None) -> int:
         _, results = trials(*work, "--precision", precision, "--data_dir", args.data_dir)
         seconds = [result["provenance"]["seconds"] for result in results]
         training, evaluation = (sum(each[stage] for each in seconds) for stage in ("training", "evaluation"))
-        accuracies = [result["test_acc"][-1] for result in results]
+        accuracies = [result["curves"]["test_acc"][-1] for result in results]
         mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
         row(precision, f"{training:.1f}", f"{evaluation:.1f}", f"{mean:.4f} ± {deviation:.4f}")
     return 0

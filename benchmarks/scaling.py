@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py --data_dir DIR
 
-Times are medians over the rounds of one trial, of the server's step_time; memory is the server's peak. A client trains on 13
-samples, so that what is measured is mostly the machinery.
+Times are medians over the rounds of one trial, of the server's round_seconds; memory is the server's peak. A client trains
+on 13 samples, so that what is measured is mostly the machinery.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def trials(*options):
         start = time.perf_counter()
         subprocess.run([*command, "--num_hparams", "1", *map(str, options)], check=True, capture_output=True)
         seconds = time.perf_counter() - start
-        results = [json.loads(path.read_text()) for path in pathlib.Path(output_dir).rglob("client_0/results.json")]
+        results = [json.loads(path.read_text()) for path in pathlib.Path(output_dir).rglob("results.json")]
     return seconds, results
 
 
@@ -52,7 +52,7 @@ def main(argv=None) -> int:
                 continue
             options = ("--num_clients", clients, "--participation", participation, "--rounds", rounds, "--eval_every", rounds)
             _, results = trials(*one, *options, "--model_arch", model, "--optimizer_state", "reset")
-            times = [1000 * seconds for seconds in results[0]["step_time"]][1:]
+            times = [1000 * seconds for seconds in results[0]["curves"]["round_seconds"]][1:]
             trained = round(clients * participation)
             peak = results[0]["provenance"]["server_peak_bytes"] / 1e6
             time_a_round = statistics.median(times)

@@ -51,7 +51,7 @@ def results(out):
     for path in out.rglob("results.json"):
         if (path.parent / "done").exists():
             content = json.loads(path.read_text())
-            del content["step_time"], content["provenance"]
+            del content["curves"]["round_seconds"], content["provenance"]
             found[str(path.relative_to(out))] = content
     return found
 

@@ -29,6 +29,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 
 import numpy as np
 
+from federated import protocol
 from federated.options import UsageError, shown
 
 KEY_VARIABLE = "FEDERATED_KEY"
@@ -121,7 +122,7 @@ class Channel:
             if not isinstance(message, dict):
                 raise PeerLost("it sent something that is no message")
             rows = [(name, row) for name, row in message.pop("rows", ())]
-            if self._expected is not None and message != ALIVE:
+            if self._expected is not None and message != protocol.ALIVE:
                 self._check(message, rows)
             for name, row in rows:
                 expected = self.memory.row_bytes(name, row)
@@ -147,10 +148,13 @@ class Channel:
             raise PeerLost(f"it sent rows {shown(rows)} with {shown(message)}, which are not those it was asked for")
 
     def send_memory(self, memory: Memory):
-        """Hand over the mapping that both sides then share; the other side calls receive_memory."""
+        """Hand over the mapping that both sides then share; the other side calls receive_memory. Raises PeerLost."""
         self.memory = memory
         if self.local:
-            reduction.send_handle(self._connection, memory.fd, None)  # the pid is for Windows
+            try:
+                reduction.send_handle(self._connection, memory.fd, None)  # the pid is for Windows
+            except OSError as error:
+                raise PeerLost(f"the connection broke ({error.strerror or error})") from error
 
     def receive_memory(self, shapes: dict) -> Memory:
         fd = reduction.recv_handle(self._connection) if self.local else None
@@ -163,9 +167,6 @@ class Channel:
         self._connection.close()
 
 
-ALIVE = {"alive": True}
-
-
 def fits(value, form) -> bool:
     """Whether what came from a socket has this form: a dict of forms has the same keys, a type is that of the value, a
     function is true of it, and all else is equal to it."""
@@ -176,11 +177,6 @@ def fits(value, form) -> bool:
     if callable(form):
         return form(value)
     return type(value) is type(form) and value == form
-
-
-def is_duration(value) -> bool:
-    """Whether it is a number of seconds."""
-    return type(value) is float and 0 <= value < math.inf
 
 
 @contextlib.contextmanager
@@ -200,6 +196,15 @@ def _is_local(connection):
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return False
+
+
+@contextlib.contextmanager
+def naming(process: int):
+    """Have a PeerLost raised within name the client process whose channel it is of."""
+    try:
+        yield
+    except PeerLost as error:
+        raise PeerLost(f"client process {process} is lost: {error}") from error
 
 
 class Hub:
@@ -234,14 +239,17 @@ class Hub:
                 raise PeerLost(f"client process {silent} was silent for {self.timeout:g} s")
             for key, _ in ready:
                 process = key.data
-                try:
+                with naming(process):
                     message = self.channels[process].receive()
-                except PeerLost as error:
-                    raise PeerLost(f"client process {process} is lost: {error}") from error
                 self._heard[process] = time.monotonic()
                 self._sign_of_life()
-                if message != ALIVE:
+                if message != protocol.ALIVE:
                     return process, message
+
+    def send(self, process: int, message: dict, rows=()):
+        """Channel.send to a process. Raises PeerLost, which names it."""
+        with naming(process):
+            self.channels[process].send(message, rows)
 
     def close(self):
         self._selector.close()
@@ -309,7 +317,7 @@ class Door:
                         error = newcomer.error
                     elif type(process) is not int or process not in missing:
                         error = f"client process {shown(process)} is not one of the missing {missing}"
-                        newcomer.say({"refused": error})
+                        newcomer.say(protocol.refusal(error))
                     else:
                         newcomer.channel.limit(timeout)
                         joined[process] = newcomer.channel
@@ -434,7 +442,7 @@ def knock(address: str, process: int | None, timeout: float) -> Channel:
             if time.monotonic() > deadline:
                 raise PeerLost(f"no server answered at {address} within {timeout:g} s ({error})") from error
             time.sleep(0.01)
-    channel.send({} if process is None else {"process": process})
+    channel.send(protocol.hello(process))
     return channel
 
 

@@ -29,10 +29,14 @@ def read_regular(path: pathlib.Path, max_bytes: int) -> bytes:
 
     Raises OSError if the file cannot be read or is not regular, ValueError if it has more than `max_bytes`.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         if status.st_size > max_bytes:
             raise ValueError(f"it is larger than {max_bytes >> 20} MB")
-        return file.read(max_bytes)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    finally:
+        os.close(descriptor)

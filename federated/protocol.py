@@ -5,8 +5,8 @@ predicate in place of a value: the result is the schema that `channel.fits` chec
 """
 
 import dataclasses
+import math
 
-from federated.channel import is_duration
 from federated.settings import Settings
 from federated.version import CODE
 
@@ -45,6 +45,14 @@ READY_SCHEMA = ready(str)
 def work(round: int, evaluate: bool, train: list[int]) -> dict:
     """Server -> client process, with the rows that it needs: evaluate the weights of `round`, train these clients from them."""
     return {"round": round, "evaluate": evaluate, "train": train}
+
+
+def is_duration(value) -> bool:
+    """Whether a value is a number of seconds."""
+    return type(value) is float and 0 <= value < math.inf
+
+
+ALIVE = {"alive": True}  # client process -> server, now and then: its work advances
 
 
 def evaluated(round: int, seconds) -> dict:

@@ -16,7 +16,7 @@ import torch
 
 from federated import algorithms, checkpoint, datasets, models, partition, protocol, provenance, version
 from federated.algorithms.fedavg import Server
-from federated.channel import Channel, Door, Hub, Memory
+from federated.channel import Channel, Door, Hub, Memory, naming
 from federated.evaluation import BLOCK, Plan
 from federated.flat import Flat
 from federated.observers import BestModel, Checkpoints, Clock, EventFile, Observer
@@ -147,11 +147,10 @@ class TrialServer:
         print(f"waiting for {self.processes} client processes at {listener.address}", flush=True)
         self._channels: list[Channel] = []
         for process, channel in enumerate(listener.admit(self.processes, self.options.timeout)):
-            trial = self.trial
-            channel.send(
-                protocol.welcome(process, self.processes, self.settings, trial.hparams, trial.trial_seed, self.memory.shapes)
-            )
-            channel.send_memory(self.memory)
+            seed, hparams = self.trial.trial_seed, self.trial.hparams
+            with naming(process):
+                channel.send(protocol.welcome(process, self.processes, self.settings, hparams, seed, self.memory.shapes))
+                channel.send_memory(self.memory)
             channel.expect(protocol.READY_SCHEMA)
             self._channels.append(channel)
         listener.close()
@@ -228,7 +227,7 @@ class TrialServer:
             if self._clients_keep:
                 evaluated = self._evaluated_clients[process] if evaluate else set()
                 rows += [("clients", client) for client in sorted(evaluated.union(clients))]
-            channel.send(protocol.work(round, evaluate, clients), rows)
+            self._hub.send(process, protocol.work(round, evaluate, clients), rows)
             if evaluate:
                 channel.expect(protocol.evaluated_schema(round), [("evaluation", block) for block in self._blocks_of[process]])
             for client in clients:
@@ -263,15 +262,15 @@ class TrialServer:
             else:
                 torch.mul(upload, weight[0], out=total)
         if place + self.processes < len(training):
-            self._channels[process].send(protocol.added(training[place]))
+            self._hub.send(process, protocol.added(training[place]))
             self._hub.expect([process])
 
     # Finish
 
     def finish(self) -> torch.Tensor:
         """Dismiss the client processes and write the results."""
-        for channel in self._channels:
-            channel.send(protocol.STOP)
+        for process in range(self.processes):
+            self._hub.send(process, protocol.STOP)
         self._hub.close()
         for observer in self._observers:
             observer.finish()

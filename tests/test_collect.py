@@ -1,12 +1,25 @@
 import dataclasses
+import functools
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
 
+import numpy as np
+import pandas
 import pytest
+from conftest import PROJECT
 
 import collect_results
+import hparams_registry
 import sweep
-from federated.settings import Settings, write_sweep_file
+from federated import algorithms
+from federated.evaluation import over_clients
+from federated.settings import Settings
 from federated.trial import Trial, hparams_hash
 from hparams_registry import default_hparams, random_hparams
 
@@ -19,20 +32,29 @@ def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, d
     hparams = random_hparams(*draw, hparams_seed) if hparams_seed else default_hparams(*draw)
     directory = output_dir / settings.name / hparams_hash(hparams) / f"trial_{trial_seed}"
     this = Trial(settings, hparams, hparams_seed, trial_seed, directory)
-    write_sweep_file(directory.parent.parent, settings)
-    evaluated = [None if accuracy is None else 1.0 for accuracy in test]
-    for client in range(2):
-        trained = {name: [1.0] * len(test) for name in ("train_loss", "train_acc")}
-        losses = {name: evaluated for name in ("val_loss", "test_loss", "local_test_loss")}
-        this.write_results(client, {
-            "client_id": client, **this.description(), "train_indices": [0] * 10, **trained, **losses,
-            "val_acc": val[client], "val_samples": (10, 30)[client], "test_acc": test,
-            "local_test_acc": local[client] if local else test, "local_test_samples": (30, 10)[client],
-            "step_time": [0.5] * len(test), "bytes_sent": [1_000_000] * len(test),
-            "provenance": {"runs": [{"round": 0, "code": "a"}]},
-        })  # fmt: skip
-        if not done:
-            (this.client_directory(client) / "done").unlink()
+    this.prepare()
+    algorithm = algorithms.load(settings.algorithm)
+    test, val, local = (np.array(values, dtype=float) for values in (test, val, local or [test] * 2))
+    losses = np.where(np.isnan(test), np.nan, 1.0)
+    ones = np.ones((2, len(test)))
+    clients = {
+        "train_loss": ones, "train_acc": ones, "val_loss": ones * losses, "val_acc": val,
+        "local_loss": ones * losses, "local_acc": local,
+    }  # fmt: skip
+    samples = {"train_samples": [10, 10], "val_samples": [10, 30], "local_samples": [30, 10]}
+    both = (np.stack([clients[f"{name}_loss"], clients[f"{name}_acc"]], axis=1) for name in ("train", "val", "local"))
+    train, held_out, shares = both
+    curves = over_clients(train, held_out, np.stack([losses, test]), shares, list(samples.values()), algorithm.personal)
+    curves |= {"round_seconds": [0.5] * len(test), "bytes_sent": [1_000_000] * len(test)}
+    results = {
+        **this.description(), "personal": algorithm.personal, "has_global_model": algorithm.has_global_model,
+        "curves": {name: [None if np.isnan(value) else float(value) for value in values] for name, values in curves.items()},
+        "provenance": {"runs": [{"round": 0, "code": "a"}]},
+    }  # fmt: skip
+    arrays = {name: values.astype(np.float32) for name, values in clients.items()}
+    this.write_results(results, arrays | {name: np.array(values, np.int64) for name, values in samples.items()})
+    if not done:
+        (directory / "done").unlink()
     return directory
 
 
@@ -92,9 +114,9 @@ def test_what_is_not_done_or_broken_is_ignored_and_counted(tmp_path, capsys):
     make_trial(tmp_path, 0, 2, [[0.9]] * 2, [0.9], done=False)
     make_trial(tmp_path, 1, 0, [[0.9]] * 2, [0.9])  # better, but on one trial only
     broken = make_trial(tmp_path, 2, 0, [[0.9]] * 2, [0.9])
-    (broken / "client_1" / "results.json").write_text('{"test_acc": [0')
+    (broken / "results.json").write_text('{"test_acc": [0')
     foreign = make_trial(tmp_path, 3, 0, [[0.9]] * 2, [0.9])
-    (foreign / "client_0" / "results.json").write_text(json.dumps([1, 2]))
+    (foreign / "results.json").write_text(json.dumps([1, 2]))
     assert collect_results.main(["--output_dir", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "Best Test Accuracy: 0.5000 ± 0.0000" in out
@@ -129,13 +151,20 @@ def test_nothing_to_collect_is_said(run, tmp_path, directory, code):
     assert result.returncode == code and len(result.stderr.splitlines()) == 1 and str(tmp_path) in result.stderr
 
 
-def replaced(**values):
-    """Puts values into a client's results; a function is called with the old value."""
+def owner_of(results, name):
+    """The object below `results` that has the last part of a dotted `name`, and that part."""
+    *path, last = name.split(".")
+    return functools.reduce(dict.__getitem__, path, results), last
+
+
+def replaced(values):
+    """Replace values of a JSON file, by their dotted names."""
 
     def corrupt(path):
         results = json.loads(path.read_text())
         for name, value in values.items():
-            results[name] = value(results[name]) if callable(value) else value
+            owner, last = owner_of(results, name)
+            owner[last] = value
         path.write_text(json.dumps(results))
 
     return corrupt
@@ -144,10 +173,16 @@ def replaced(**values):
 def without(name):
     def corrupt(path):
         results = json.loads(path.read_text())
-        del results[name]
+        owner, last = owner_of(results, name)
+        del owner[last]
         path.write_text(json.dumps(results))
 
     return corrupt
+
+
+def a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
 
 
 def a_loop(path):
@@ -174,45 +209,140 @@ BROKEN_RESULTS = {
     "missing": lambda path: path.unlink(),
     "a loop": a_loop,
     "a directory": a_directory,
+    "a pipe": a_pipe,
     "huge": huge,
-    "NaN": replaced(val_acc=[float("nan")] * 2),
-    "infinity": replaced(val_acc=[float("inf")] * 2),
-    "a text for a list": replaced(val_acc="0.9"),
-    "texts in a list": replaced(val_acc=["0.9", "0.9"]),
-    "true for a number": replaced(val_acc=[True, True]),
-    "a shorter list": replaced(val_acc=[0.9]),
-    "a longer list": replaced(step_time=[0.1] * 3),
-    "an accuracy above 1": replaced(test_acc=[9.0, 9.0]),
-    "a negative accuracy": replaced(val_acc=[-0.9, 0.9]),
-    "another test accuracy than client 0": replaced(test_acc=[0.1, 0.2]),
-    "a negative weight": replaced(val_samples=-1),
-    "a text for a weight": replaced(val_samples="10"),
-    "another trial's": replaced(trial_seed=7),
-    "another client's": replaced(client_id=0),
-    "another data set's": replaced(dataset="mnist"),
-    "another setting's": replaced(learning_rate=0.5),
-    "a list for a hyper-parameter": replaced(learning_rate=[0.5]),
-    "no accuracy": without("test_acc"),
-    "no hyper-parameter": without("batch_size"),
-    "no samples": without("train_indices"),
+    "NaN": replaced({"curves.val_acc": [float("nan")] * 2}),
+    "infinity": replaced({"curves.val_acc": [float("inf")] * 2}),
+    "a text for a list": replaced({"curves.val_acc": "0.9"}),
+    "texts in a list": replaced({"curves.val_acc": ["0.9", "0.9"]}),
+    "true for a number": replaced({"curves.val_acc": [True, True]}),
+    "a shorter list": replaced({"curves.val_acc": [0.9]}),
+    "a longer list": replaced({"curves.round_seconds": [0.1] * 3}),
+    "no last value": replaced({"curves.val_acc": [0.9, None]}),
+    "an accuracy above 1": replaced({"curves.test_acc": [9.0, 9.0]}),
+    "a negative accuracy": replaced({"curves.val_acc": [-0.9, 0.9]}),
+    "an integer beyond floats": replaced({"curves.val_loss": [10**400, 1]}),
+    "no curves": without("curves"),
+    "a list for curves": replaced({"curves": []}),
+    "another trial's": replaced({"trial_seed": 7}),
+    "a text for a seed": replaced({"hparams_seed": "1"}),
+    "another data set's": replaced({"settings.dataset": "mnist"}),
+    "an unknown setting": replaced({"settings.nonsense": 1}),
+    "another type of a setting": replaced({"settings.rounds": 2.0}),
+    "no settings": without("settings"),
+    "another setting's": replaced({"hparams.learning_rate": 0.5}),
+    "a list for a hyper-parameter": replaced({"hparams.learning_rate": [0.5]}),
+    "no hyper-parameters": without("hparams"),
+    "a text for whether it is personal": replaced({"personal": "no"}),
+    "no accuracy": without("curves.test_acc"),
+    "no hyper-parameter": without("hparams.batch_size"),
 }
 
 
-@pytest.mark.parametrize("name", BROKEN_RESULTS)
-def test_a_broken_trial_is_named_and_gives_no_number(tmp_path, capsys, name):
+def rewritten(change):
+    """Change the arrays of an npz file."""
+
+    def corrupt(path):
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays.update(change(arrays))
+        np.savez_compressed(path, **{name: values for name, values in arrays.items() if values is not None})
+
+    return corrupt
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        content[archive.getinfo("local_loss.npy").header_offset - 8] ^= 1  # in the member before
+    path.write_bytes(content)
+
+
+def with_member(name, content):
+    """Replace one member of a zip file."""
+
+    def corrupt(path):
+        with zipfile.ZipFile(path) as archive:
+            members = {member: archive.read(member) for member in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, theirs in (members | {name: content}).items():
+                archive.writestr(member, theirs)
+
+    return corrupt
+
+
+def header(shape, kind="<f4"):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+BROKEN_CLIENTS = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "empty": lambda path: path.write_bytes(b""),
+    "a text": lambda path: path.write_text("{}"),
+    "a flipped byte": flipped,
+    "missing": lambda path: path.unlink(),
+    "a directory": a_directory,
+    "a pipe": a_pipe,
+    "huge": huge,
+    "a shape of gigabytes": with_member("val_acc.npy", header((2, 1 << 40)) + bytes(16)),
+    "a bomb": with_member("val_acc.npy", header((2, 2)) + bytes(1 << 28)),
+    "a shorter array": with_member("val_acc.npy", header((2, 2)) + bytes(8)),
+    "no header": with_member("val_acc.npy", bytes(64)),
+    "a pickle": rewritten(lambda arrays: {"val_acc": np.array([[None, {}], [0, 1]], dtype=object)}),
+    "no array": rewritten(lambda arrays: {"val_acc": None}),
+    "one more array": rewritten(lambda arrays: {"more": np.zeros(2)}),
+    "another shape": rewritten(lambda arrays: {"val_acc": np.zeros((2, 3), np.float32)}),
+    "another type": rewritten(lambda arrays: {"val_acc": np.zeros((2, 2))}),
+    "an accuracy above 1": rewritten(lambda arrays: {"val_acc": arrays["val_acc"] + 1}),
+    "a negative weight": rewritten(lambda arrays: {"val_samples": -arrays["val_samples"]}),
+    "infinity": rewritten(lambda arrays: {"val_loss": arrays["val_loss"] + np.float32(np.inf)}),
+    "another trial's": rewritten(lambda arrays: {"local_acc": arrays["local_acc"] / 2}),
+}
+BROKEN = [("results.json", name) for name in BROKEN_RESULTS] + [("clients.npz", name) for name in BROKEN_CLIENTS]
+
+
+@pytest.mark.parametrize(("file", "name"), BROKEN)
+def test_a_broken_trial_is_named_and_gives_no_number(tmp_path, capsys, file, name):
     make_trial(tmp_path, 0, 0, [[0.5, 0.4]] * 2, [0.5, 0.6])
     assert collect_results.main(["--output_dir", str(tmp_path)]) == 0
     expected = capsys.readouterr().out
-    path = make_trial(tmp_path, 1, 0, [[0.9, 0.9]] * 2, [0.9, 0.9]) / "client_1" / "results.json"
+    path = make_trial(tmp_path, 1, 0, [[0.9, 0.9]] * 2, [0.9, 0.9]) / file
     assert collect_results.main(["--output_dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out != expected
-    BROKEN_RESULTS[name](path)
+    (BROKEN_RESULTS if file == "results.json" else BROKEN_CLIENTS)[name](path)
     assert collect_results.main(["--output_dir", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert out == expected
     (line,) = err.splitlines()
     assert str(path) in line and line.startswith("Ignored, cannot be read: ")
     assert len(line) < 800
+
+
+def test_what_the_registry_gains_between_two_collections_changes_nothing(tmp_path, capsys, monkeypatch):
+    """A hyper-parameter more for the algorithm, and an algorithm more."""
+    make_trial(tmp_path, 0, 0, [[0.5, 0.4]] * 2, [0.5, 0.6])
+    assert collect_results.main(["--output_dir", str(tmp_path)]) == 0
+    expected = capsys.readouterr()
+    known = hparams_registry._hparams
+    one_more = {"new_one": hparams_registry.Hparam(1.0, 1.0, 0.0, 2.0)}
+    monkeypatch.setattr(hparams_registry, "_hparams", lambda *draw: known(*draw) | one_more)
+    assert "new_one" in hparams_registry.default_hparams("Fedavg", "digits")
+    monkeypatch.setitem(algorithms.REGISTRY, "Newalgorithm", "newalgorithm")
+    assert collect_results.main(["--output_dir", str(tmp_path)]) == 0
+    assert capsys.readouterr() == expected and "Best Test Accuracy: 0.5000" in expected.out
+
+
+def test_collecting_asks_neither_the_registry_of_hyper_parameters_nor_torch(tmp_path):
+    make_trial(tmp_path, 0, 0, [[0.5, 0.4]] * 2, [0.5, 0.6])
+    program = (
+        "import sys; sys.modules['hparams_registry'] = sys.modules['torch'] = None; import collect_results; "
+        "sys.exit(collect_results.main())"
+    )
+    command = [sys.executable, "-c", program, "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=PROJECT)
+    assert done.returncode == 0 and "Best Test Accuracy: 0.5000" in done.stdout, done.stderr
 
 
 BROKEN_SWEEPS = {
@@ -224,13 +354,13 @@ BROKEN_SWEEPS = {
     "a loop": a_loop,
     "a directory": a_directory,
     "an unknown setting": lambda path: path.write_text('{"nonsense": 1}'),
-    "an unknown data set": replaced(dataset="foreign"),
-    "a text for a number": replaced(rounds="2"),
-    "true for a number": replaced(rounds=True),
-    "a list for a number": replaced(rounds=[2]),
-    "NaN": replaced(participation=float("nan")),
-    "too many clients": replaced(num_clients=10**30),
-    "none for a number": replaced(rounds=None),
+    "an unknown data set": replaced({"dataset": "foreign"}),
+    "a text for a number": replaced({"rounds": "2"}),
+    "true for a number": replaced({"rounds": True}),
+    "a list for a number": replaced({"rounds": [2]}),
+    "NaN": replaced({"participation": float("nan")}),
+    "too many clients": replaced({"num_clients": 10**30}),
+    "none for a number": replaced({"rounds": None}),
 }
 
 
@@ -277,23 +407,32 @@ def test_what_is_out_of_place_is_named(tmp_path, capsys):
     assert len(lines) == 5
 
 
-def test_done_without_results_is_run_again(tmp_path, capsys):
-    path = make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5]) / "client_0" / "results.json"
-    path.unlink()
-    assert sweep.main(["status", "--output_dir", str(tmp_path), "--num_hparams", "1", "--num_trials", "1"]) == 0
-    assert capsys.readouterr().out.startswith("Incomplete: ")
-
-
 def test_status_names_what_is_cut_and_launching_computes_it_again(launch, run, tmp_path):
     from test_sweep import results
 
     out, size = tmp_path / "out", ("--num_hparams", 2, "--num_trials", 1)
     assert launch(out).returncode == 0
     before = results(out)
-    path = sorted(out.glob("*/*/trial_0/client_1/results.json"))[0]
-    path.write_bytes(path.read_bytes()[:-100])
+    first, second = sorted(out.glob("*/*/trial_0"))
+    results_file, clients_file = first / "results.json", second / "clients.npz"
+    results_file.unlink()
+    clients_file.write_bytes(clients_file.read_bytes()[:-30])
     status = run("sweep.py", "status", "--output_dir", out, *size)
     assert status.returncode == 0 and "2 jobs: 2 done" in status.stdout
-    assert f"{path} is no whole JSON object" in status.stdout and status.stdout.count("no whole") == 1
-    path.unlink()
+    for path in (results_file, clients_file):
+        assert f"{path} is missing or cut; delete done beside it" in status.stdout
+        path.with_name("done").unlink()
+    assert status.stdout.count("missing or cut") == 2
     assert launch(out).returncode == 0 and results(out) == before
+
+
+def test_the_readmes_three_lines_read_a_trial(tmp_path, monkeypatch):
+    text = (PROJECT / "README.md").read_text()
+    start = text.index("    results = json.load(")
+    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
+    monkeypatch.chdir(make_trial(tmp_path, 1, 2, [[0.5, 0.25], [0.9, 0.8]], [0.5, 0.6]))
+    names = {"json": json, "pandas": pandas, "numpy": np}
+    exec(lines, names)
+    assert names["results"]["hparams"] == random_hparams("Fedavg", "digits", 1) and names["results"]["trial_seed"] == 2
+    assert names["curves"]["test_acc"].tolist() == [0.5, 0.6]
+    assert names["clients"]["val_acc"][0, 1] == 0.25

@@ -9,9 +9,8 @@ import torch
 from conftest import PROJECT, server_options
 from torch import nn
 
-import server_benchmark
 from benchmarks import plain
-from federated import datasets, models
+from federated import datasets, models, rounds
 from federated.channel import Door
 from federated.options import UsageError
 from federated.seeds import stream_seed
@@ -32,7 +31,7 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
         for _ in range(processes)
     ]
     try:
-        weights = server_benchmark.serve(this, door, processes, server_options(data_dir=data_dir, timeout=60))
+        weights = rounds.serve(this, door, processes, server_options(data_dir=data_dir, timeout=60))
         assert [client.wait(10) for client in clients] == [0] * processes
     finally:
         for client in clients:

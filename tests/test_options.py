@@ -306,7 +306,10 @@ def test_values_that_do_not_go_together(traps, capsys, options, message):
 def test_a_batch_larger_than_the_data_is_one_batch(launch, tmp_path):
     for number, size in enumerate((32, 1000, 10**9)):
         assert launch(tmp_path / str(number), "--num_hparams", 1, "--hparams", json.dumps({"batch_size": size})).returncode == 0
-    losses = [json.loads(next((tmp_path / str(number)).rglob("results.json")).read_text())["train_loss"] for number in range(3)]
+    losses = [
+        json.loads(next((tmp_path / str(number)).rglob("results.json")).read_text())["curves"]["train_loss"]
+        for number in range(3)
+    ]
     assert losses[0] != losses[1] == losses[2]
 
 

@@ -27,7 +27,7 @@ STATEFUL = (
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """undisturbed(rounds) is results.json of each client of a trial that nothing happened to."""
+    """undisturbed(rounds) is what `results` gives of a trial that nothing happened to."""
     known = {}
 
     def run(rounds):
@@ -36,7 +36,7 @@ def undisturbed(tmp_path_factory):
             code, output = Sweep(out, *STATEFUL, "--rounds", str(rounds)).wait()
             assert code == 0, output
             known[rounds] = results(out)
-            assert len(known[rounds]) == 4
+            assert len(known[rounds]) == 1
         return known[rounds]
 
     return run
@@ -66,14 +66,14 @@ def kill_after(sweep, round):
 def test_it_goes_on_where_it_was_to_the_same_bits(tmp_path, undisturbed):
     out, rounds = tmp_path / "out", ("--rounds", "300")
     trial = kill_after(Sweep(out, *STATEFUL, *rounds), 20)
-    assert {CHECKPOINT, PREVIOUS} <= {path.name for path in trial.iterdir()}
+    assert {CHECKPOINT, PREVIOUS} & {path.name for path in trial.iterdir()}  # a kill may fall between the two renames
     state, _ = checkpoint.load(trial)
     code, output = Sweep(out, *STATEFUL, *rounds).wait()
     assert code == 0, output
-    assert f"goes on after round {state['round']}" in (trial / "server.log").read_text()
+    assert f"resumes after round {state['round']}" in (trial / "server.log").read_text()
     assert results(out) == undisturbed(300)
     assert not {path.name for path in trial.iterdir()} & {*CHECKPOINTS, "lock"}  # a done trial keeps none
-    runs = json.loads((trial / "client_0" / "results.json").read_text())["provenance"]["runs"]
+    runs = json.loads((trial / "results.json").read_text())["provenance"]["runs"]
     assert [run["round"] for run in runs] == [0, state["round"]]
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
     code, output = sweep.wait()
     assert code == 0, output
     log = (trial / "server.log").read_text()
-    assert f"{CHECKPOINT} is damaged" in log and f"goes on after round {before['round']}" in log
+    assert f"{CHECKPOINT} is damaged" in log and f"resumes after round {before['round']}" in log
     assert results(out) == undisturbed(300)
 
 
@@ -151,7 +151,7 @@ def test_retries_go_on_and_their_history_stays(tmp_path, undisturbed):
             time.sleep(0.01)
     code, output = sweep.wait()
     assert code == 0, output
-    provenance = json.loads((trial_of(out) / "client_0" / "results.json").read_text())["provenance"]
+    provenance = json.loads((trial_of(out) / "results.json").read_text())["provenance"]
     assert [(each["role"], each["reason"]) for each in provenance["failures"]] == [
         ("client_process_1", "was killed by SIGKILL")
     ] * 2
@@ -180,7 +180,7 @@ def test_a_resumed_trial_says_that_the_code_has_changed(tmp_path, copy_of_projec
     code, output = Sweep(out, *options, project=project).wait()
     assert code == 0, output
     assert "the code has changed since round 0: it was " in (trial / "server.log").read_text()
-    runs = json.loads((trial / "client_0" / "results.json").read_text())["provenance"]["runs"]
+    runs = json.loads((trial / "results.json").read_text())["provenance"]["runs"]
     assert len({run["code"] for run in runs}) == 2
 
 

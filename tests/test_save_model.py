@@ -10,7 +10,6 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from federated import datasets
-from federated.evaluation import weighted_mean
 from federated.trial import MODEL
 
 
@@ -23,15 +22,13 @@ def digits_resnet18():
     return model
 
 
-def clients_of(trial):
-    paths = [trial / f"client_{client}" / "results.json" for client in range(len(list(trial.glob("client_*/done"))))]
-    return [json.loads(path.read_text()) for path in paths]
+def curves_of(trial):
+    return json.loads((trial / "results.json").read_text())["curves"]
 
 
-def selected_round(clients):
+def selected_round(curves):
     """The round of the best validation accuracy, counted from 0."""
-    accuracies = weighted_mean([client["val_acc"] for client in clients], [client["val_samples"] for client in clients])
-    return int(accuracies.argmax())
+    return curves["val_acc"].index(max(curves["val_acc"]))
 
 
 def test_a_fresh_resnet18_of_torchvision_reaches_the_same_accuracy(launch, tmp_path):
@@ -47,9 +44,9 @@ def test_a_fresh_resnet18_of_torchvision_reaches_the_same_accuracy(launch, tmp_p
     inputs = (torch.from_numpy(data.test_inputs).float() - mean) / std
     with torch.inference_mode():
         right = model.eval()(inputs).argmax(1) == torch.from_numpy(data.test_labels)
-    clients = clients_of(trial)
-    accuracies = clients[0]["test_acc"]
-    assert accuracies[selected_round(clients)] == right.double().mean().item() > 0.2
+    curves = curves_of(trial)
+    accuracies = curves["test_acc"]
+    assert accuracies[selected_round(curves)] == right.double().mean().item() > 0.2
     assert len(set(accuracies)) == 3  # so that another round's model would be seen
 
     assert launch(tmp_path / "plain", *options).returncode == 0
@@ -61,7 +58,7 @@ def test_the_selected_model_survives_a_kill(tmp_path):
     """With a learning rate at which the best round is an early one, so that it lies before the checkpoint."""
     options = (*STATEFUL, "--rounds", "300", "--local_optimizer", "sgd", "--hparams", '{"learning_rate": 1.5}', "--save_model")
     assert Sweep(tmp_path / "whole", *options).wait()[0] == 0
-    best = selected_round(clients_of(trial_of(tmp_path / "whole")))
+    best = selected_round(curves_of(trial_of(tmp_path / "whole")))
     kill_after(Sweep(tmp_path / "killed", *options), best + 2)
     code, output = Sweep(tmp_path / "killed", *options).wait()
     assert code == 0, output
@@ -71,14 +68,14 @@ def test_the_selected_model_survives_a_kill(tmp_path):
 
 
 def test_a_checkpoint_with_or_without_a_selected_model_is_gone_on_from(tmp_path):
-    for first, then, said in (((), ("--save_model",), "starts anew"), (("--save_model",), (), "goes on after")):
+    for first, then, said in (((), ("--save_model",), "starts again"), (("--save_model",), (), "resumes after")):
         out = tmp_path / said
         trial = kill_after(Sweep(out, *STATEFUL, "--rounds", "300", *first), 5)
         code, output = Sweep(out, *STATEFUL, "--rounds", "300", *then).wait()
         assert code == 0, output
         assert said in (trial / "server.log").read_text()
         assert (trial / MODEL).exists() == bool(then)
-    assert results(tmp_path / "starts anew") == results(tmp_path / "goes on after")
+    assert results(tmp_path / "starts again") == results(tmp_path / "resumes after")
 
 
 def test_deleting_takes_the_model_along(launch, run, tmp_path):

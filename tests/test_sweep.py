@@ -12,6 +12,7 @@ import sys
 import termios
 import textwrap
 
+import numpy as np
 import pytest
 from conftest import PROJECT, TINY, server_options
 
@@ -24,11 +25,13 @@ SWEEP = "mlp_digits_Fedavg"
 
 
 def results(output_dir):
-    """{path: results.json} without times and provenance."""
+    """{path: results.json} without times and provenance, and with the bytes of what clients.npz beside it holds."""
     found = {}
     for path in sorted(output_dir.rglob("results.json")):
         content = json.loads(path.read_text())
-        del content["step_time"], content["provenance"]
+        del content["curves"]["round_seconds"], content["provenance"]
+        with np.load(path.with_name("clients.npz")) as clients:
+            content["clients"] = {name: values.tobytes() for name, values in clients.items()}
         found[str(path.relative_to(output_dir))] = content
     return found
 
@@ -49,19 +52,19 @@ def test_the_workflow(launch, run, awkward, launcher):
     expected = [f"{SWEEP}/sweep.json"]
     for hparams in sets:
         trial = f"{SWEEP}/{hparams_hash(hparams)}/trial_0"
-        expected += [f"{trial}/client_{client}/{name}" for client in (0, 1) for name in ("done", "results.json")]
-        expected += [f"{trial}/server.log"]
+        expected += [f"{trial}/{name}" for name in ("clients.npz", "done", "results.json", "server.log")]
     assert [name for name in files(awkward) if "client_process" not in name] == sorted(expected)
 
-    content = json.loads((awkward / SWEEP / hparams_hash(sets[1]) / "trial_0" / "client_1" / "results.json").read_text())
-    assert content.items() >= {
-        "client_id": 1, "node_id": 2, "dataset": "digits", "model_arch": "mlp", "algorithm": "Fedavg",
-        "hparams_seed": 1, "trial_seed": 0, "percentage_samples": 36 / 1437, **sets[1],
-    }.items()  # fmt: skip
-    assert len(content["train_indices"]) == 36
-    for name in ("train_loss", "train_acc", "test_loss", "test_acc", "val_loss", "val_acc", "step_time"):
-        assert len(content[name]) == 2, name
-    assert content["bytes_sent"] == [2 * 2 * 26_122 * 4] * 2  # two clients, down and up, float32
+    trial = awkward / SWEEP / hparams_hash(sets[1]) / "trial_0"
+    content = json.loads((trial / "results.json").read_text())
+    assert content.items() >= {"hparams_seed": 1, "hparams": sets[1], "trial_seed": 0, "personal": False}.items()
+    assert content["settings"] == json.loads((awkward / SWEEP / "sweep.json").read_text())
+    assert {len(curve) for curve in content["curves"].values()} == {2}
+    assert content["curves"]["bytes_sent"] == [2 * 2 * 26_122 * 4] * 2  # two clients, down and up, float32
+    with np.load(trial / "clients.npz") as clients:
+        assert clients["train_samples"].tolist() == [36, 36] and clients["val_samples"].tolist() == [4, 4]
+        metrics = [f"{samples}_{what}" for samples in ("train", "val", "local") for what in ("loss", "acc")]
+        assert {(clients[name].shape, clients[name].dtype.name) for name in metrics} == {((2, 2), "float32")}
     assert content["provenance"].keys() >= {"git_revision", "argv", "torch", "python", "devices"}
 
     again = launch(awkward)
@@ -98,7 +101,7 @@ def test_results_are_the_same_for_any_processes_launcher_and_time(launch, tmp_pa
     for name, options in ways.items():
         assert launch(tmp_path / name, *common, *options).returncode == 0
     reference = results(tmp_path / "one")
-    assert len(reference) == 10
+    assert len(reference) == 2
     for name in ways:
         assert results(tmp_path / name) == reference, name
 
@@ -130,7 +133,7 @@ def test_a_sweep_is_extended_and_goes_on_where_it_stopped(launch, run, tmp_path)
     status = run("sweep.py", "status", "--output_dir", out, *TINY)
     assert "2 jobs: 0 done, 1 incomplete, 1 not launched." in status.stdout
     assert launch(out, "--num_trials", 2).returncode == 0
-    assert len(list(out.rglob("results.json"))) == 8
+    assert len(list(out.rglob("results.json"))) == 4
     unchanged = [path for path, time in before.items() if path.stat().st_mtime_ns == time]
     assert unchanged == []  # the incomplete trial ran again
     assert "2 jobs: 2 done" in run("sweep.py", "status", "--output_dir", out, *TINY, "--num_trials", 2).stdout
@@ -153,7 +156,7 @@ def test_delete_incomplete_leaves_the_rest_and_what_is_not_its_own(launch, run, 
     out = tmp_path / "out"
     assert launch(out).returncode == 0
     default = out / SWEEP / hparams_hash(default_hparams("Fedavg", "digits"))
-    (default / "trial_0" / "client_0" / "done").unlink()
+    (default / "trial_0" / "done").unlink()
     (default / "trial_0" / "notes.txt").write_text("mine")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "results.json").write_text("mine")
@@ -179,8 +182,8 @@ def test_deleting_in_a_home_directory_loses_nothing(run, launch, tmp_path):
         (home / path).write_text("mine")
     (job / "server.log").write_text("mine")
     (job / "trial_0" / "my.log").write_text("mine")
-    (job / "trial_0" / "client_0" / "checkpoint.npz.bak").write_text("mine")
-    kept = [path for path in files(home) if (home / path).read_text() == "mine"]
+    (job / "trial_0" / "checkpoint.npz.bak").write_text("mine")
+    kept = [path for path in files(home) if (home / path).read_bytes() == b"mine"]
     assert run("sweep.py", "delete_all", "--output_dir", home, *TINY, "--skip_confirmation").returncode == 0
     assert sorted([*kept, f"{SWEEP}/sweep.json"]) == files(home)
 
@@ -230,7 +233,7 @@ def test_a_dry_run_prints_commands_that_work(run, awkward, tmp_path):
     assert dry.returncode == 0 and not out.exists()
     commands = dry.stdout.split(".\n\n", 1)[1]
     subprocess.run(["bash", "-ec", commands + "wait"], check=True, timeout=120, capture_output=True, cwd=tmp_path)
-    assert len(results(out)) == 4
+    assert len(results(out)) == 2
 
 
 def test_a_dry_run_shows_which_gpu_each_trial_sees(tmp_path, monkeypatch, capsys):
@@ -266,15 +269,15 @@ def test_the_readmes_own_launcher(tmp_path, copy_of_project):
     options = [*TINY, "--num_hparams", "1", "--command_launcher", "patient"]
     launched = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
     assert launched.returncode == 0 and "niceness 19\n" in launched.stdout + launched.stderr, launched.stderr
-    assert len(results(tmp_path / "out")) == 2
+    assert len(results(tmp_path / "out")) == 1
 
 
 def test_fixed_hparams_hold_in_every_set(launch, tmp_path):
     fixed = {"learning_rate": 0.001, "batch_size": 16}
     assert launch(tmp_path / "out", "--hparams", json.dumps(fixed)).returncode == 0
     found = results(tmp_path / "out")
-    assert len(found) == 2  # both sets are the same one
-    assert all(content.items() >= fixed.items() for content in found.values())
+    assert len(found) == 1  # both sets are the same one
+    assert all(content["hparams"].items() >= fixed.items() for content in found.values())
 
 
 def test_heart_disease_by_default_is_its_four_hospitals_and_logistic_regression(launch, tmp_path):
@@ -287,9 +290,9 @@ def test_heart_disease_by_default_is_its_four_hospitals_and_logistic_regression(
     stored = json.loads((sweep / "sweep.json").read_text())
     assert (stored["model_arch"], stored["partition"], stored["num_clients"]) == ("logistic", "natural", 4)
     (trial,) = sweep.glob("*/trial_0")
-    clients = [json.loads((trial / f"client_{client}" / "results.json").read_text()) for client in range(4)]
-    assert [len(client["train_indices"]) for client in clients] == [90, 90, 27, 77]
-    assert clients[0]["test_acc"][-1] > 0.75
+    with np.load(trial / "clients.npz") as clients:
+        assert clients["train_samples"].tolist() == [90, 90, 27, 77]
+    assert json.loads((trial / "results.json").read_text())["curves"]["test_acc"][-1] > 0.75
 
 
 def test_commands_are_lists_of_arguments(awkward):

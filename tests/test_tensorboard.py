@@ -60,7 +60,7 @@ def test_a_resumed_trial_has_one_curve(tmp_path):
     begun = read(trial)[0]["val_acc"]
     code, output = Sweep(out, *options).wait()
     assert code == 0, output
-    assert "goes on after round" in (trial_of(out) / "server.log").read_text()
+    assert "resumes after round" in (trial_of(out) / "server.log").read_text()
     scalars, rows = read(trial)[0], collect([out]).rounds
     assert {name: scalars[name] for name in METRICS} == {name: pairs(rows, name) for name in METRICS}
     assert len(begun) >= 19 and begun == scalars["val_acc"][: len(begun)]  # the killed one wrote as it ran
