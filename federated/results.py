@@ -1,6 +1,7 @@
 """What finished trials say, as one table with a row for each trial and round."""
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -195,7 +196,7 @@ def _read_results(directory: pathlib.Path, settings: Settings) -> dict:
         if not holds:
             raise BrokenError(f"{str(path)!r}: {name} has no valid value: {shown(value)}")
 
-    ours, theirs = dataclasses.asdict(settings), results.get("settings")
+    ours, theirs = vars(settings), results.get("settings")
     require(isinstance(theirs, dict) and theirs.keys() <= ours.keys(), "settings", theirs)
     for name, value in theirs.items():
         same = str(value).lower() == ours[name].lower() if name == "algorithm" else value == ours[name]
@@ -256,19 +257,25 @@ def _read_clients(path: pathlib.Path, settings: Settings) -> dict[str, np.ndarra
 
 def _read_array(archive: zipfile.ZipFile, name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
     """An array of `archive`. Raises ValueError if it is not of this kind and shape."""
-    size = math.prod(shape) * np.dtype(kind).itemsize
+    header, size = _header(kind, shape), math.prod(shape) * np.dtype(kind).itemsize
     if size > MAX_CLIENTS_BYTES:
         raise ValueError(f"{name} is larger than {MAX_CLIENTS_BYTES >> 20} MB")
     with archive.open(f"{name}.npy") as member:
-        if np.lib.format.read_magic(member) != (1, 0):
-            raise ValueError(f"{name} is in another version of numpy's format")
-        its_shape, is_fortran, its_kind = np.lib.format.read_array_header_1_0(member)
-        if (its_shape, its_kind) != (shape, kind) or (is_fortran and len(shape) > 1):
-            raise ValueError(f"{name} is {its_kind} {list(its_shape)}, not {np.dtype(kind)} {list(shape)}")
-        content = member.read(size + 1)
-        if len(content) != size:
-            raise ValueError(f"{name} has another length than its header says")
-    return np.frombuffer(content, kind).reshape(shape)
+        content = member.read(len(header) + size + 1)
+    if not content.startswith(header):
+        raise ValueError(f"{name} is not an array of {np.dtype(kind)} {list(shape)}")
+    if len(content) != len(header) + size:
+        raise ValueError(f"{name} has another length than its header says")
+    return np.frombuffer(content, kind, offset=len(header)).reshape(shape)
+
+
+@functools.cache
+def _header(kind: type, shape: tuple[int, ...]) -> bytes:
+    """What numpy's format has before the values of such an array."""
+    file = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue()
 
 
 def _check_clients(directory, by_round, clients, personal: bool):
@@ -276,9 +283,13 @@ def _check_clients(directory, by_round, clients, personal: bool):
     train, val, local = (np.stack([clients[f"{name}_loss"], clients[f"{name}_acc"]], 1) for name in ("train", "val", "local"))
     test = np.stack([by_round["test_loss"], by_round["test_acc"]])
     samples = [clients[f"{name}_samples"] for name in ("train", "val", "local")]
-    for name, values in over_clients(train, val, test, local, samples, personal).items():
-        if not np.allclose(values, by_round[name], rtol=1e-4, atol=1e-5, equal_nan=True):  # float32 here, float64 there
-            raise BrokenError(f"{str(directory / trial.CLIENTS)!r} is not of the trial in {trial.RESULTS} beside it: {name}")
+    columns = over_clients(train, val, test, local, samples, personal)
+    theirs, ours = np.stack(list(columns.values())), np.stack([by_round[name] for name in columns])
+    with np.errstate(invalid="ignore"):  # float32 here, float64 there
+        is_near = (np.abs(theirs - ours) <= 1e-5 + 1e-4 * np.abs(ours)) | (np.isnan(theirs) & np.isnan(ours))
+    if not is_near.all():
+        name = list(columns)[int(np.flatnonzero(~is_near.all(axis=1))[0])]
+        raise BrokenError(f"{str(directory / trial.CLIENTS)!r} is not of the trial in {trial.RESULTS} beside it: {name}")
 
 
 def _columns(sweep, directory: pathlib.Path, results: dict) -> tuple[dict, dict]:
