@@ -1,39 +1,22 @@
 """How far trials are, by what lies on disk: it works for those that another process runs."""
 
-import dataclasses
-import re
 import time
 
 from federated.lock import read_lock
+from federated.log_lines import RoundLine
 from federated.trial import Trial
 
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """What a trial's server last told in its log."""
-
-    round: int
-    rounds: int
-    test_acc: float
-    val_acc: float
-
-    def __str__(self):
-        return f"{self.round}/{self.rounds} ({self.val_acc:.4f})"
-
-
-_TOLD = re.compile(rb"^round (\d+)/(\d+): test accuracy (\d\.\d+), validation accuracy (\d\.\d+)$", re.MULTILINE)
 _TAIL_BYTES = 4096
 
 
-def last_round(trial: Trial) -> Round | None:
-    """None where the log tells of no round yet."""
+def last_round(trial: Trial) -> RoundLine | None:
+    """What a trial's server last said of its rounds; None if it said nothing yet."""
     try:
         with open(trial.log("server"), "rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-            told = _TOLD.findall(file.read())
+            return RoundLine.last_in(file.read())
     except OSError:
         return None
-    return Round(int(told[-1][0]), int(told[-1][1]), float(told[-1][2]), float(told[-1][3])) if told else None
 
 
 class Pace:
@@ -56,7 +39,7 @@ class Pace:
         if self._first is None:
             self._first = finished
         parts = [f"{done}/{self._total} trials done, {len(running)} running, {failed} failed"]
-        if told := [str(each) for each in rounds if each is not None]:
+        if told := [f"{each.round}/{each.rounds} ({each.val_acc:.4f})" for each in rounds if each is not None]:
             parts.append(f"round (validation accuracy) {', '.join(told[:MOST_TOLD])}{', …' * (len(told) > MOST_TOLD)}")
         hours = self.seconds / 3600
         if (progress := finished - self._first) > 0 and hours > 0:
