@@ -15,45 +15,45 @@ import time
 
 from federated import protocol
 from federated.channel import PeerLost, knock
-from federated.options import Parser, UsageError, address, whole
-from federated.processes import MOST_PROCESSES, add_run_arguments, end_with_parent, exit_code_of
-from federated.settings import Settings
+from federated.options import Parser, UsageError, add_options, address, integer, options_from
+from federated.running.processes import end_with_parent, exit_code_of
+from federated.settings import MAX_PROCESSES, ProcessOptions, Settings
 from federated.version import CODE
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="client_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=address, required=True, metavar="ADDRESS", help="the address that the server prints")
     parser.add_argument(
         "--process",
-        type=whole(0, MOST_PROCESSES - 1),
+        type=integer(0, MAX_PROCESSES - 1),
         metavar="N",
         help="number of this client process; default: the next free one",
     )
-    add_run_arguments(parser)
+    add_options(parser, ProcessOptions)
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     end_with_parent(lambda: None)
-    return exit_code_of(lambda: run(args))
+    return exit_code_of(lambda: run(args.host, args.process, options_from(ProcessOptions, args)))
 
 
-def run(args):
+def run(host: str, process: int | None, options: ProcessOptions) -> None:
     try:
-        serve(args)
+        serve(host, process, options)
     except PeerLost as error:
         raise PeerLost(f"the server is lost: {error}") from error
 
 
-def serve(args):
+def serve(host: str, number: int | None, options: ProcessOptions) -> None:
     """Join the trial and do what the server asks for until it says stop."""
     from federated import datasets, partition
     from federated.training import Worker, keep_freed_memory, torch
 
     keep_freed_memory()
-    channel = knock(args.host, args.process, args.timeout)
+    channel = knock(host, number, options.timeout)
     welcome = channel.receive()
     if "refused" in welcome:
         raise PeerLost(f"it refused this client process: {welcome['refused']}")
@@ -62,13 +62,13 @@ def serve(args):
     process, processes = welcome["process"], welcome["processes"]
     memory = channel.receive_memory(welcome["memory"])
     settings = Settings(**welcome["settings"])
-    dataset = datasets.load(settings.dataset, args.data_dir)
+    dataset = datasets.load(settings.dataset, options.data_dir)
     parts = partition.split(dataset, settings, welcome["trial_seed"])
     worker = Worker(settings, welcome["hparams"], welcome["trial_seed"], dataset, parts, memory)
     updates = torch.from_numpy(memory.updates[process]).view(worker.algorithm.uploads, -1)
     my_blocks = worker.plan.blocks_of(process, processes)
     keeps = bool(memory.clients.size)
-    with telling_progress(channel, worker, args.timeout):
+    with telling_progress(channel, worker, options.timeout):
         channel.send(protocol.ready(worker.device_name()))
         while "stop" not in (message := channel.receive()):
             worker.receive()

@@ -15,7 +15,7 @@ import pandas
 
 from federated import algorithms, options, report, tables
 from federated.files import write_atomically
-from federated.options import USAGE_ERROR, Parser, UsageError, one_of, output_file, real, whole
+from federated.options import USAGE_ERROR, Parser, UsageError, integer, number, one_of, output_file
 from federated.report import Report
 from federated.results import SWEEP, collect
 from federated.statistics import DEFAULT_SELECTION, SELECTIONS
@@ -35,7 +35,7 @@ def parse(argv):
         help=f"what counts: {', '.join(SELECTIONS)}; README says what they are",
     )  # fmt: skip
     parser.add_argument(
-        "--target", type=real(0, 1), metavar="ACC", help="tell when this test accuracy was reached; default: do not"
+        "--target", type=number(0, 1), metavar="ACC", help="tell when this test accuracy was reached; default: do not"
     )
     parser.add_argument(
         "--against", type=one_of(algorithms.REGISTRY, ignore_case=True), metavar="ALGORITHM",
@@ -46,7 +46,7 @@ def parse(argv):
         "--format", type=one_of(tables.FORMATS), default="github", metavar="NAME", help=f"of it: {', '.join(tables.FORMATS)}"
     )
     group.add_argument(
-        "--top", type=whole(1), metavar="N",
+        "--top", type=integer(1), metavar="N",
         help="rank the best N settings of each sweep, and say which hyper-parameters mattered and what k draws are worth",
     )  # fmt: skip
     group.add_argument(
@@ -162,26 +162,23 @@ def export(rounds: pandas.DataFrame, path: pathlib.Path):
         ) from error
 
 
-def best_commands(results: Report, output_dir) -> list[str]:
+def best_commands(results: Report, output_dir: str) -> list[str]:
     """The commands, ready for a shell in any directory, that train each sweep's best setting again, on the same first seeds and
     more."""
-    from federated.processes import script_command
+    from federated.running.processes import script_command
 
     commands = []
     for sweep, chosen in results.chosen.items():
-        best, settings = chosen.iloc[0], dataclasses.asdict(results.settings[sweep])
-        options = {name: value for name, value in settings.items() if value is not None}
-        options |= {
-            "hparams": best["hparams"],
+        best = chosen.iloc[0]
+        options = dataclasses.asdict(results.settings[sweep]) | {
+            "hparams": json.loads(best["hparams"]),
             "hparams_seed": best["hparams_seed"],
             "num_hparams": 1,
             "num_trials": max(MORE_TRIALS, 2 * (chosen["trial_seed"].max() + 1)),
             "output_dir": f"{os.path.abspath(output_dir)}_best",
+            "data_dir": results.data_dirs.get(sweep),
         }
-        if sweep in results.data_dirs:
-            options["data_dir"] = results.data_dirs[sweep]
-        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        commands.append(shlex.join(script_command("sweep.py", "launch", *arguments)))
+        commands.append(shlex.join(script_command("sweep.py", options, "launch")))
     return commands
 
 

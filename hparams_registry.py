@@ -10,10 +10,10 @@ import json
 import numpy as np
 
 from federated import algorithms, datasets
-from federated.options import MOST, UsageError, shortened, shown
+from federated.options import MAX_INTEGER, UsageError, shortened, shown
 from federated.seeds import seed_hash
 
-FLOAT32_MOST = 1e38
+MAX_FLOAT32 = 1e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,11 @@ def _hparams(algorithm, dataset, local_optimizer, seed):
         raise KeyError(f"unknown dataset {dataset!r}: the datasets are {', '.join(datasets.REGISTRY)}")
     hparams = {}
 
-    def add(name, default, draw, low, high=FLOAT32_MOST):
+    def add(name, default, draw, low, high=MAX_FLOAT32):
         hparams[name] = Hparam(default, draw(np.random.RandomState(seed_hash(seed, name))), low, high)
 
     if algorithm != "Fedsgd":
-        add("batch_size", 64, lambda r: int(2 ** r.uniform(5, 10)), low=1, high=MOST)
+        add("batch_size", 64, lambda r: int(2 ** r.uniform(5, 10)), low=1, high=MAX_INTEGER)
     add("dropout_rate", 0.5, lambda r: float(r.choice([0.0, 0.5])), low=0.0, high=1.0)
 
     if local_optimizer == "adam":
@@ -76,12 +76,12 @@ def _hparams(algorithm, dataset, local_optimizer, seed):
         add("mu", 1.0, lambda r: float(r.choice([0.1, 1.0, 5.0, 10.0])), low=0.0)
         add("temperature", 0.5, lambda r: 0.5, low=1e-3)
     if algorithm == "Fedrep":
-        add("head_epochs", 5, lambda r: int(r.choice([1, 5, 10])), low=1, high=MOST)
+        add("head_epochs", 5, lambda r: int(r.choice([1, 5, 10])), low=1, high=MAX_INTEGER)
     if algorithm == "Ditto":
         add("lambda", 0.1, lambda r: float(r.choice([0.01, 0.1, 1.0])), low=0.0)
     if algorithm == "Pfedme":
         add("lambda", 15.0, lambda r: float(r.choice([5.0, 15.0, 30.0])), low=0.0)
-        add("inner_steps", 5, lambda r: int(r.choice([1, 5, 10])), low=1, high=MOST)
+        add("inner_steps", 5, lambda r: int(r.choice([1, 5, 10])), low=1, high=MAX_INTEGER)
         add("personal_learning_rate", 0.01, lambda r: float(10 ** r.uniform(-2.5, -1.5)), low=0.0)
         add("beta", 1.0, lambda r: float(r.choice([1.0, 2.0])), low=0.0)
     if algorithm == "Apfl":

@@ -17,6 +17,6 @@ done
 code=0
 "$PYTHON" "$here/sweep.py" launch --skip_confirmation "$@" || code=$?
 if [ $code -le 1 ]; then # all done, or some trials failed: what is done has its table
-    "$PYTHON" "$here/collect_results.py" --output_dir "$output_dir" || code=$?
+    "$PYTHON" "$here/collect_results.py" "--output_dir=$output_dir" || code=$?
 fi
 exit $code

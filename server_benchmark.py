@@ -16,71 +16,68 @@ import sys
 
 from federated.channel import Door, PeerLost
 from federated.lock import Lock
-from federated.options import Parser, UsageError, address, directory, json_object, whole
-from federated.processes import (
-    GIVER_VARIABLE,
-    MOST_PROCESSES,
-    add_run_arguments,
-    add_server_arguments,
-    end_with_parent,
-    exit_code_of,
-)
-from federated.settings import add_arguments, check_tensorboard, settings_from
-from federated.trial import Diverged, Trial
+from federated.options import Parser, UsageError, add_options, address, directory, integer, json_object, options_from
+from federated.running.processes import LAUNCHER_VARIABLE, end_with_parent, exit_code_of
+from federated.settings import MAX_PROCESSES, ServerOptions, Settings, check_tensorboard
+from federated.trial import DivergedError, Trial
 from hparams_registry import check_hparams, default_hparams
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="server_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=directory, required=True, metavar="DIR", help="the trial's directory")
-    parser.add_argument("--trial_seed", type=whole(0), default=0, metavar="INT", help="seed of all that is random in it")
+    parser.add_argument("--trial_seed", type=integer(0), default=0, metavar="INT", help="seed of all that is random in it")
     parser.add_argument(
         "--hparams", type=json_object, default={}, metavar="JSON", help="hyper-parameters; default: the registry's defaults"
     )
-    parser.add_argument("--hparams_seed", type=whole(0), default=0, metavar="INT", help="recorded with the results")
+    parser.add_argument("--hparams_seed", type=integer(0), default=0, metavar="INT", help="recorded with the results")
     parser.add_argument(
         "--host", type=address, metavar="ADDRESS", help="HOST:PORT to listen at; default: a private Unix socket"
     )
     parser.add_argument(
         "--client_processes",
-        type=whole(1, MOST_PROCESSES),
+        type=integer(1, MAX_PROCESSES),
         metavar="INT",
         help="client processes to wait for; default: one a participant",
     )
-    add_run_arguments(parser)
-    add_server_arguments(parser)
-    add_arguments(parser)
+    add_options(parser.add_argument_group("how it is run"), ServerOptions)
+    add_options(parser.add_argument_group("what it computes"), Settings)
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     return exit_code_of(lambda: run(args))
 
 
-def run(args):
-    """Hold the trial's lock and open its door while the trial is served."""
-    settings = settings_from(args)
-    draw = (settings.algorithm, settings.dataset, settings.local_optimizer)
-    hparams = default_hparams(*draw) | check_hparams(args.hparams, *draw)
-    if args.tensorboard:
+def run(args: argparse.Namespace) -> None:
+    """Hold the trial's lock and listen for client processes while the trial is served."""
+    settings, options = options_from(Settings, args), options_from(ServerOptions, args)
+    key = settings.hparams_key
+    hparams = default_hparams(*key) | check_hparams(args.hparams, *key)
+    if options.tensorboard:
         check_tensorboard()
-    this = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
+    trial = Trial(settings, hparams, args.hparams_seed, args.trial_seed, pathlib.Path(args.output_dir))
     try:
-        this.directory.mkdir(parents=True, exist_ok=True)
+        trial.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--output_dir: {args.output_dir!r} cannot be made ({error.strerror}): name another") from error
-    giver = int(os.environ.pop(GIVER_VARIABLE, "0"))
-    lock, door = Lock(this.directory, giver=giver), None
+    launcher_pid = int(os.environ.pop(LAUNCHER_VARIABLE, "0"))
+    lock, door = Lock(trial.directory, launcher_pid), None
     try:
-        door = Door(args.host)
-        end_with_parent(lambda: (door.close(), lock.release()))
-        from federated.rounds import serve  # torch takes a second to import: the door is open by now
+        listener = door = Door(args.host)
 
-        serve(this, door, args.client_processes or settings.participants, args)
-    except (PeerLost, Diverged) as error:
-        if not giver:  # a launcher sees all processes, so it knows the cause better
-            this.record_failure("server", str(error))
+        def clean_up() -> None:
+            listener.close()
+            lock.release()
+
+        end_with_parent(clean_up)
+        from federated.rounds import serve  # torch takes a second to import: client processes may connect meanwhile
+
+        serve(trial, listener, args.client_processes or settings.participants, options)
+    except (PeerLost, DivergedError) as error:
+        if not launcher_pid:  # a launcher sees all processes, so it knows the cause better
+            trial.record_failure("server", str(error))
         raise
     finally:
         if door is not None:

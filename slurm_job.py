@@ -6,15 +6,17 @@ import os
 import pathlib
 import sys
 
-from command_launchers import REGISTRY, add_trial_arguments, listed_trials
+from command_launchers import LocalParallel
 from federated import slurm
-from federated.options import Parser, shown
-from federated.processes import Interrupted, exit_code_of, interrupt_on_signals
-from federated.trial import CHECKPOINT
-from sweep import Progress
+from federated.options import Parser, add_options, options_from, shown
+from federated.running.processes import Interrupted, exit_code_of, interrupt_on_signals
+from federated.running.progress import Progress
+from federated.running.slurm_launcher import listed_trials
+from federated.settings import RunOptions
+from federated.trial import CHECKPOINT, Trial
 
 
-def existing_file(text):
+def existing_file(text: str) -> pathlib.Path:
     try:
         if pathlib.Path(text).is_file():
             return pathlib.Path(text)
@@ -23,40 +25,42 @@ def existing_file(text):
     raise argparse.ArgumentTypeError(f"{shown(text)} is not a file")
 
 
-def parse(argv):
-    parser = Parser(prog="slurm_job.py", description=__doc__)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="slurm_job.py", description=__doc__, formatter_class=argparse.HelpFormatter)
     parser.add_argument("--trials", type=existing_file, required=True, metavar="FILE", help="the list that the launcher wrote")
-    add_trial_arguments(parser)
-    parser.set_defaults(host=None, jobs=None)
+    add_options(parser, RunOptions)
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     interrupt_on_signals("ending; the checkpoints stay.")
     os.environ[slurm.JOB_VARIABLE] = slurm.this_job()
     trials = listed_trials(args.trials, int(os.environ["SLURM_ARRAY_TASK_ID"]))
     left = [trial for trial in trials if not trial.is_done()]
-    before = list(map(mark, left))
+    before = list(map(progress_marker, left))
+    output_dir, run = args.trials.parent.parent.parent, options_from(RunOptions, args)
+    if not left:
+        return 0
     try:
         with Progress(left) as progress:
-            code = exit_code_of(lambda: left and REGISTRY["local_parallel"].launch(left, args, progress.report))
+            code = exit_code_of(lambda: LocalParallel().launch(left, output_dir, run, progress.report))
         return code or progress.exit_code()
     except Interrupted as interrupted:
-        if not slurm.is_being_ended():  # else Slurm tells why
-            go_on_later(left, has_advanced=list(map(mark, left)) != before)
+        if not slurm.is_being_ended():  # else Slurm says why
+            requeue_or_fail(left, has_advanced=list(map(progress_marker, left)) != before)
         return 128 + interrupted.signum
 
 
-def mark(trial):
-    """How far a trial is: it differs where that is further."""
+def progress_marker(trial: Trial) -> tuple[bool, int | None]:
+    """A marker that changes whenever the trial has made progress that lasts."""
     with contextlib.suppress(FileNotFoundError):
         return trial.is_done(), (trial.directory / CHECKPOINT).stat().st_mtime_ns
     return trial.is_done(), None
 
 
-def go_on_later(trials, has_advanced):
-    """The job was told to end, as before its time limit. Where it was of use it runs again, else its trials say why not."""
+def requeue_or_fail(trials: list[Trial], has_advanced: bool) -> None:
+    """On SIGTERM, e.g. before the time limit: requeue the job if a trial advanced, else record the reason in each trial."""
     why = "was told to end, as before its time limit"
     try:
         if has_advanced:

@@ -6,64 +6,76 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import shutil
 import sys
-import threading
-import time
-
-from tqdm import tqdm
+import typing
 
 import command_launchers
-from command_launchers import REGISTRY, Held
-from federated import augmentation, datasets, models, partition, partition_table, watch
-from federated import trial as trials_of
-from federated.lock import Locked, take_over
-from federated.options import USAGE_ERROR, Parser, UsageError, directory, json_object, output_file, whole
-from federated.processes import Interrupted, interrupt_on_signals
+from command_launchers import REGISTRY
+from federated import augmentation, datasets, models, partition, partition_table
+from federated import trial as trial_state
+from federated.lock import LockedError, take_over
+from federated.options import (
+    ALL_LOCKED,
+    FAILED,
+    USAGE_ERROR,
+    Parser,
+    UsageError,
+    add_options,
+    directory,
+    integer,
+    json_object,
+    names_of,
+    options_from,
+    output_file,
+    say,
+)
+from federated.running.launcher import Launcher, QueuedTrial
+from federated.running.processes import Interrupted, interrupt_on_signals
+from federated.running.progress import Progress, follow, last_round
 from federated.settings import (
+    RunOptions,
     Settings,
-    add_arguments,
     check_has_model,
     check_same_settings,
     check_tensorboard,
     remove_sweep_file,
-    settings_from,
     stored_settings,
 )
-from federated.trial import DONE, Trial, hparams_hash
+from federated.trial import DONE, Trial, trial_path
 from hparams_registry import check_hparams, default_hparams, random_hparams
 
-FAILED, ALL_LOCKED = 1, 3  # exit codes of launch, besides 0 and USAGE_ERROR
-
-MOST_TRIALS = 100_000  # of one sweep
+MAX_TRIALS = 100_000  # of one sweep
+# Options that may name several, each of which is a sweep of its own
+SEVERAL = ("algorithm", "dataset")
 
 
 class Job:
     """One hyper-parameter set with all its trials."""
 
-    NOT_LAUNCHED = trials_of.NOT_LAUNCHED
-    INCOMPLETE = trials_of.INCOMPLETE
-    QUEUED = trials_of.QUEUED
-    RUNNING = trials_of.RUNNING
-    DONE = trials_of.COMPLETE
+    NOT_LAUNCHED = trial_state.NOT_LAUNCHED
+    INCOMPLETE = trial_state.INCOMPLETE
+    QUEUED = trial_state.QUEUED
+    RUNNING = trial_state.RUNNING
+    DONE = trial_state.COMPLETE
 
     def __init__(
         self,
+        output_dir: pathlib.Path,
         settings: Settings,
         hparams: dict,
         hparams_seed: int,
         num_trials: int,
-        sweep_dir: pathlib.Path,
-        held: dict[pathlib.Path, Held],
-    ):
-        """`held` is what launchers tell of trials that they queued, by the trials' directories."""
+        queued: dict[pathlib.Path, QueuedTrial],
+    ) -> None:
+        """`queued` has the trials that launchers have submitted, by their directories."""
         self.settings, self.hparams, self.hparams_seed = settings, hparams, hparams_seed
-        self.output_dir = sweep_dir / hparams_hash(hparams)
         self.trials = [
-            Trial(settings, hparams, hparams_seed, seed, self.output_dir / f"trial_{seed}") for seed in range(num_trials)
+            Trial(settings, hparams, hparams_seed, seed, trial_path(output_dir, settings, hparams, seed))
+            for seed in range(num_trials)
         ]
-        self.held = held
-        self.states = [self._state_of(trial) for trial in self.trials]
+        self.output_dir = self.trials[0].job_dir
+        self.queued = {each.directory: queued[each.directory] for each in self.trials if each.directory in queued}
+        self.states = [self._state_of(each) for each in self.trials]
         if self.RUNNING in self.states:
             self.state = self.RUNNING
         elif self.QUEUED in self.states:
@@ -73,24 +85,24 @@ class Job:
         else:
             self.state = self.INCOMPLETE
 
-    def _state_of(self, trial):
-        return self.held[trial.directory].state if self.holds(trial) and not trial.is_done() else trial.state()
+    def _state_of(self, trial: Trial) -> str:
+        return self.queued[trial.directory].state if self.is_queued(trial) and not trial.is_done() else trial.state()
 
-    def holds(self, trial: Trial) -> bool:
-        """Whether a launcher has queued `trial` and it has not ended since."""
-        return trial.directory in self.held and self.held[trial.directory].is_active()
+    def is_queued(self, trial: Trial) -> bool:
+        """True if a launcher has submitted `trial` and its job has not ended since."""
+        return trial.directory in self.queued and self.queued[trial.directory].is_active()
 
-    def __str__(self):
+    def __str__(self) -> str:
         done = f"{self.states.count(self.DONE)}/{len(self.trials)} trials done"
         return f"{self.state}: {self.output_dir} set {self.hparams_seed}, {done}, {json.dumps(self.hparams)}"
 
     def left(self) -> list[Trial]:
-        """The trials that are neither done nor held by a launcher."""
-        return [trial for trial in self.trials if not self.holds(trial) and not trial.is_done()]
+        """The trials that are neither done nor submitted."""
+        return [trial for trial in self.trials if not self.is_queued(trial) and not trial.is_done()]
 
     @staticmethod
-    def launch(jobs, launcher_fn):
-        """Have `launcher_fn` make the directories of all trials of `jobs` that are neither done nor queued, and run them."""
+    def launch(jobs: "list[Job]", launcher_fn: typing.Callable[[list[Trial]], None]) -> None:
+        """Have `launcher_fn` make the directories of all trials of `jobs` that are neither done nor submitted, and run them."""
         say("Launching...")
         for job in jobs:
             for trial in filter(Trial.is_done, job.trials):
@@ -99,14 +111,14 @@ class Job:
         say(f"Launched {len(jobs)} jobs!")
 
     @staticmethod
-    def delete(jobs):
+    def delete(jobs: "list[Job]") -> None:
         """Delete what this sweep made of `jobs`; what runs stays."""
         say("Deleting...")
         deleted = 0
         for job in jobs:
             try:
                 deleted += job._delete()
-            except Locked as error:
+            except LockedError as error:
                 say(f"Not deleted: {error}")
         say(f"Deleted {deleted} jobs!")
 
@@ -123,222 +135,57 @@ class Job:
         return True
 
 
-def held_trials(args) -> dict[pathlib.Path, dict[pathlib.Path, Held]]:
-    """{job's directory: {trial's directory: what the launcher that queued it tells}}"""
-    held = {}
+def queued_trials(output_dir: pathlib.Path, is_status: bool) -> dict[pathlib.Path, QueuedTrial]:
+    """The trials below `output_dir` that launchers have submitted, by their directories. If a launcher cannot say, only
+    `status` goes without."""
+    queued: dict[pathlib.Path, QueuedTrial] = {}
     for launcher in REGISTRY.values():
         try:
-            for trial, told in launcher.held(pathlib.Path(args.output_dir)).items():
-                held.setdefault(trial.parent, {})[trial] = told
+            queued |= launcher().queued(output_dir)
         except UsageError as error:
-            if args.command != "status":
+            if not is_status:
                 raise
             say(f"Ignored: {error}")
-    return held
+    return queued
 
 
-def make_jobs(args, sweeps: list[Settings]) -> list[Job]:
+def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
     """The jobs of sets hparams_seed, hparams_seed + 1, … of each sweep; a set that equals an earlier one is left out."""
-    if args.num_hparams * args.num_trials > MOST_TRIALS:
-        raise UsageError(f"--num_hparams {args.num_hparams} x --num_trials {args.num_trials} is more than {MOST_TRIALS} trials")
-    jobs, held = {}, held_trials(args)
+    if args.num_hparams * args.num_trials > MAX_TRIALS:
+        raise UsageError(f"--num_hparams {args.num_hparams} x --num_trials {args.num_trials} is more than {MAX_TRIALS} trials")
+    output_dir = pathlib.Path(args.output_dir)
+    queued = queued_trials(output_dir, args.command == "status")
+    jobs: dict[pathlib.Path, Job] = {}
     for settings, fixed in zip(sweeps, fixed_hparams(args.hparams, sweeps)):
-        draw = (settings.algorithm, settings.dataset)
-        optimizer = settings.local_optimizer
+        algorithm, dataset, optimizer = settings.hparams_key
         for seed in range(args.hparams_seed, args.hparams_seed + args.num_hparams):
-            hparams = default_hparams(*draw, optimizer) if seed == 0 else random_hparams(*draw, seed, optimizer)
-            hparams |= fixed
-            sweep_dir = pathlib.Path(args.output_dir) / settings.name
-            if (output_dir := sweep_dir / hparams_hash(hparams)) not in jobs:
-                jobs[output_dir] = Job(settings, hparams, seed, args.num_trials, sweep_dir, held.get(output_dir, {}))
+            hparams = random_hparams(algorithm, dataset, seed, optimizer) if seed else default_hparams(*settings.hparams_key)
+            job_dir = trial_path(output_dir, settings, hparams | fixed, 0).parent
+            if job_dir not in jobs:
+                jobs[job_dir] = Job(output_dir, settings, hparams | fixed, seed, args.num_trials, queued)
     return list(jobs.values())
 
 
 def fixed_hparams(values: dict, sweeps: list[Settings]) -> list[dict]:
-    """Those of `values` that each sweep has. Raises UsageError where one is wrong, or none of them has it."""
-    draws = [(settings.algorithm, settings.dataset, settings.local_optimizer) for settings in sweeps]
-    known = [default_hparams(*draw) for draw in draws]
+    """Those of `values` that each sweep has. Raises UsageError if one is wrong, or none of the sweeps has it."""
+    known = [default_hparams(*settings.hparams_key) for settings in sweeps]
     for name in values:
         if not any(name in each for each in known):
-            check_hparams({name: values[name]}, *draws[0])  # says so
+            check_hparams({name: values[name]}, *sweeps[0].hparams_key)  # raises UsageError
     return [
-        check_hparams({name: value for name, value in values.items() if name in each}, *draw)
-        for draw, each in zip(draws, known)
+        check_hparams({name: value for name, value in values.items() if name in each}, *settings.hparams_key)
+        for settings, each in zip(sweeps, known)
     ]
 
 
-def parse(argv):
-    parser = Parser(prog="sweep.py", description=__doc__, formatter_class=argparse.HelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add_command(name, help, example):
-        shown = f"example: python sweep.py {name} {example}"
-        return commands.add_parser(name, help=help, description=help, epilog=shown, formatter_class=argparse.HelpFormatter)
-
-    for command, (help, example) in COMMANDS.items():
-        sub = add_command(command, help, example)
-        group = sub.add_argument_group("the sweep")
-        group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
-        group.add_argument(
-            "--num_hparams", type=whole(1, MOST_TRIALS), default=5, metavar="INT", help="hyper-parameter sets (default: 5)"
-        )
-        group.add_argument(
-            "--num_trials", type=whole(1, MOST_TRIALS), default=3, metavar="INT", help="seeds for each set (default: 3)"
-        )
-        group.add_argument(
-            "--hparams_seed",
-            type=whole(0),
-            default=0,
-            metavar="INT",
-            help="seed of the first set; 0 is the defaults (default: 0)",
-        )
-        group.add_argument(
-            "--hparams",
-            type=json_object,
-            default={},
-            metavar="JSON",
-            help="""values fixed in every set, e.g. '{"batch_size": 32}'""",
-        )
-        if command == "status":
-            look = sub.add_argument_group("how it is shown").add_mutually_exclusive_group()
-            look.add_argument("--watch", action="store_true", help="go on telling how far it is until it ends")
-            look.add_argument("--json", action="store_true", help="for programs: a list of jobs with their trials")
-        else:
-            group.add_argument("--skip_confirmation", action="store_true", help="do not ask")
-            group.add_argument(
-                "--take_over",
-                action="store_true",
-                help="take over the trials that processes on other hosts hold; only you can know that those are dead",
-            )
-        if command == "launch":
-            run = sub.add_argument_group("how it is run", "None of these changes a result.")
-            command_launchers.add_arguments(run)
-        add_arguments(sub, given_only=True, several=SEVERAL)
-    help = "print how many samples of each label each client has, in the trial of seed 0"
-    sub = add_command(SHOW_PARTITION, help, "--dataset mnist --partition dirichlet --picture labels.png")
-    sub.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
-    sub.add_argument(
-        "--picture",
-        type=output_file(partition_table.PICTURES),
-        metavar="FILE",
-        help=f"draw it too, into FILE, which ends in {', '.join(partition_table.PICTURES)}; default: no picture",
-    )
-    add_arguments(sub, given_only=True)
-    return parser.parse_args(argv)
+# Commands
 
 
-# name: (what it does, an example)
-COMMANDS = {
-    "launch": ("run what is not done yet", "--algorithm Fedavg Fedprox --dataset mnist --num_hparams 20"),
-    "status": ("show the jobs and their states", "--algorithm Fedavg Fedprox --dataset mnist --watch"),
-    "delete_incomplete": ("delete jobs that were begun and are not done", "--dataset mnist"),
-    "delete_all": ("delete all jobs of the sweep", "--dataset mnist"),
-}
-SHOW_PARTITION = "show_partition"  # of settings; it needs no sweep
-
-
-def main(argv=None) -> int:
-    args = parse(argv)
-    interrupt_on_signals("ending; what is done and the checkpoints stay, and the same command goes on from here.")
-    try:
-        if args.command == SHOW_PARTITION:
-            show_partition(settings_from(args), args.data_dir, args.picture)
-            return 0
-        if args.command == "launch":
-            command_launchers.check_arguments(args)
-        sweeps = sweeps_of(args)
-        jobs = make_jobs(args, sweeps)
-        if vars(args).get("take_over"):
-            for job in jobs:
-                for trial in job.trials:
-                    take_over(trial.directory)
-            jobs = make_jobs(args, sweeps)
-        if args.command == "status" and args.json:
-            print(as_json(jobs))
-            return 0
-        show(jobs)
-        if args.command == "status" and args.watch:
-            follow(lambda: make_jobs(args, sweeps))
-        if args.command == "launch":
-            return launch(jobs, args)
-        if args.command == "delete_incomplete":
-            delete([job for job in jobs if job.state in (Job.INCOMPLETE, Job.QUEUED, Job.RUNNING)], args)
-        if args.command == "delete_all":
-            delete([job for job in jobs if job.state != Job.NOT_LAUNCHED], args)
-    except UsageError as error:
-        say(f"sweep.py {args.command}: error: {error}")
-        return USAGE_ERROR
-    except OSError as error:
-        say(f"sweep.py {args.command}: error: {error}")
-        return FAILED
-    except Interrupted as interrupted:
-        return 128 + interrupted.signum
-    return 0
-
-
-# Options that may name several, each of which is a sweep of its own
-SEVERAL = ("algorithm", "dataset")
-
-
-def sweeps_of(args) -> list[Settings]:
-    """The settings of the sweep of each algorithm on each data set."""
-    named = [getattr(args, name, [Settings.__dataclass_fields__[name].default]) for name in SEVERAL]
-    sweeps = {}
-    for values in itertools.product(*named):
-        settings = settings_of(args, argparse.Namespace(**(vars(args) | dict(zip(SEVERAL, values)))))
-        sweeps.setdefault(settings.name, settings)
-    return list(sweeps.values())
-
-
-def settings_of(args, one: argparse.Namespace) -> Settings:
-    """The settings of one sweep: those given, and where a sweep only is looked at, else those it was made with."""
-    given = settings_from(one)
-    sweep_dir = pathlib.Path(args.output_dir) / given.name
-    try:
-        stored = stored_settings(sweep_dir)
-    except UsageError as error:
-        if args.command != "status":
-            raise
-        say(f"Ignored: {error}")
-        stored = None
-    if args.command != "launch" and stored is not None:
-        named = {name: getattr(one, name) for name in vars(args) if hasattr(given, name)}
-        given = dataclasses.replace(stored, **named)
-    check_same_settings(sweep_dir, given, stored)
-    return given
-
-
-def show(jobs):
-    """Print every job, the last failure of each of its trials that is not done and what is broken of one that is, and how many
-    jobs there are of each state."""
-    for job in jobs:
-        print(job)
-        for trial, state in zip(job.trials, job.states):
-            if state == Job.INCOMPLETE and (failures := trial.failures()):
-                print(f"  {trial.directory.name} failed: {failures[-1]['role']} {failures[-1]['reason']}")
-            for path in trial.broken_results() if state == Job.DONE else ():
-                print(f"  {trial.directory.name}: {path} is missing or cut; delete {DONE} beside it to have it computed again")
-            if state != Job.DONE and trial.directory in job.held and (told := job.held[trial.directory].told):
-                print(f"  {trial.directory.name}: {told}")
-    states = [job.state for job in jobs]
-    counts = f"{len(jobs)} jobs: {states.count(Job.DONE)} done, {states.count(Job.INCOMPLETE)} incomplete, "
-    counts += f"{states.count(Job.NOT_LAUNCHED)} not launched"
-    for state in (Job.QUEUED, Job.RUNNING):
-        if state in states:
-            counts += f", {states.count(state)} {state.lower()}"
-    print(f"\n{counts}.\n", flush=True)
-
-
-def show_partition(settings, data_dir, picture):
-    """Print the table of labels by client, and draw it where `picture` names a file."""
-    data = datasets.load(settings.dataset, data_dir)
-    parts = partition.split(data, settings, 0)
-    if picture is not None:
-        partition_table.save_picture(data, parts, f"{settings.dataset}, {settings.partition}", picture)
-    print(partition_table.table(data, parts))
-
-
-def launch(jobs, args) -> int:
+def launch(args: argparse.Namespace) -> int:
+    """Run what is not done yet."""
+    launcher, run = command_launchers.launcher_from(args), options_from(RunOptions, args)
+    jobs = chosen_jobs(args)
+    show(jobs)
     to_launch = [job for job in jobs if {Job.NOT_LAUNCHED, Job.INCOMPLETE} & set(job.states)]
     if not to_launch:
         if any(job.state in (Job.QUEUED, Job.RUNNING) for job in jobs):
@@ -348,48 +195,249 @@ def launch(jobs, args) -> int:
         return 0
     say(f"About to launch {len(to_launch)} jobs.")
     for settings in {job.settings: None for job in to_launch}:
-        check(settings, args)
+        check(settings, run, args.num_trials)
     if not confirmed(args):
         return 0
+    output_dir = pathlib.Path(args.output_dir)
     with Progress([trial for job in to_launch for trial in job.left()]) as progress:
-        Job.launch(to_launch, lambda trials: REGISTRY[args.command_launcher].launch(trials, args, progress.report))
+        Job.launch(to_launch, lambda trials: launcher.launch(trials, output_dir, run, progress.report))
     return progress.exit_code()
 
 
-def check(settings: Settings, args):
-    """Raises UsageError where trials with `settings` could not be run."""
+def status(args: argparse.Namespace) -> int:
+    """Show the jobs and their states."""
+    sweeps = sweeps_of(args)
+    jobs = make_jobs(args, sweeps)
+    if args.json:
+        print(as_json(jobs))
+        return 0
+    show(jobs)
+    if args.watch:
+        follow(lambda: [each for job in make_jobs(args, sweeps) for each in zip(job.trials, job.states)])
+    return 0
+
+
+def delete_incomplete(args: argparse.Namespace) -> int:
+    """Delete jobs that were begun and are not done."""
+    jobs = chosen_jobs(args)
+    show(jobs)
+    delete([job for job in jobs if job.state in (Job.INCOMPLETE, Job.QUEUED, Job.RUNNING)], args)
+    return 0
+
+
+def delete_all(args: argparse.Namespace) -> int:
+    """Delete all jobs of the sweep."""
+    jobs = chosen_jobs(args)
+    show(jobs)
+    delete([job for job in jobs if job.state != Job.NOT_LAUNCHED], args)
+    return 0
+
+
+def show_partition(args: argparse.Namespace) -> int:
+    """Print how many samples of each label each client has, in the trial of seed 0."""
+    settings = options_from(Settings, args)
+    data = datasets.load(settings.dataset, args.data_dir)
+    parts = partition.split(data, settings, 0)
+    if args.picture is not None:
+        partition_table.save_picture(data, parts, f"{settings.dataset}, {settings.partition}", args.picture)
+    print(partition_table.table(data, parts))
+    return 0
+
+
+def chosen_jobs(args: argparse.Namespace) -> list[Job]:
+    """The jobs that the options choose, after taking over their locks if the user said so."""
+    sweeps = sweeps_of(args)
+    jobs = make_jobs(args, sweeps)
+    if not args.take_over:
+        return jobs
+    for job in jobs:
+        for trial in job.trials:
+            take_over(trial.directory)
+    return make_jobs(args, sweeps)
+
+
+# command: (function, an example of its options)
+COMMANDS = {
+    "launch": (launch, "--algorithm Fedavg Fedprox --dataset mnist --num_hparams 20"),
+    "status": (status, "--algorithm Fedavg Fedprox --dataset mnist --watch"),
+    "delete_incomplete": (delete_incomplete, "--dataset mnist"),
+    "delete_all": (delete_all, "--dataset mnist"),
+    "show_partition": (show_partition, "--dataset mnist --partition dirichlet --picture labels.png"),
+}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="sweep.py", description=__doc__, formatter_class=argparse.HelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (function, example) in COMMANDS.items():
+        help = function.__doc__
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=f"example: python sweep.py {name} {example}",
+            formatter_class=argparse.HelpFormatter,
+        )
+        if name == "show_partition":
+            _add_picture(sub)
+        else:
+            _add_sweep(sub, name)
+        if name == "launch":
+            command_launchers.add_arguments(sub.add_argument_group("how it is run", "None of these changes a result."))
+        settings = sub.add_argument_group("what a trial trains", "Fixed once for a sweep and kept in its sweep.json.")
+        add_options(settings, Settings, given_only=True, several=() if name == "show_partition" else SEVERAL)
+    return parser.parse_args(argv)
+
+
+def _add_sweep(parser: Parser, command: str) -> None:
+    """Add the options that choose jobs."""
+    group = parser.add_argument_group("the sweep")
+    group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
+    group.add_argument(
+        "--num_hparams", type=integer(1, MAX_TRIALS), default=5, metavar="INT", help="hyper-parameter sets (default: 5)"
+    )
+    group.add_argument(
+        "--num_trials", type=integer(1, MAX_TRIALS), default=3, metavar="INT", help="seeds for each set (default: 3)"
+    )
+    group.add_argument(
+        "--hparams_seed",
+        type=integer(0),
+        default=0,
+        metavar="INT",
+        help="seed of the first set; 0 is the defaults (default: 0)",
+    )
+    group.add_argument(
+        "--hparams",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="""values fixed in every set, e.g. '{"batch_size": 32}'""",
+    )
+    if command == "status":
+        view = parser.add_argument_group("how it is shown").add_mutually_exclusive_group()
+        view.add_argument("--watch", action="store_true", help="keep reporting progress until the sweep ends")
+        view.add_argument("--json", action="store_true", help="for programs: a list of jobs with their trials")
+    else:
+        group.add_argument("--skip_confirmation", action="store_true", help="do not ask")
+        group.add_argument(
+            "--take_over",
+            action="store_true",
+            help="take over the trials that processes on other hosts hold; only you can know that those are dead",
+        )
+
+
+def _add_picture(parser: Parser) -> None:
+    parser.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
+    parser.add_argument(
+        "--picture",
+        type=output_file(partition_table.PICTURES),
+        metavar="FILE",
+        help=f"draw it too, into FILE, which ends in {', '.join(partition_table.PICTURES)}; default: no picture",
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    interrupt_on_signals("ending; what is done and the checkpoints stay, and the same command resumes from here.")
+    try:
+        return COMMANDS[args.command][0](args)
+    except UsageError as error:
+        say(f"sweep.py {args.command}: error: {error}")
+        return USAGE_ERROR
+    except OSError as error:
+        say(f"sweep.py {args.command}: error: {error}")
+        return FAILED
+    except Interrupted as interrupted:
+        return 128 + interrupted.signum
+
+
+# Helpers of the commands
+
+
+def sweeps_of(args: argparse.Namespace) -> list[Settings]:
+    """The settings of the sweep of each algorithm on each data set."""
+    named = [getattr(args, name, [Settings.__dataclass_fields__[name].default]) for name in SEVERAL]
+    sweeps: dict[str, Settings] = {}
+    for values in itertools.product(*named):
+        settings = settings_of(args, argparse.Namespace(**(vars(args) | dict(zip(SEVERAL, values)))))
+        sweeps.setdefault(settings.name, settings)
+    return list(sweeps.values())
+
+
+def settings_of(args: argparse.Namespace, one: argparse.Namespace) -> Settings:
+    """Settings of one sweep. `launch` takes the options as given; other commands complete them from sweep.json."""
+    given = options_from(Settings, one)
+    sweep_dir = pathlib.Path(args.output_dir) / given.name
+    try:
+        stored = stored_settings(sweep_dir)
+    except UsageError as error:
+        if args.command != "status":
+            raise
+        say(f"Ignored: {error}")
+        stored = None
+    if args.command != "launch" and stored is not None:
+        named = {name: getattr(one, name) for name in names_of(Settings) if hasattr(args, name)}
+        given = dataclasses.replace(stored, **named)
+    check_same_settings(sweep_dir, given, stored)
+    return given
+
+
+def show(jobs: list[Job]) -> None:
+    """Print every job, the last failure of each of its trials that is not done and what is broken of one that is, and how many
+    jobs there are of each state."""
+    for job in jobs:
+        print(job)
+        for trial, state in zip(job.trials, job.states):
+            if state == Job.INCOMPLETE and (failures := trial.failures()):
+                print(f"  {trial.directory.name} failed: {failures[-1]['role']} {failures[-1]['reason']}")
+            for path in trial.broken_results() if state == Job.DONE else ():
+                print(f"  {trial.directory.name}: {path} is missing or cut; delete {DONE} beside it to have it computed again")
+            if state != Job.DONE and trial.directory in job.queued and (detail := job.queued[trial.directory].detail):
+                print(f"  {trial.directory.name}: {detail}")
+    states = [job.state for job in jobs]
+    counts = f"{len(jobs)} jobs: {states.count(Job.DONE)} done, {states.count(Job.INCOMPLETE)} incomplete, "
+    counts += f"{states.count(Job.NOT_LAUNCHED)} not launched"
+    for state in (Job.QUEUED, Job.RUNNING):
+        if state in states:
+            counts += f", {states.count(state)} {state.lower()}"
+    print(f"\n{counts}.\n", flush=True)
+
+
+def check(settings: Settings, run: RunOptions, num_trials: int) -> None:
+    """Raises UsageError if trials with `settings` could not be run."""
     spec = datasets.REGISTRY[settings.dataset]
     models.check(settings.model_arch, spec)
     augmentation.check(settings.augmentation, spec)
-    if args.save_model:
+    if run.save_model:
         check_has_model(settings)
-    if args.tensorboard:
+    if run.tensorboard:
         check_tensorboard()
-    data = datasets.load(settings.dataset, args.data_dir)
-    for seed in range(args.num_trials):
+    data = datasets.load(settings.dataset, run.data_dir)
+    for seed in range(num_trials):
         partition.split(data, settings, seed)
 
 
-def delete(jobs, args):
-    for job in [job for job in jobs if any(trial.state() == Job.RUNNING for trial in job.trials if not job.holds(trial))]:
+def delete(jobs: list[Job], args: argparse.Namespace) -> None:
+    """Cancel what is queued of `jobs` and delete them, but for those that run."""
+    for job in [job for job in jobs if any(each.state() == Job.RUNNING for each in job.trials if not job.is_queued(each))]:
         say(f"Not deleted, it is running: {job.output_dir}")
         jobs.remove(job)
-    held = sum(each.is_active() for job in jobs for each in job.held.values())
-    say(f"About to {f'cancel {held} trials that are queued or running, and ' if held else ''}delete {len(jobs)} jobs.")
+    active = sum(each.is_active() for job in jobs for each in job.queued.values())
+    say(f"About to {f'cancel {active} trials that are queued or running, and ' if active else ''}delete {len(jobs)} jobs.")
     if jobs and confirmed(args):
         output_dir, directories = pathlib.Path(args.output_dir), {job.output_dir for job in jobs}
-        for launcher in REGISTRY.values():
-            if held := [
-                each for path, each in launcher.held(output_dir).items() if path.parent in directories and each.is_active()
-            ]:
-                launcher.cancel(held)
+        launchers: list[Launcher] = [launcher() for launcher in REGISTRY.values()]
+        for launcher in launchers:
+            queued = launcher.queued(output_dir).items()
+            if to_cancel := [each for path, each in queued if path.parent in directories and each.is_active()]:
+                launcher.cancel(to_cancel)
         Job.delete(jobs)
-        for launcher in REGISTRY.values():
+        for launcher in launchers:
             launcher.tidy(output_dir)
 
 
-def confirmed(args) -> bool:
-    """Ask, unless told not to. Raises UsageError where nobody is there to answer."""
+def confirmed(args: argparse.Namespace) -> bool:
+    """Ask, unless told not to. Raises UsageError if nobody is there to answer."""
     if args.skip_confirmation:
         return True
     if not sys.stdin.isatty():
@@ -402,111 +450,20 @@ def confirmed(args) -> bool:
     return False
 
 
-class Progress:
-    """Tells how far trials are: on a terminal by a bar that is drawn anew each second, elsewhere by lines, as each trial ends
-    and every so often."""
-
-    def __init__(self, trials):
-        self._waiting = {trial.directory: trial for trial in trials}
-        self._total, self._done, self._failed, self._locked = len(trials), 0, 0, 0
-        self._pace, self._bar = watch.Pace(len(trials)), None
-        self._speaking, self._over = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._tell_now_and_then, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join()
-        if self._bar is not None:
-            self._bar.close()
-
-    def _tell_now_and_then(self):
-        on_terminal = sys.stderr.isatty()
-        while not self._over.wait(REDRAW_SECONDS if on_terminal else LINE_SECONDS):
-            line = self._line()
-            with self._speaking:
-                if not on_terminal:
-                    say(line)
-                    continue
-                if self._bar is None:
-                    self._bar = tqdm(total=self._total, leave=False, bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
-                self._bar.n = self._done + self._failed + self._locked
-                self._bar.set_description_str(line)
-
-    def _line(self):
-        return self._pace.line(self._done, self._failed, list(filter(watch.is_running, list(self._waiting.values()))))
-
-    def report(self, trial, outcome):
-        self._waiting.pop(trial.directory, None)
-        is_done, is_locked = outcome is True, outcome is not True and outcome.is_locked()
-        self._done += is_done
-        self._locked += is_locked
-        self._failed += not (is_done or is_locked)
-        if is_locked:
-            self._say(f"{trial.directory} is left to the sweep that runs it")
-        elif not is_done:
-            self._say(f"{trial.directory} failed: {outcome} (see {trial.log(outcome.role)})")
-        elif not sys.stderr.isatty():
-            ended = self._done + self._failed + self._locked
-            left = self._pace.seconds / ended * (self._total - ended)
-            self._say(f"{ended}/{self._total} trials, {left:.0f} s left: {trial.directory} done")
-
-    def _say(self, text):
-        with self._speaking:
-            if self._bar is None:
-                say(text)
-            else:
-                self._bar.write(text, file=sys.stderr)
-
-    def exit_code(self) -> int:
-        if self._failed:
-            say(f"{self._failed} of {self._total} trials failed.")
-            return FAILED
-        return ALL_LOCKED if self._locked else 0
-
-
-REDRAW_SECONDS, LINE_SECONDS = 1, 10
-
-
-def follow(make_jobs):
-    """Tell how far a sweep is that runs elsewhere, until nothing of it is left to be run or to run."""
-    pace, on_terminal, told = None, sys.stdout.isatty(), None
-    while True:
-        trials = [(trial, state) for job in make_jobs() for trial, state in zip(job.trials, job.states)]
-        pace = pace or watch.Pace(len(trials), first=None)
-        done = sum(state == Job.DONE for _, state in trials)
-        running = [trial for trial, state in trials if state == Job.RUNNING]
-        failed = sum(state == Job.INCOMPLETE and bool(trial.failures()) for trial, state in trials)
-        line = pace.line(done, failed, running)
-        if on_terminal:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width]:<{width}}", end="", flush=True)
-        elif line != told:
-            print(line, flush=True)
-            told = line
-        if done + failed == len(trials):
-            print(end="\n" * on_terminal)
-            return
-        time.sleep(REDRAW_SECONDS if on_terminal else LINE_SECONDS)
-
-
-def as_json(jobs) -> str:
+def as_json(jobs: list[Job]) -> str:
     """What status shows, for programs."""
 
-    held = {directory: each for job in jobs for directory, each in job.held.items()}
+    queued = {directory: each for job in jobs for directory, each in job.queued.items()}
 
-    def of_trial(trial, state):
-        last, failures = watch.last_round(trial), trial.failures() if state == Job.INCOMPLETE else []
+    def of_trial(trial: Trial, state: str) -> dict:
+        last, failures = last_round(trial), trial.failures() if state == Job.INCOMPLETE else []
         return {
             "trial_seed": trial.trial_seed,
             "state": state,
             "directory": str(trial.directory),
             **(dataclasses.asdict(last) if last is not None else {}),
             "failures": [{"role": failure["role"], "reason": failure["reason"]} for failure in failures],
-            "queue": held[trial.directory].told if trial.directory in held else None,
+            "queue": queued[trial.directory].detail if trial.directory in queued else None,
         }
 
     return json.dumps(
@@ -525,10 +482,6 @@ def as_json(jobs) -> str:
         ],
         indent=1,
     )
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from federated.evaluation import over_clients
 from federated.results import collect
 from federated.settings import Settings, write_sweep_file
-from federated.trial import CLIENTS, DONE, RESULTS, Trial, hparams_hash
+from federated.trial import CLIENTS, DONE, RESULTS, Trial, trial_path
 from hparams_registry import default_hparams, random_hparams
 
 SETS, TRIALS = 1000, 10
@@ -36,10 +36,12 @@ def make_tree(output_dir):
     known = {"personal": False, "has_global_model": True, "provenance": {"argv": ["server_benchmark.py"] * 60, "runs": runs}}
     made = 0
     for hparams_seed in range(SETS):
-        draw = ("Fedavg", "digits")
-        hparams = random_hparams(*draw, hparams_seed) if hparams_seed else default_hparams(*draw)
+        algorithm, dataset, optimizer = settings.hparams_key
+        hparams = default_hparams(*settings.hparams_key)
+        if hparams_seed:
+            hparams = random_hparams(algorithm, dataset, hparams_seed, optimizer)
         for seed in range(TRIALS):
-            directory = output_dir / settings.name / hparams_hash(hparams) / f"trial_{seed}"
+            directory = trial_path(output_dir, settings, hparams, seed)
             trial = Trial(settings, hparams, hparams_seed, seed, directory)
             metrics = rng.random((3, 2, 2, settings.rounds), dtype=np.float32)
             curves = over_clients(*metrics[:2], rng.random((2, settings.rounds)), metrics[2], samples, personal=False)

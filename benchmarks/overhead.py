@@ -23,7 +23,8 @@ import time
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from federated import datasets, machine  # noqa: E402
+from federated import datasets  # noqa: E402
+from federated.running import resources  # noqa: E402
 from federated.settings import Settings  # noqa: E402
 from hparams_registry import default_hparams, random_hparams  # noqa: E402
 
@@ -56,7 +57,9 @@ def floor(settings, sets, num_trials, data_dir):
     context = multiprocessing.get_context("spawn")
     trials, results = context.Queue(), context.Queue()
     work = [(hparams, seed) for hparams in sets for seed in range(num_trials)]
-    workers = [context.Process(target=plain_worker, args=(settings, data_dir, trials, results)) for _ in range(machine.cores())]
+    workers = [
+        context.Process(target=plain_worker, args=(settings, data_dir, trials, results)) for _ in range(resources.cores())
+    ]
     for worker in workers:
         worker.start()
     for _ in workers:
@@ -129,7 +132,7 @@ def main(argv=None) -> int:
                 f"{repeat + 1}: floor {plain_seconds:.2f} s, sweep {sweep_seconds:.2f} s, {plain_seconds / sweep_seconds:.2f}",
                 flush=True,
             )
-    size = f"{num_hparams} sets x {num_trials} trials x {settings.rounds} rounds on {machine.cores()} cores"
+    size = f"{num_hparams} sets x {num_trials} trials x {settings.rounds} rounds on {resources.cores()} cores"
     print(f"\n{args.work}: {size}; min / median / max")
     print(f"floor       {spread(floors)} s")
     print(f"sweep       {spread(sweeps)} s")
@@ -137,11 +140,11 @@ def main(argv=None) -> int:
     print(f"mean final test accuracy: floor {statistics.mean(plain_accuracies):.4f}, sweep {statistics.mean(accuracies):.4f}")
     total = {name: sum(part[name] for part in parts) for name in parts[0]}
     transport = total["rounds"] - total["training"] - total["evaluation"]
-    print(f"\nprocess seconds of the last sweep: {sweep_seconds * machine.cores():.2f}, of which")
+    print(f"\nprocess seconds of the last sweep: {sweep_seconds * resources.cores():.2f}, of which")
     for name in ("training", "evaluation", "start", "join"):
         print(f"  {name:<11} {total[name]:.2f}")
     print(f"  {'transport':<11} {transport:.2f}  (messages, averaging, records and waiting)")
-    other = sweep_seconds * machine.cores() - total["start"] - total["join"] - total["rounds"]
+    other = sweep_seconds * resources.cores() - total["start"] - total["join"] - total["rounds"]
     print(f"  {'other':<11} {other:.2f}  (import, writing, idle cores)")
     return 0
 

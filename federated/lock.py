@@ -1,5 +1,7 @@
-"""The lock of a trial, so that a live one is neither run twice nor deleted: its server holds it, which gets it from who starts
-the server."""
+"""Trial lock: keeps a live trial from being started twice or deleted.
+
+The launcher acquires it and hands it over to the server process.
+"""
 
 import contextlib
 import dataclasses
@@ -10,6 +12,7 @@ import pathlib
 import re
 import socket
 import subprocess
+import typing
 
 from federated import slurm
 
@@ -20,32 +23,34 @@ LOCK = "lock"  # the file in the trial's directory
 class Owner:
     """The process that holds a lock."""
 
-    host: str  # and its Slurm job, as slurm.here() tells
+    host: str  # with its Slurm job, as slurm.here() says it
     pid: int
-    started: str  # tells it from a later process with the same pid
+    started: str | None  # distinguishes it from a later process with the same pid
 
     @classmethod
-    def this_process(cls):
+    def this_process(cls) -> "Owner":
         return cls(slurm.here(), os.getpid(), process_start(os.getpid()))
 
     def is_remote(self) -> bool:
         return slurm.host_of(self.host) != socket.gethostname()
 
     def may_live(self) -> bool:
-        """False only where the owner is known to be dead: on another host, that is only known of Slurm jobs that ended."""
+        """False only if the holder is known to be dead. On another host this can be known only through a Slurm job that has
+        ended."""
         if self.is_remote():
             return not slurm.is_over(self.host)
         return process_start(self.pid) == self.started
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
 
-class Locked(Exception):
-    """Another process holds the trial."""
+class LockedError(Exception):
+    """Another live process holds the trial."""
 
 
 def read_lock(directory: pathlib.Path) -> Owner | None:
+    """The holder of the lock in `directory`; None if there is none."""
     try:
         with open(directory / LOCK) as file:
             return _owner_in(file)
@@ -53,12 +58,19 @@ def read_lock(directory: pathlib.Path) -> Owner | None:
         return None
 
 
+def is_held(directory: pathlib.Path) -> bool:
+    """True if a process that may live holds the lock in `directory`."""
+    owner = read_lock(directory)
+    return owner is not None and owner.may_live()
+
+
 def process_start(pid: int) -> str | None:
-    """When the process `pid` of this host was started, in the system's own words; None where there is none."""
+    """When the process `pid` of this host was started, in the system's own words; None if there is none."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
-        state, start = re.match(r".*\) (\S)(?: \S+){18} (\d+)", stat, re.DOTALL).groups()
-        return None if state in "ZX" else start
+        if (fields := re.match(r".*\) (\S)(?: \S+){18} (\d+)", stat, re.DOTALL)) is not None:
+            state, start = fields.groups()
+            return None if state in "ZX" else start
     except FileNotFoundError:
         if os.path.exists("/proc/self/stat"):
             return None
@@ -69,21 +81,22 @@ def process_start(pid: int) -> str | None:
 
 
 class Lock:
-    """Holds the lock of a trial's directory. Raises Locked where a process that may live holds it, unless that is `giver`,
-    which has taken it to hand it on to this process."""
+    """The lock of a trial's directory, held by this process."""
 
-    def __init__(self, directory: pathlib.Path, giver: int | None = None):
+    def __init__(self, directory: pathlib.Path, launcher_pid: int | None = None) -> None:
+        """Acquire the lock. Raises LockedError if another live process holds it, unless that is `launcher_pid`, which acquired
+        it for this process."""
         self._directory, self._owner = directory, Owner.this_process()
         with _open_lock(directory) as file:
             owner = _owner_in(file)
-            given = owner is not None and (owner.host, owner.pid) == (self._owner.host, giver)
-            if owner is not None and owner.may_live() and not given:
-                raise Locked(f"{str(directory)!r} is being run by {owner}")
+            is_handed_over = owner is not None and (owner.host, owner.pid) == (self._owner.host, launcher_pid)
+            if owner is not None and owner.may_live() and not is_handed_over:
+                raise LockedError(f"{str(directory)!r} is being run by {owner}")
             file.truncate(0)
             file.write(json.dumps(dataclasses.asdict(self._owner)))
 
-    def release(self, clean_up=lambda: None):
-        """Call `clean_up` and remove the lock, if it was not handed on or who it was handed to is dead."""
+    def release(self, clean_up: typing.Callable[[], None] = lambda: None) -> None:
+        """Run `clean_up` and remove the lock, unless it was handed over to a process that is still alive."""
         if not (self._directory / LOCK).exists():
             clean_up()
             return
@@ -94,8 +107,8 @@ class Lock:
                 (self._directory / LOCK).unlink(missing_ok=True)
 
 
-def take_over(directory: pathlib.Path):
-    """Remove the lock of a process on another host, of which only the user can know that it is dead."""
+def take_over(directory: pathlib.Path) -> None:
+    """Remove the lock of a process on another host. Only the user can know that this process is dead."""
     owner = read_lock(directory)
     if owner is not None and owner.is_remote():
         with _open_lock(directory) as file:
@@ -104,9 +117,9 @@ def take_over(directory: pathlib.Path):
 
 
 @contextlib.contextmanager
-def _open_lock(directory):
-    """The lock file, made where it is missing, held so that one process at a time looks at it and changes it. POSIX record
-    locks work on network file systems too."""
+def _open_lock(directory: pathlib.Path) -> typing.Iterator[typing.TextIO]:
+    """The lock file, made if missing, held so that one process at a time reads and changes it. POSIX record locks work on
+    network file systems too."""
     while True:
         with open(directory / LOCK, "a+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)
@@ -116,7 +129,7 @@ def _open_lock(directory):
                     return
 
 
-def _owner_in(file) -> Owner | None:
+def _owner_in(file: typing.TextIO) -> Owner | None:
     file.seek(0)
     try:
         return Owner(**json.load(file))

@@ -1,16 +1,25 @@
 """Command-line options: a wrong value gets one line that names it and the valid ones, and exit code 2."""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
 import pathlib
+import sys
+import typing
 
-USAGE_ERROR = 2
+# Exit codes of the scripts besides 0; 128 + n means that signal n ended the script
+FAILED, USAGE_ERROR, ALL_LOCKED = 1, 2, 3
 
 
 class UsageError(Exception):
     """The user asked for something that cannot be done; the text is the one line to show."""
+
+
+def say(text: str) -> None:
+    """Print a message for the user. Data go to stdout, messages to stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,30 +33,63 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
 
 
-def defaults_of(add_arguments) -> dict:
-    """{name: default} of the options that add_arguments(parser) adds."""
-    parser = Parser()
-    add_arguments(parser)
-    return vars(parser.parse_args([]))
+Options = typing.TypeVar("Options")
 
 
-def command_line(add_arguments, args: argparse.Namespace) -> list[str]:
-    """What `args` hold of the options that add_arguments(parser) adds, as a command line that it parses to the same."""
-    given = {name: getattr(args, name) for name in defaults_of(add_arguments)}
-    flags = [f"--{name}" for name, value in given.items() if value is True]
-    values = {name: value for name, value in given.items() if value is not None and not isinstance(value, bool)}
-    return [*(part for name, value in values.items() for part in (f"--{name}", str(value))), *flags]
+def option(default: typing.Any, parse: typing.Callable | None, help: str, metavar: str | None = None) -> typing.Any:
+    """A field of a dataclass of options: its name is the option's. `parse` is argparse's type; None makes a flag."""
+    return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar})
 
 
-MOST = 10**9  # where nothing else bounds a whole number
+def add_options(parser, options: type, given_only: bool = False, several: typing.Collection[str] = ()) -> None:
+    """Add to `parser` the option of each field of the dataclass `options`. With `given_only`, the namespace holds only what
+    the user gave. An option in `several` takes one value or more."""
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        parse, default = field.metadata["parse"], field.default
+        what: dict[str, typing.Any] = {"action": "store_true"}
+        if parse is not None:
+            metavar = field.metadata["metavar"] or getattr(field.type, "__name__", str(field.type)).upper()
+            what = {"type": parse, "metavar": metavar, "nargs": "+" if field.name in several else None}
+        shown_default = f" (default: {default})" if default is not None and parse is not None else ""
+        parser.add_argument(
+            f"--{field.name}",
+            default=argparse.SUPPRESS if given_only else default,
+            help=field.metadata["help"] + shown_default,
+            **what,
+        )
 
 
-def whole(low, high=MOST):
+def options_from(options: type[Options], namespace: argparse.Namespace) -> Options:
+    """The dataclass `options` with what `namespace` has of its fields; the others keep their defaults."""
+    return options(**{name: value for name, value in vars(namespace).items() if name in names_of(options)})
+
+
+def names_of(options: type) -> list[str]:
+    """The names of the options in a dataclass."""
+    return [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]
+
+
+def command_words(values: dict[str, typing.Any]) -> list[str]:
+    """The words of a command line that set the options `values`, {name: value}. Name and value stand in one word, so that no
+    value can be taken for an option. True sets a flag; None and False leave the option out."""
+    words = []
+    for name, value in values.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words
+
+
+MAX_INTEGER = 10**9  # where nothing else bounds a whole number
+
+
+def integer(low, high=MAX_INTEGER):
     """A parser of whole numbers in [low, high]."""
     return _number(int, "a whole number", low, high)
 
 
-def real(low, high, above=False):
+def number(low, high, above=False):
     """A parser of numbers in [low, high], or in (low, high] with `above`."""
     return _number(float, "a number", low, high, above)
 

@@ -10,7 +10,7 @@ from federated.evaluation import Plan, over_clients, weighted_mean
 from federated.log_lines import RoundLine
 from federated.partition import Part
 from federated.settings import Settings
-from federated.trial import Diverged
+from federated.trial import DivergedError
 
 SELECTED = "selected_model"  # the weights of the best round so far [size], in Record.arrays
 
@@ -42,12 +42,12 @@ class Record:
 
     def evaluated(self, round: int, rows: np.ndarray, weights: np.ndarray) -> None:
         """Record the metrics of the model after `round` rounds, whose `weights` are [size], from the memory's rows of
-        evaluation. Raises Diverged if one is not finite."""
+        evaluation. Raises DivergedError if one is not finite."""
         metrics = self._plan.metrics(rows)
         for name, values in metrics.items():
             self.arrays[name][round] = values
         if not (np.isfinite(metrics["test"]).all() and np.isfinite(metrics["val"]).all()):
-            raise Diverged(f"diverged: the loss after round {round} of {self.rounds} is not finite")
+            raise DivergedError(f"diverged: the loss after round {round} of {self.rounds} is not finite")
         if SELECTED in self.arrays and round == self.best_round():
             self.arrays[SELECTED][:] = weights
         if time.monotonic() - self._printed > 1 or round == self.rounds:
@@ -62,12 +62,12 @@ class Record:
         return None if np.isnan(accuracies).all() else int(np.nanargmax(accuracies)) + 1
 
     def trained(self, round: int, reports: dict[int, dict], seconds: float) -> None:
-        """Record what the participants of `round`, counted from 0, reported. Raises Diverged if a number is not finite."""
+        """Record what the participants of `round`, counted from 0, reported. Raises DivergedError if a number is not finite."""
         for client, report in reports.items():
             self.arrays["train"][round, :, client] = report["loss"], report["accuracy"]
         self.arrays["step_time"][round] = seconds
         if not all(math.isfinite(report["loss"]) and math.isfinite(report["accuracy"]) for report in reports.values()):
-            raise Diverged(f"diverged: a training loss of round {round + 1} of {self.rounds} is not finite")
+            raise DivergedError(f"diverged: a training loss of round {round + 1} of {self.rounds} is not finite")
 
     def over_clients(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """The curves over the rounds from `start` to before `stop`, counted from 0: see evaluation.over_clients."""

@@ -23,12 +23,12 @@ from federated.observers import BestModel, Checkpoints, Clock, EventFile, Observ
 from federated.options import UsageError
 from federated.record import SELECTED, Record
 from federated.seeds import stream_seed
-from federated.settings import check_has_model
+from federated.settings import ServerOptions, check_has_model
 from federated.training import batch_sizes, row_size_of
-from federated.trial import Diverged, Trial
+from federated.trial import DivergedError, Trial
 
 
-def serve(trial: Trial, listener: Door, processes: int, options) -> torch.Tensor:
+def serve(trial: Trial, listener: Door, processes: int, options: ServerOptions) -> torch.Tensor:
     """Lead a trial from its first client process's joining to its results. Returns the broadcast vectors [broadcasts, size]
     after the last round."""
     server = TrialServer(trial, processes, options)
@@ -48,7 +48,7 @@ class TrialServer:
     runs        where and with what code the trial ran so far, this run last
     """
 
-    def __init__(self, trial: Trial, processes: int, options) -> None:
+    def __init__(self, trial: Trial, processes: int, options: ServerOptions) -> None:
         """Load the data, make the initial model from the trial's seed, and lay out the memory."""
         self.clock = Clock()
         self.trial, self.processes, self.options = trial, processes, options
@@ -182,7 +182,7 @@ class TrialServer:
             reports = self._exchange(round, evaluate, training)
             if training:
                 if not math.isfinite(self.average.sum()):
-                    raise Diverged(f"diverged: an update of round {round + 1} of {rounds} is not finite")
+                    raise DivergedError(f"diverged: an update of round {round + 1} of {rounds} is not finite")
                 self.algorithm.step(self.state, self.average)
                 self.record.trained(round, reports, time.perf_counter() - start)
                 for observer in self._observers:

@@ -8,16 +8,23 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import shlex
 
 from federated import algorithms, augmentation, datasets, models, partition
 from federated.files import write_atomically
-from federated.options import UsageError, one_of, real, shown, whole
+from federated.options import (
+    UsageError,
+    command_words,
+    directory,
+    host_and_port,
+    integer,
+    number,
+    one_of,
+    option,
+    shown,
+)
 
 SWEEP = "sweep.json"
-
-
-def _setting(default, parse, help):
-    return dataclasses.field(default=default, metadata={"parse": parse, "help": help})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,41 +32,39 @@ class Settings:
     """What a trial computes, besides its hyper-parameters and seeds. Each setting stands here once: its name is the
     option's, the original's field's and the key in sweep.json."""
 
-    model_arch: str = _setting(None, models.known_name, f"the model: {models.NAMES}; default: mlp for images, else logistic")
-    dataset: str = _setting("digits", one_of(datasets.REGISTRY), f"the data: {', '.join(datasets.REGISTRY)}")
-    algorithm: str = _setting(
+    model_arch: str = option(None, models.known_name, f"the model: {models.NAMES}; default: mlp for images, else logistic")
+    dataset: str = option("digits", one_of(datasets.REGISTRY), f"the data: {', '.join(datasets.REGISTRY)}")
+    algorithm: str = option(
         "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), f"in any case: {', '.join(algorithms.REGISTRY)}"
     )
-    num_clients: int = _setting(None, whole(1, 100_000), "clients of the federation; default: the data's owners, else 2")
-    rounds: int = _setting(50, whole(1, 1_000_000), "communication rounds")
-    local_epochs: int = _setting(1, whole(1), "passes over its data that a client makes a round")
-    samples_per_client: int = _setting(None, whole(2), "training samples of each client, held-out ones included; default: all")
-    participation: float = _setting(1.0, real(0, 1, above=True), "fraction of the clients that train in a round")
-    partition: str = _setting(
+    num_clients: int = option(None, integer(1, 100_000), "clients of the federation; default: the data's owners, else 2")
+    rounds: int = option(50, integer(1, 1_000_000), "communication rounds")
+    local_epochs: int = option(1, integer(1), "passes over its data that a client makes a round")
+    samples_per_client: int = option(None, integer(2), "training samples of each client, held-out ones included; default: all")
+    participation: float = option(1.0, number(0, 1, above=True), "fraction of the clients that train in a round")
+    partition: str = option(
         None,
         one_of(partition.REGISTRY),
         f"how samples go to clients: {', '.join(partition.REGISTRY)}; default: natural where the data have owners, else iid",
     )
-    partition_alpha: float = _setting(
-        0.5, real(0, 1e6, above=True), "concentration of dirichlet and quantity; less is more skewed"
+    partition_alpha: float = option(
+        0.5, number(0, 1e6, above=True), "concentration of dirichlet and quantity; less is more skewed"
     )
-    labels_per_client: int = _setting(2, whole(1), "labels each client holds under --partition labels")
-    holdout_fraction: float = _setting(0.1, real(0, 0.9, above=True), "share of its samples a client validates on")
-    augmentation: str = _setting(
-        "none", one_of(augmentation.REGISTRY), f"of training images: {', '.join(augmentation.REGISTRY)}"
-    )
-    local_optimizer: str = _setting(
+    labels_per_client: int = option(2, integer(1), "labels each client holds under --partition labels")
+    holdout_fraction: float = option(0.1, number(0, 0.9, above=True), "share of its samples a client validates on")
+    augmentation: str = option("none", one_of(augmentation.REGISTRY), f"of training images: {', '.join(augmentation.REGISTRY)}")
+    local_optimizer: str = option(
         None, one_of(("adam", "sgd")), "the clients' optimizer: adam, sgd; default: adam where the algorithm allows it"
     )
-    optimizer_state: str = _setting(
+    optimizer_state: str = option(
         None,
         one_of(("keep", "reset")),
         "keep a client's optimizer moments over rounds or reset them; default: keep where all clients train each round",
     )
-    precision: str = _setting("fp32", one_of(("fp32", "bf16")), "arithmetic of the forward pass: fp32, bf16 (autocast)")
-    eval_every: int = _setting(1, whole(1), "rounds between evaluations; the first and the last model always are")
-    device: str = _setting("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda where there is one")
-    threads: int = _setting(1, whole(1, 1024), "threads of each process; it changes the last bits of results")
+    precision: str = option("fp32", one_of(("fp32", "bf16")), "arithmetic of the forward pass: fp32, bf16 (autocast)")
+    eval_every: int = option(1, integer(1), "rounds between evaluations; the first and the last model always are")
+    device: str = option("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda where there is one")
+    threads: int = option(1, integer(1, 1024), "threads of each process; it changes the last bits of results")
 
     def __post_init__(self):
         """What was not given is resolved, so that sweep.json says what was run."""
@@ -89,29 +94,68 @@ class Settings:
         return max(1, round(self.num_clients * self.participation))
 
     @property
+    def hparams_key(self) -> tuple[str, str, str]:
+        """What decides which hyper-parameters there are, as hparams_registry.py takes it."""
+        return self.algorithm, self.dataset, self.local_optimizer
+
+    @property
     def name(self) -> str:
         """The directory of the sweep below the output directory."""
         return f"{self.model_arch}_{self.dataset}_{algorithms.canonical(self.algorithm)}"
 
 
-def add_arguments(parser: argparse.ArgumentParser, given_only: bool = False, several=()):
-    """An option for every setting; with `given_only` the namespace holds just those that the user gave. Those in `several`
-    take one value or more."""
-    group = parser.add_argument_group("what a trial trains", "Fixed once for a sweep and kept in its sweep.json.")
-    for field in dataclasses.fields(Settings):
-        group.add_argument(
-            f"--{field.name}",
-            type=field.metadata["parse"],
-            default=argparse.SUPPRESS if given_only else field.default,
-            nargs="+" if field.name in several else None,
-            metavar=getattr(field.type, "__name__", field.type).upper(),
-            help=field.metadata["help"] + ("" if field.default is None or not given_only else f" (default: {field.default})"),
-        )
+MAX_PROCESSES = 1024  # of one trial
 
 
-def settings_from(namespace: argparse.Namespace) -> Settings:
-    known = {field.name for field in dataclasses.fields(Settings)}
-    return Settings(**{name: value for name, value in vars(namespace).items() if name in known})
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions:
+    """How each process of a trial is run, its server and its client processes."""
+
+    data_dir: str = option("data", directory, "where data sets are stored or downloaded to", metavar="DIR")
+    timeout: float = option(
+        600.0, number(0, 1e6, above=True), "a process that is silent for so long has failed", metavar="SECONDS"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions(ProcessOptions):
+    """How a trial's server is run."""
+
+    checkpoint_seconds: float = option(
+        10.0,
+        number(0, 1e6),
+        "least time between checkpoints, which are made at round ends; 0: after each round",
+        metavar="SECONDS",
+    )
+    save_model: bool = option(
+        False, None, "keep the global model of the best validation accuracy as model.pt, a state_dict, in the trial's directory"
+    )
+    tensorboard: bool = option(
+        False, None, "write event files, by which `tensorboard --logdir DIR` shows trials as they run (needs tensorboard)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(ServerOptions):
+    """How trials are run. None of these changes a result."""
+
+    trials_per_device: int = option(1, integer(1, 1024), "trials at once on each GPU")
+    client_processes: int | None = option(
+        None,
+        integer(1, MAX_PROCESSES),
+        "client processes of a trial; default: one a participant up to the trial's share of the cores",
+        metavar="INT",
+    )
+    retries: int = option(0, integer(0, 1000), "further attempts at a trial that failed by accident")
+    host: str | None = option(
+        None,
+        host_and_port,
+        "servers listen here, with the key in FEDERATED_KEY, one trial at a time; default: private Unix sockets",
+        metavar="HOST:PORT",
+    )
+    jobs: int | None = option(
+        None, integer(1, 1024), "trials at once; default: as many as the cores hold; slurm: jobs at once", metavar="INT"
+    )
 
 
 def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Settings | None):
@@ -123,7 +167,7 @@ def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Set
         if value != theirs[name]:
             raise UsageError(
                 f"--{name} is {value} here and {theirs[name]} in the sweep that {str(directory)!r} holds: "
-                f"give --{name} {theirs[name]} to go on with it, or another --output_dir for a new one"
+                f"give {shlex.join(command_words({name: theirs[name]}))} to resume it, or another --output_dir for a new one"
             )
 
 

@@ -1,4 +1,4 @@
-"""A trial: its directory, which is all that is known of it.
+"""A trial and its directory, which holds all that is known of it.
 
 OUTPUT_DIR/<sweep>/<md5 of hparams>/trial_<seed>/    one trial: logs, lock, checkpoint, failed.json, event file
 …/trial_<seed>/results.json                          settings, seeds, hyper-parameters, curves by round, provenance
@@ -20,12 +20,18 @@ import numpy as np
 
 from federated import algorithms
 from federated.files import write_atomically
-from federated.lock import Lock, Locked, Owner, read_lock
+from federated.lock import Lock, LockedError, Owner, is_held, read_lock
 from federated.settings import Settings, write_sweep_file
 
 
 def hparams_hash(hparams: dict) -> str:
+    """The name of the directory of a hyper-parameter set: 32 hexadecimal digits."""
     return hashlib.md5(json.dumps(hparams, sort_keys=True).encode()).hexdigest()
+
+
+def trial_path(output_dir: pathlib.Path, settings: Settings, hparams: dict, trial_seed: int) -> pathlib.Path:
+    """The directory of a trial in a sweep; `Trial.job_dir` and `Trial.sweep_dir` are those above it."""
+    return output_dir / settings.name / hparams_hash(hparams) / f"trial_{trial_seed}"
 
 
 # Files of a trial's directory
@@ -40,12 +46,12 @@ _OWN_FILES = re.compile(
 )
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """A loss is no longer a finite number."""
 
 
 NOT_LAUNCHED, INCOMPLETE, RUNNING, COMPLETE = "Not launched", "Incomplete", "Running", "Done"
-QUEUED = "Queued"  # a launcher's queue tells; there is nothing on disk
+QUEUED = "Queued"  # only the launcher's queue knows; nothing on disk says so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,15 @@ class Trial:
     hparams_seed: int
     trial_seed: int
     directory: pathlib.Path
+
+    @property
+    def job_dir(self) -> pathlib.Path:
+        """The directory of the hyper-parameter set."""
+        return self.directory.parent
+
+    @property
+    def sweep_dir(self) -> pathlib.Path:
+        return self.job_dir.parent
 
     def log(self, role: str) -> pathlib.Path:
         return self.directory / f"{role}.log"
@@ -79,19 +94,17 @@ class Trial:
             return NOT_LAUNCHED
         if self.is_done():
             return COMPLETE
-        owner = read_lock(self.directory)
-        return RUNNING if owner is not None and owner.may_live() else INCOMPLETE
+        return RUNNING if is_held(self.directory) else INCOMPLETE
 
-    def server_arguments(self) -> list[str]:
-        """The command line of the trial's server, but for how it is run (address, processes, data)."""
-        options = {
-            **{name: value for name, value in dataclasses.asdict(self.settings).items() if value is not None},
-            "hparams": json.dumps(self.hparams),
+    def server_options(self) -> dict:
+        """The options of the trial's server that say what it computes, {name: value}."""
+        return {
+            **dataclasses.asdict(self.settings),
+            "hparams": self.hparams,
             "hparams_seed": self.hparams_seed,
             "output_dir": self.directory,
             "trial_seed": self.trial_seed,
         }
-        return [part for name, value in sorted(options.items()) for part in (f"--{name}", str(value))]
 
     def description(self) -> dict:
         """What results.json says of the trial, besides what was measured."""
@@ -114,11 +127,11 @@ class Trial:
 
     def prepare(self):
         """Make the directory of the trial and write its sweep's settings."""
-        write_sweep_file(self.directory.parent.parent, self.settings)
+        write_sweep_file(self.sweep_dir, self.settings)
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def delete(self):
-        """Delete the files that this trial made, and its directory if nothing else is left in it. Raises Locked."""
+        """Delete the files that this trial made, and its directory if nothing else is left in it. Raises LockedError."""
         if self.directory.is_symlink() or not self.directory.is_dir():
             return
         lock = Lock(self.directory)
@@ -154,10 +167,10 @@ class Trial:
             return []
 
     def check_not_taken_over(self):
-        """Raises Locked where another process has taken over the lock that this one held."""
+        """Raises LockedError if another process has taken over the lock that this one held."""
         owner = read_lock(self.directory)
         if owner is not None and owner != Owner.this_process():
-            raise Locked(f"{str(self.directory)!r} was taken over by {owner}")
+            raise LockedError(f"{str(self.directory)!r} was taken over by {owner}")
 
     def forget_attempts(self):
         """Once the trial is done: remove what only unfinished ones need. Their history is in the results."""

@@ -1,6 +1,5 @@
 """Helpers: the tests run the real commands, at tiny size, in directories with awkward names."""
 
-import argparse
 import os
 import pathlib
 import shutil
@@ -115,14 +114,6 @@ def shared_data(tmp_path):
         for file in (SHARED_DATA / name / "raw").iterdir():
             os.symlink(file, raw / file.name)
     return data
-
-
-def server_options(**given):
-    """The options of a server that say how it runs, with their defaults."""
-    from federated.options import defaults_of
-    from federated.processes import add_run_arguments, add_server_arguments
-
-    return argparse.Namespace(**{**defaults_of(add_run_arguments), **defaults_of(add_server_arguments), **given})
 
 
 def is_alive(pid):

@@ -14,7 +14,6 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import server_options
 from torch.nn import functional
 
 import client_benchmark
@@ -25,7 +24,7 @@ from federated.channel import Door
 from federated.flat import Flat
 from federated.rounds import serve
 from federated.seeds import stream_seed
-from federated.settings import Settings
+from federated.settings import ServerOptions, Settings
 from federated.training import batch_sizes, classifier_of
 from federated.trial import Trial
 from hparams_registry import default_hparams, random_hparams
@@ -61,10 +60,10 @@ def train(tmp_path, monkeypatch):
         this = Trial(settings, hparams, 0, SEED, tmp_path / str(next(numbers)))
         this.directory.mkdir()
         door = Door(None)
-        args = server_options(host=door.address, process=None, timeout=60, checkpoint_seconds=0)
-        client = threading.Thread(target=client_benchmark.serve, args=(args,))
+        options = ServerOptions(timeout=60, checkpoint_seconds=0)
+        client = threading.Thread(target=client_benchmark.serve, args=(door.address, None, options))
         client.start()
-        broadcast = serve(this, door, 1, args).clone()
+        broadcast = serve(this, door, 1, options).clone()
         client.join()
         return Run(broadcast=broadcast, rounds=rounds, trial=this, settings=settings, hparams=hparams)
 

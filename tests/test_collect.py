@@ -20,7 +20,7 @@ import sweep
 from federated import algorithms
 from federated.evaluation import over_clients
 from federated.settings import Settings
-from federated.trial import Trial, hparams_hash
+from federated.trial import Trial, trial_path
 from hparams_registry import default_hparams, random_hparams
 
 
@@ -28,9 +28,11 @@ def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, d
     """A finished trial's files. val[client][round] with 10 and 30 held-out samples, test[round], local[client][round] with 30
     and 10 test samples."""
     settings = dataclasses.replace(settings or Settings(), rounds=len(test))
-    draw = (settings.algorithm, settings.dataset)
-    hparams = random_hparams(*draw, hparams_seed) if hparams_seed else default_hparams(*draw)
-    directory = output_dir / settings.name / hparams_hash(hparams) / f"trial_{trial_seed}"
+    algorithm, dataset, optimizer = settings.hparams_key
+    hparams = default_hparams(*settings.hparams_key)
+    if hparams_seed:
+        hparams = random_hparams(algorithm, dataset, hparams_seed, optimizer)
+    directory = trial_path(output_dir, settings, hparams, trial_seed)
     this = Trial(settings, hparams, hparams_seed, trial_seed, directory)
     this.prepare()
     algorithm = algorithms.load(settings.algorithm)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT, server_options
+from conftest import PROJECT
 from torch import nn
 
 from benchmarks import plain
@@ -14,7 +14,7 @@ from federated import datasets, models, rounds
 from federated.channel import Door
 from federated.options import UsageError
 from federated.seeds import stream_seed
-from federated.settings import Settings
+from federated.settings import ServerOptions, Settings
 from federated.training import resolve_device
 from federated.trial import Trial
 
@@ -31,7 +31,7 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
         for _ in range(processes)
     ]
     try:
-        weights = rounds.serve(this, door, processes, server_options(data_dir=data_dir, timeout=60))
+        weights = rounds.serve(this, door, processes, ServerOptions(data_dir=data_dir, timeout=60))
         assert [client.wait(10) for client in clients] == [0] * processes
     finally:
         for client in clients:

@@ -112,6 +112,8 @@ TRIAL = {
     "--trials_per_device": wholes(1, 1024),
     "--client_processes": wholes(1, 1024),
     "--retries": wholes(0, 1000),
+    "--jobs": wholes(1, 1024),
+    "--host": (*HOSTS, "/tmp/socket"),
 }
 # {command: {option: wrong values}}; None: it takes no value
 OPTIONS = {
@@ -121,8 +123,6 @@ OPTIONS = {
         **SERVER,
         **TRIAL,
         "--command_launcher": NO_NAMES,
-        "--jobs": wholes(1, 1024),
-        "--host": (*HOSTS, "/tmp/socket"),
         "--slurm_args": ('"', "--comment='a", NUL, SURROGATE),
         "--trials_per_job": wholes(1, 100_000),
         "--wait": None,

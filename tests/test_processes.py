@@ -9,15 +9,14 @@ def test_forks_find_everything_imported(tmp_path):
     (tmp_path / "probe.py").write_text(f"""
 import sys
 sys.path.insert(0, {str(PROJECT)!r})
-from federated.processes import Warm
+from federated.running.processes import ForkedProcess, preload
 
 def imported():
     print(*({{"torch", "server_benchmark", "client_benchmark", "federated.events"}} & sys.modules.keys()), flush=True)
 
 if __name__ == "__main__":
-    from command_launchers import preload
     preload([], ["federated.events"])
-    process = Warm._context.Process(target=imported)
+    process = ForkedProcess._context.Process(target=imported)
     process.start()
     process.join()
     assert "torch" not in sys.modules
@@ -30,19 +29,19 @@ def test_a_trial_sees_only_its_gpu(tmp_path, monkeypatch):
     """No GPU is needed: the trials' processes say what they were given. The ids are those of a machine with two GPUs."""
     import command_launchers
     import sweep
-    from federated import machine
+    from federated.running import resources
 
     given = {}
-    monkeypatch.setattr(machine, "gpus", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(resources, "gpus", lambda: ["GPU-a", "GPU-b"])
 
-    class Start(command_launchers.Cold):
+    class Start(command_launchers.SpawnedProcess):
         def __init__(self, command, log, environment):
             super().__init__(
                 [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES']); exit(1)"], log, environment
             )
             given[log] = environment
 
-    monkeypatch.setattr(command_launchers, "Warm", Start)
+    monkeypatch.setattr(command_launchers.LocalParallel, "start", Start)
     monkeypatch.setattr(command_launchers, "preload", lambda *_: None)
     out = str(tmp_path / "out")
     options = ["launch", "--skip_confirmation", "--output_dir", out, "--num_hparams", "1", "--num_trials", "4"]
@@ -58,18 +57,18 @@ def test_a_trial_sees_only_its_gpu(tmp_path, monkeypatch):
 def test_a_cgroup_limits_cores_and_memory(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from federated import machine
+    from federated.running import resources
 
     group = Path("/proc/self/cgroup").read_text().split("0::", 1)[1].splitlines()[0]
     inner = tmp_path / group.lstrip("/") / "."
     inner.mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
-    assert machine.cores() >= 1
+    monkeypatch.setattr(resources, "CGROUPS", tmp_path)
+    assert resources.cores() >= 1
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     (tmp_path / "memory.max").write_text("123456789\n")
-    assert (machine.cores(), machine.memory()) == (1, 123456789)
+    assert (resources.cores(), resources.memory()) == (1, 123456789)
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert machine.cores() == 1
+    assert resources.cores() == 1
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.memory() > 123456789
+    assert resources.memory() > 123456789

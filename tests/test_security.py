@@ -14,15 +14,15 @@ import time
 
 import numpy as np
 import pytest
-from conftest import PROJECT, server_options
+from conftest import PROJECT
 from test_by_hand import SMALL, free_port, terminal  # noqa: F401 (free_port is a fixture)
 from test_faults import LONG, Sweep, leaves_nothing  # noqa: F401 (leaves_nothing is a fixture)
 
 from federated import channel as channels
 from federated.channel import Door, PeerLost, knock
 from federated.rounds import serve
-from federated.settings import Settings
-from federated.trial import Diverged, Trial
+from federated.settings import ServerOptions, Settings
+from federated.trial import DivergedError, Trial
 from hparams_registry import default_hparams
 
 
@@ -370,9 +370,9 @@ def test_a_lie_ends_the_trial_with_a_named_cause(door, tmp_path, monkeypatch, na
     this = Trial(settings, default_hparams("Fedavg", "digits"), 0, 0, tmp_path / "trial")
     this.directory.mkdir()
     Liar(door.address, kind, lie).start()
-    with pytest.raises((PeerLost, Diverged), match=cause) as raised:
-        serve(this, door, 1, server_options(timeout=1.0, checkpoint_seconds=0.0))
-    assert (raised.type is Diverged) == ("diverged" in cause)
+    with pytest.raises((PeerLost, DivergedError), match=cause) as raised:
+        serve(this, door, 1, ServerOptions(timeout=1.0, checkpoint_seconds=0.0))
+    assert (raised.type is DivergedError) == ("diverged" in cause)
     assert not (tmp_path / "sprung").exists()
     assert list(tmp_path.rglob("results.json")) == [] and list(tmp_path.rglob("*.npz")) == []
 
@@ -381,7 +381,7 @@ def test_who_does_not_lie_gets_results(door, tmp_path):
     """So that the test above shows something."""
     this = Trial(Settings(rounds=2, samples_per_client=40), default_hparams("Fedavg", "digits"), 0, 0, tmp_path)
     Liar(door.address, None, None).start()
-    serve(this, door, 1, server_options(timeout=5.0, checkpoint_seconds=0.0))
+    serve(this, door, 1, ServerOptions(timeout=5.0, checkpoint_seconds=0.0))
     assert json.loads((tmp_path / "results.json").read_text())["curves"]["train_loss"] == [1.0, 1.0]
 
 

@@ -14,10 +14,10 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import PROJECT, TINY, server_options
+from conftest import PROJECT, TINY
 
 import sweep
-from federated import machine
+from federated.running import resources
 from federated.trial import Trial, hparams_hash
 from hparams_registry import default_hparams, random_hparams
 
@@ -238,7 +238,7 @@ def test_a_dry_run_prints_commands_that_work(run, awkward, tmp_path):
 
 def test_a_dry_run_shows_which_gpu_each_trial_sees(tmp_path, monkeypatch, capsys):
     """There is none here, so that they are made up."""
-    monkeypatch.setattr(machine, "gpus", lambda: ["3", "7"])
+    monkeypatch.setattr(resources, "gpus", lambda: ["3", "7"])
     size = ["--num_hparams", "1", "--num_trials", "3", "--output_dir", str(tmp_path / "out"), "--skip_confirmation"]
     assert sweep.main(["launch", *size, "--command_launcher", "dry_run", "--samples_per_client", "40"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "_benchmark.py" in line]
@@ -250,17 +250,18 @@ def test_an_option_of_another_launcher_is_refused(launch, tmp_path, option):
     """Else a long sweep would begin on the login node."""
     refused = launch(tmp_path / "out", option)
     name = option[2:].partition("=")[0]
-    assert refused.returncode == 2 and f"error: --{name}: --command_launcher local_parallel has no use" in refused.stderr
+    assert refused.returncode == 2 and f"error: --{name} applies only to --command_launcher" in refused.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_the_readmes_own_launcher(tmp_path, copy_of_project):
     """Add the README's example to a copy of the project, and see it at work: its processes are nice."""
     text = (copy_of_project / "README.md").read_text()
-    example = text[text.index("    class Patient(LocalParallel):") : text.index('with `"patient": Patient(),`')]
+    example = text[text.index("    class Patient(LocalParallel):") : text.index('with `"patient": Patient,`')]
     launchers = copy_of_project / "command_launchers.py"
     code = launchers.read_text().replace(
-        "REGISTRY = {\n", f'{textwrap.dedent(example)}\nREGISTRY = {{\n    "patient": Patient(),\n'
+        "REGISTRY: dict[str, type[Launcher]] = {\n",
+        f'{textwrap.dedent(example)}\nREGISTRY: dict[str, type[Launcher]] = {{\n    "patient": Patient,\n',
     )
     launchers.write_text(code)
     algorithm = copy_of_project / "federated" / "algorithms" / "fedavg.py"
@@ -296,12 +297,12 @@ def test_heart_disease_by_default_is_its_four_hospitals_and_logistic_regression(
 
 
 def test_commands_are_lists_of_arguments(awkward):
-    from federated.processes import trial_commands
-    from federated.settings import Settings
+    from federated.running.processes import trial_commands
+    from federated.settings import ServerOptions, Settings
     from server_benchmark import parse
 
     this = Trial(Settings(samples_per_client=30), {"batch_size": 8}, 3, 4, awkward)
-    commands = trial_commands(this, "/tmp/x/socket", 2, server_options(data_dir="data dir", save_model=True, tensorboard=True))
+    commands = trial_commands(this, "/tmp/x/socket", 2, ServerOptions(data_dir="data dir", save_model=True, tensorboard=True))
     assert list(commands) == ["server", "client_process_0", "client_process_1"]
     args = parse(commands["server"][2:])
     assert (args.output_dir, args.data_dir, args.hparams, args.trial_seed) == (str(awkward), "data dir", {"batch_size": 8}, 4)

@@ -10,13 +10,13 @@ import sys
 
 DIRECTORY_VARIABLE = "FEDERATED_FORKSERVER_DIRECTORY"
 
-# multiprocessing has the process that it started remove the directory of the socket between them; where that was killed,
-# this one does, which ends with it.
+# Normally the parent removes the directory of the fork server's socket. If the parent is killed, the fork server does so as
+# it exits.
 if DIRECTORY_VARIABLE in os.environ:
     atexit.register(shutil.rmtree, os.environ.pop(DIRECTORY_VARIABLE), ignore_errors=True)
 
 
-def run_script(command, log, environment):
+def run_script(command: list[str], log: pathlib.Path, environment: dict[str, str]) -> None:
     """In the fork: become what `command` would start."""
     os.setsid()
     os.environ.update(environment)  # CUDA reads it when it is first used, which the parent never does

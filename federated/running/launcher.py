@@ -1,0 +1,88 @@
+"""What every launcher has, and what launchers share."""
+
+import dataclasses
+import pathlib
+import tempfile
+import typing
+
+from federated.options import UsageError
+from federated.running import resources
+from federated.running.supervisor import Report
+from federated.settings import RunOptions, write_sweep_file
+from federated.trial import INCOMPLETE, Trial
+
+# A trial's process is counted as this much memory if the number of trials at once is not given
+PROCESS_BYTES = 1 << 29
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Of a launcher without options of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class QueuedTrial:
+    """A trial that a queueing launcher has submitted."""
+
+    job: str  # as its cancel() takes it
+    state: str  # QUEUED, RUNNING, or INCOMPLETE once the job has ended
+    detail: str  # what status prints, such as why it waits or has ended; may be empty
+
+    def is_active(self) -> bool:
+        return self.state != INCOMPLETE
+
+
+class Launcher:
+    """A way to run trials. launch() is all that a launcher needs. One that queues trials and returns also says what became of
+    them and cancels them."""
+
+    Options: type = NoOptions  # a dataclass of the options that only this launcher has
+
+    def __init__(self, options: typing.Any = None) -> None:
+        self.options = self.Options() if options is None else options
+
+    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
+        """Run `trials`, at least one, which lie below `output_dir`, and call report(trial, outcome) as each has ended. A
+        launcher that queues trials may return before they have run. Raises UsageError before anything is made."""
+        raise NotImplementedError
+
+    def commands(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions) -> list[str]:
+        """What launch() would have a shell do, for dry_run."""
+        return []
+
+    def queued(self, output_dir: pathlib.Path) -> dict[pathlib.Path, QueuedTrial]:
+        """{trial's directory: what is known of it} of the trials that it submitted. Raises UsageError if that cannot be
+        known now."""
+        return {}
+
+    def cancel(self, queued: list[QueuedTrial]) -> None:
+        """Cancel trials that are active. Return once none of them is queued or running."""
+
+    def tidy(self, output_dir: pathlib.Path) -> None:
+        """Remove what it wrote and no trial there needs any more."""
+
+
+def check_writable(trials: list[Trial]) -> None:
+    """Write the settings of each sweep. Raises UsageError if that is impossible, before any trial is started."""
+    for sweep_dir, settings in {trial.sweep_dir: trial.settings for trial in trials}.items():
+        try:
+            write_sweep_file(sweep_dir, settings)
+            with tempfile.TemporaryFile(dir=sweep_dir):
+                pass
+        except OSError as error:
+            raise UsageError(
+                f"--output_dir: {str(sweep_dir)!r} cannot be written to ({error.strerror}): name another"
+            ) from error
+
+
+def client_processes(trial: Trial, run: RunOptions, jobs: int, gpus: list[str]) -> int:
+    """How many client processes a trial gets while `jobs` trials share the machine: as asked for, else one on a GPU, else one
+    a participant up to the trial's share of the cores."""
+    settings = trial.settings
+    share = 1 if gpus else max(1, resources.cores() // (jobs * settings.threads))
+    return min(run.client_processes or share, settings.participants)
+
+
+def gpu_environment(gpus: list[str], slot: int) -> dict[str, str]:
+    """The environment that shows a trial its own GPU, if there are any. `slot` numbers the trials that run at once."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}

@@ -1,0 +1,205 @@
+"""Run trials on this machine: start their processes, watch them, and say how each trial ended."""
+
+import contextlib
+import dataclasses
+import signal
+import time
+import typing
+from collections import Counter, deque
+from multiprocessing.connection import wait as wait_for_any
+
+from federated.channel import is_remote, remove_socket, unix_address
+from federated.lock import Lock, LockedError
+from federated.running import resources
+from federated.running.processes import (
+    LOCKED_EXIT,
+    LOST_PEER_EXIT,
+    OUT_OF_MEMORY_EXIT,
+    SYSTEM_ERROR_EXIT,
+    Process,
+    Start,
+    meaning_of,
+    trial_commands,
+)
+from federated.settings import RunOptions
+from federated.trial import Trial
+
+# How long the processes of a trial that ends get to end by themselves
+GRACE_SECONDS = 1.0
+# How often silence is looked for; ends are noticed at once
+POLL_SECONDS = 1.0
+
+
+class Done:
+    """The trial is done."""
+
+
+@dataclasses.dataclass
+class Failure:
+    """Why a trial ended before it was done."""
+
+    role: str
+    reason: str
+    exitcode: int | None = None
+    log: list[str] = dataclasses.field(default_factory=list)
+
+    def is_locked(self) -> bool:
+        """True if another sweep runs the trial."""
+        return self.exitcode == LOCKED_EXIT
+
+    def is_accident(self) -> bool:
+        """True if the same trial may well succeed next time: it was killed, fell silent or lost a peer."""
+        return self.exitcode is None or self.exitcode < 0 or self.exitcode in (LOST_PEER_EXIT, OUT_OF_MEMORY_EXIT)
+
+    def __str__(self) -> str:
+        last = f": {self.log[-1]}" if self.log else ""
+        return f"{self.role} {self.reason}{last}"
+
+
+Outcome = Done | Failure
+Report = typing.Callable[[Trial, Outcome], None]
+
+
+def address_of(trial: Trial, run: RunOptions) -> str:
+    """Where the trial's server listens."""
+    return run.host or unix_address(str(trial.directory.resolve()))
+
+
+class RunningTrial:
+    """The processes of one trial, from start to end."""
+
+    def __init__(self, trial: Trial, start: Start, environment: dict[str, str], client_processes: int, run: RunOptions) -> None:
+        """Start them, each with `environment` added. Raises LockedError if another process runs the trial, which stays as it
+        is."""
+        self.trial = trial
+        self._timeout = run.timeout
+        trial.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(trial.directory)
+        self._address = address_of(trial, run)
+        self._oom_kills = resources.oom_kills()
+        self._processes: dict[str, Process] = {}
+        self._exit_codes: dict[str, int | None] = {}
+        try:
+            trial.prepare()
+            for role, command in trial_commands(trial, self._address, client_processes, run).items():
+                trial.log(role).write_text("")
+                self._processes[role] = start(command, trial.log(role), environment)
+        except BaseException:
+            self.end()
+            raise
+
+    def sentinels(self) -> list[int]:
+        """File descriptors of the processes that run, readable as they end."""
+        return [process.sentinel for role, process in self._processes.items() if role not in self._exit_codes]
+
+    def poll(self, ready: typing.Collection = ()) -> Outcome | None:
+        """How the trial ended; None while it runs. `ready` are the sentinels that are readable."""
+        self._note_exits(ready)
+        if any(self._exit_codes.values()):
+            # One death brings others with it: give them a moment, so that the first cause is among those that ended.
+            self._wait_for_others(until=lambda: LOST_PEER_EXIT not in self._exit_codes.values())
+            return self._failure()
+        if "server" in self._exit_codes:
+            self._wait_for_others(until=lambda: False)  # the server told them to stop
+            if self.trial.is_done():
+                return Done()
+            return Failure("server", "ended before the trial was done", log=self._log_tail("server"))
+        try:
+            silence = time.time() - self.trial.log("server").stat().st_mtime  # the server's heartbeat touches its log
+        except OSError as error:
+            return Failure("server", f"lost its directory ({error.strerror})", SYSTEM_ERROR_EXIT + (error.errno or 0))
+        if silence > self._timeout + GRACE_SECONDS:
+            return Failure("server", f"was silent for {self._timeout:g} s", log=self._log_tail("server"))
+        return None
+
+    def _note_exits(self, ready: typing.Collection) -> None:
+        for role, process in self._processes.items():
+            if process.sentinel in ready:
+                self._exit_codes[role] = process.exitcode
+
+    def _wait_for_others(self, until: typing.Callable[[], bool]) -> None:
+        deadline = time.monotonic() + GRACE_SECONDS
+        while (sentinels := self.sentinels()) and not until():
+            ready = wait_for_any(sentinels, max(0, deadline - time.monotonic()))
+            if not ready:
+                break
+            self._note_exits(ready)
+
+    def _failure(self) -> Failure:
+        """The failure of the process that most likely failed first: one that lost its peer only followed."""
+        role, code = max(self._exit_codes.items(), key=lambda each: (each[1] not in (0, LOST_PEER_EXIT), each[1] != 0))
+        assert code is not None
+        reason = meaning_of(code)
+        if code == -signal.SIGKILL and resources.oom_kills() > self._oom_kills:
+            reason += ", as the system ran out of memory"
+        return Failure(role, reason, code, self._log_tail(role))
+
+    def _log_tail(self, role: str, lines: int = 20) -> list[str]:
+        with contextlib.suppress(OSError):
+            return self.trial.log(role).read_text(errors="replace").splitlines()[-lines:]
+        return []
+
+    def kill(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+
+    def end(self) -> None:
+        """Kill what still runs and leave nothing but the trial's directory."""
+        self.kill()
+        for process in self._processes.values():
+            _ = process.exitcode  # waits
+            process.close()
+        self._lock.release(self.trial.remove_half_written)
+        if not is_remote(self._address):
+            remove_socket(self._address)
+
+
+Begin = typing.Callable[[Trial, int], RunningTrial]
+
+
+def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries: int, report: Report) -> None:
+    """Run `trials`, `jobs` at a time: the loop that all local launchers share.
+
+    begin(trial, slot) starts one; no two that run have the same slot, from 0 to jobs - 1. A trial that fails by accident is
+    started up to `retries` times more. report(trial, outcome) is called as each has ended for good. However this function is
+    left, no process of a trial outlives it.
+    """
+    waiting, running, attempts = deque(trials), dict[int, RunningTrial](), Counter[str]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                trial = waiting.popleft()
+                if trial.is_done():  # another sweep did it meanwhile
+                    report(trial, Done())
+                    continue
+                slot = min(set(range(jobs)) - running.keys())
+                try:
+                    running[slot] = begin(trial, slot)
+                except LockedError:
+                    report(trial, Failure("server", "is run by another sweep", LOCKED_EXIT))
+                except OSError as error:
+                    code = SYSTEM_ERROR_EXIT + (error.errno or 0)
+                    report(trial, Failure("server", f"could not be started: {error}", code))
+            sentinels = [sentinel for one in running.values() for sentinel in one.sentinels()]
+            ready = wait_for_any(sentinels, timeout=POLL_SECONDS)
+            for slot, one in list(running.items()):
+                outcome = one.poll(ready)
+                if outcome is None:
+                    continue
+                del running[slot]
+                one.end()
+                trial = one.trial
+                attempts[str(trial.directory)] += 1
+                if isinstance(outcome, Failure):
+                    if not outcome.is_locked():
+                        with contextlib.suppress(OSError):  # a full disk, a vanished directory: the report says so
+                            trial.record_failure(outcome.role, outcome.reason, outcome.log)
+                    if outcome.is_accident() and attempts[str(trial.directory)] <= retries:
+                        waiting.append(trial)
+                        continue
+                report(trial, outcome)
+    finally:
+        for one in running.values():
+            one.kill()
+        for one in running.values():
+            one.end()
