@@ -9,6 +9,8 @@ import pathlib
 import sys
 import typing
 
+from federated.version import CODE, VERSION
+
 # Exit codes of the scripts besides 0; 128 + n means that signal n ended the script
 FAILED, USAGE_ERROR, ALL_LOCKED = 1, 2, 3
 
@@ -28,6 +30,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
+        text = f"FedSweep {VERSION}, code {CODE}"
+        self.add_argument("--version", action="version", version=text, help="print the version and the digest of the code")
 
     def error(self, message):
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")

@@ -12,6 +12,7 @@ from federated import version
 def describe() -> dict:
     """What is known of this process and its machine."""
     return {
+        "version": version.VERSION,
         "git_revision": version.git_revision(),
         "argv": sys.argv,
         "host": platform.node(),

@@ -25,6 +25,7 @@ import time
 from federated import slurm, version
 from federated.lock import Lock, LockedError, read_lock
 from federated.options import UsageError, command_words, integer, option, say, shown
+from federated.running import snapshot
 from federated.running.launcher import PROCESS_BYTES, Launcher, QueuedTrial, check_writable, client_processes
 from federated.running.supervisor import Done, Failure, Report
 from federated.settings import RunOptions, Settings
@@ -84,7 +85,7 @@ class Slurm(Launcher):
             queued = self.queued(output_dir)
             if any(trial.directory in queued and queued[trial.directory].is_active() for trial in trials):
                 raise UsageError("another launch has submitted some of these trials just now: launch again")
-            version.freeze(records.parent / CODE)
+            snapshot.take(records.parent / CODE)
             job = ""
             for array in arrays:
                 job = self._submit(array, job)
@@ -98,7 +99,7 @@ class Slurm(Launcher):
 
     def commands(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions) -> list[str]:
         code = output_dir.absolute() / CODE
-        freeze = f"import pathlib, federated.version; federated.version.freeze(pathlib.Path({str(code)!r}))"
+        freeze = f"import pathlib; from federated.running import snapshot; snapshot.take(pathlib.Path({str(code)!r}))"
         commands = [f"cd {shlex.quote(str(version.HERE))}", shlex.join([sys.executable, "-c", freeze])]
         for array in self._arrays(trials, output_dir, run):
             commands.append(shlex.join(["mkdir", "-p", str(array.directory)]))
