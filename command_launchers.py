@@ -147,7 +147,7 @@ class LocalSequential(Launcher):
     def launch(self, trials, args, report):
         settings = trials[0].settings  # of which all have the same device, precision and threads
         if settings.device == "cuda" or settings.precision != "fp32":  # else no need to wait for torch's import
-            from federated.training import resolve_device
+            from federated.learning.device import resolve_device
 
             resolve_device(settings)
         if args.host:
@@ -528,7 +528,7 @@ def check_open_files(jobs=0, processes=0):
 def preload(trials, more=()):
     """Have trials fork from a process that has imported what they need, and the modules `more`."""
     check_open_files()
-    modules = dict.fromkeys(("server_benchmark", "client_benchmark", "federated.rounds", "federated.training", *more))
+    modules = dict.fromkeys(("server_benchmark", "client_benchmark", "federated.rounds", "federated.learning.worker", *more))
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
