@@ -49,8 +49,11 @@ def run(host: str, process: int | None, options: ProcessOptions) -> None:
 
 def serve(host: str, number: int | None, options: ProcessOptions) -> None:
     """Join the trial and do what the server asks for until it says stop."""
+    import torch
+
     from federated import datasets, partition
-    from federated.training import Worker, keep_freed_memory, torch
+    from federated.learning.device import device_name, keep_freed_memory
+    from federated.learning.worker import Worker
 
     keep_freed_memory()
     channel = knock(host, number, options.timeout)
@@ -69,7 +72,7 @@ def serve(host: str, number: int | None, options: ProcessOptions) -> None:
     my_blocks = worker.plan.blocks_of(process, processes)
     keeps = bool(memory.clients.size)
     with telling_progress(channel, worker, options.timeout):
-        channel.send(protocol.ready(worker.device_name()))
+        channel.send(protocol.ready(device_name(worker.device)))
         while "stop" not in (message := channel.receive()):
             worker.receive()
             if message["evaluate"]:

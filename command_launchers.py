@@ -146,6 +146,6 @@ def launcher_from(args: argparse.Namespace) -> Launcher:
 def check_device(settings: Settings) -> None:
     """Raises UsageError if this machine lacks the device or the arithmetic that `settings` ask for."""
     if settings.device == "cuda" or settings.precision != "fp32":  # else no need to wait for torch's import
-        from federated.training import resolve_device
+        from federated.learning.device import resolve_device
 
         resolve_device(settings)

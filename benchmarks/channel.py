@@ -18,7 +18,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import torch
 from overhead import spread
 
-from federated.channel import Door, Hub, Memory, knock
+from federated.channel import Door, Hub, knock
+from federated.learning.memory import SharedMatrices
 
 FLOATS = {"0.4 MB": 100_000, "44.7 MB": 11_173_962}
 
@@ -59,7 +60,7 @@ def times_of_rounds(floats, clients, rounds, address):
         bare.append(ours)
         processes.append(context.Process(target=client, args=(door.address, theirs, number, floats, clients)))
         processes[-1].start()
-    memory = Memory(shapes(floats, clients), shared=True)
+    memory = SharedMatrices(shapes(floats, clients), shared=True)
     channels = []
     for channel in door.admit(clients, 60):
         channel.send_memory(memory)

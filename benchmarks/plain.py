@@ -8,9 +8,9 @@ from torch import nn
 
 from federated import models, partition
 from federated.datasets import Dataset
+from federated.learning.device_data import batch_sizes
 from federated.seeds import stream_seed
 from federated.settings import Settings
-from federated.training import batch_sizes
 
 
 def fedavg(

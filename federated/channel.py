@@ -1,17 +1,15 @@
 """Messages and tensors between a trial's server and its client processes.
 
-A message is a small JSON object, sent as bytes over a `multiprocessing.connection`. Tensors lie in Memory: on one machine
-that is a file without a name which both sides map, so a message only says that a row is ready; between machines each
-side has a Memory of its own and the rows a message names follow it. Nothing that comes from a socket is unpickled.
+A message is a small JSON object, sent as bytes over a `multiprocessing.connection`. Tensors lie in SharedMatrices: on one
+machine both sides map the same file, so a message only says that a row is ready; between machines each side has a copy, and
+the rows that a message names follow it. Nothing that comes from a socket is unpickled.
 
-A dead peer is an end of file at once, a silent one is told by the time it was last heard.
+A dead peer is noticed at once, by the end of file; a silent one by the time since its last message.
 """
 
 import contextlib
 import hashlib
 import json
-import math
-import mmap
 import os
 import pathlib
 import secrets
@@ -27,9 +25,8 @@ from collections import deque
 from multiprocessing import AuthenticationError, reduction
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
-import numpy as np
-
 from federated import protocol
+from federated.learning.memory import SharedMatrices
 from federated.options import UsageError, shown
 
 KEY_VARIABLE = "FEDERATED_KEY"
@@ -38,41 +35,6 @@ MAX_MESSAGE_BYTES = 1 << 20
 
 class PeerLost(Exception):
     """The other side of a channel is gone, silent, or does not speak the protocol."""
-
-
-class Memory:
-    """Named float32 matrices in one mapping, each a numpy array and an attribute: memory.broadcast, memory.updates, …
-
-    shapes: {name: (rows, columns)}. The server of a trial makes the mapping with `shared=True` and hands its `fd` on;
-    untouched rows take no memory.
-    """
-
-    def __init__(self, shapes: dict[str, tuple[int, int]], shared: bool = False, fd: int | None = None):
-        self.shapes = shapes
-        starts, size = {}, 0
-        for name, shape in shapes.items():
-            starts[name] = size
-            size += -(-4 * math.prod(shape) // mmap.PAGESIZE) * mmap.PAGESIZE
-        if shared:
-            fd = _nameless_file()
-            os.ftruncate(fd, size)
-        self.fd = fd
-        self._mapping = mmap.mmap(-1 if fd is None else fd, max(size, mmap.PAGESIZE))
-        for name, shape in shapes.items():
-            setattr(self, name, np.ndarray(shape, np.float32, self._mapping, starts[name]))
-
-    def row_bytes(self, name: str, row: int) -> memoryview:
-        """One row as bytes. Raises PeerLost where there is none: the name came from a message."""
-        if name not in self.shapes or not isinstance(row, int) or not 0 <= row < self.shapes[name][0]:
-            raise PeerLost(f"a message names row {row!r} of {name!r}, which this trial does not have")
-        return memoryview(getattr(self, name)[row]).cast("B")
-
-
-def _nameless_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("federated")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 class Channel:
@@ -147,7 +109,7 @@ class Channel:
         if rows != ([] if self.local else list(its_rows)):
             raise PeerLost(f"it sent rows {shown(rows)} with {shown(message)}, which are not those it was asked for")
 
-    def send_memory(self, memory: Memory):
+    def send_memory(self, memory: SharedMatrices):
         """Hand over the mapping that both sides then share; the other side calls receive_memory. Raises PeerLost."""
         self.memory = memory
         if self.local:
@@ -156,9 +118,9 @@ class Channel:
             except OSError as error:
                 raise PeerLost(f"the connection broke ({error.strerror or error})") from error
 
-    def receive_memory(self, shapes: dict) -> Memory:
+    def receive_memory(self, shapes: dict) -> SharedMatrices:
         fd = reduction.recv_handle(self._connection) if self.local else None
-        self.memory = Memory({name: tuple(shape) for name, shape in shapes.items()}, fd=fd)
+        self.memory = SharedMatrices({name: tuple(shape) for name, shape in shapes.items()}, fd=fd)
         if fd is not None:
             os.close(fd)  # the mapping keeps the file
         return self.memory

@@ -16,15 +16,17 @@ import torch
 
 from federated import algorithms, checkpoint, datasets, models, partition, protocol, provenance, version
 from federated.algorithms.fedavg import Server
-from federated.channel import Channel, Door, Hub, Memory, naming
+from federated.channel import Channel, Door, Hub, naming
 from federated.evaluation import BLOCK, Plan
 from federated.flat import Flat
+from federated.learning.client_row import RowLayout
+from federated.learning.device_data import batch_sizes
+from federated.learning.memory import SharedMatrices
 from federated.observers import BestModel, Checkpoints, Clock, EventFile, Observer
 from federated.options import UsageError
 from federated.record import SELECTED, Record
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, check_has_model
-from federated.training import batch_sizes, row_size_of
 from federated.trial import DivergedError, Trial
 
 
@@ -81,10 +83,10 @@ class TrialServer:
         exchanged = (self.algorithm.broadcasts + self.algorithm.uploads) * vector_bytes
         self.record = Record(self.settings, self.plan, parts, exchanged, flat.size if options.save_model else 0)
 
-    def _shared_memory(self, flat: Flat) -> Memory:
-        kept = row_size_of(self.settings, self.trial.hparams, flat)
+    def _shared_memory(self, flat: Flat) -> SharedMatrices:
+        kept = RowLayout.of(self.settings, self.trial.hparams, flat).length
         self._clients_keep = kept > 0
-        return Memory(
+        return SharedMatrices(
             {
                 "broadcast": (self.algorithm.broadcasts, flat.size),
                 "updates": (self.processes, self.algorithm.uploads * flat.size),

@@ -13,10 +13,12 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from federated import algorithms, datasets, models, partition, training
-from federated.channel import Memory
+from federated import algorithms, datasets, models, partition
 from federated.evaluation import BLOCK, Plan
 from federated.flat import Flat
+from federated.learning import worker as workers
+from federated.learning.client_row import RowLayout
+from federated.learning.memory import SharedMatrices
 from federated.settings import Settings
 from hparams_registry import default_hparams
 
@@ -37,16 +39,16 @@ def prepare(device, algorithm, hparams=(), **settings):
     parts = partition.split(data, settings, 0)
     this = algorithms.load(algorithm)(hparams)
     flat = Flat(models.build(settings.model_arch, data.spec, 0.5, 0))
-    memory = Memory(
+    memory = SharedMatrices(
         {
             "broadcast": (this.broadcasts, flat.size),
             "updates": (2, this.uploads * flat.size),
-            "clients": (2, training.row_size_of(settings, hparams, flat)),
+            "clients": (2, RowLayout.of(settings, hparams, flat).length),
             "evaluation": (len(Plan(parts, len(data.test_labels), this.personal).blocks), 2 * BLOCK),
         }
     )
-    with mock.patch.object(training, "resolve_device", lambda settings: torch.device(device)):
-        worker = training.Worker(settings, hparams, 0, data, parts, memory)
+    with mock.patch.object(workers, "resolve_device", lambda settings: torch.device(device)):
+        worker = workers.Worker(settings, hparams, 0, data, parts, memory)
     return worker, memory, torch.from_numpy(memory.updates).view(2, this.uploads, flat.size)
 
 
@@ -79,7 +81,8 @@ def module_to(model, device):
 
 
 def observe_case(case):
-    """{work: results of Watched}: training of a client in few steps and in many, and evaluation."""
+    """{work: results of Watched}: training of a client in few steps and in many, its upload, and evaluation; and how many
+    numbers an update and a client's row have."""
     several_steps = {} if case["algorithm"] == "Fedsgd" else {"batch_size": 4}
     seen = {}
     with FakeTensorMode(allow_fallback_kernels=False):
@@ -89,7 +92,10 @@ def observe_case(case):
             with Watched() as watched:
                 client = worker.train(0, 0)
             seen[work] = watched.results
-            worker.upload(client, updates[0])
+            with Watched() as watched:
+                worker.upload(client, updates[0])
+            seen["upload"] = watched.results
+        seen["sizes"] = [updates[0].numel(), memory.clients.shape[1]]
         with Watched() as watched:
             worker.evaluate(range(len(memory.evaluation)))
         seen["evaluation"] = watched.results

@@ -22,10 +22,11 @@ from federated.algorithms.fedavg import Server
 from federated.algorithms.fednova import effective_steps
 from federated.channel import Door
 from federated.flat import Flat
+from federated.learning.device_data import batch_sizes
+from federated.learning.local_model import classifier_of
 from federated.rounds import serve
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, Settings
-from federated.training import batch_sizes, classifier_of
 from federated.trial import Trial
 from hparams_registry import default_hparams, random_hparams
 
@@ -233,7 +234,7 @@ def test_evaluation_changes_nothing(train, algorithm):
 
 
 class Quadratic:
-    """A client whose loss is a quadratic: the interface of federated.training.Client, in float64."""
+    """A client whose loss is a quadratic: the interface of TrainingClient, in float64."""
 
     def __init__(self, algorithm, hessian, minimum, steps, samples=1.0, relative_size=1.0):
         self.algorithm, self.hessian, self.minimum = algorithm, hessian.double(), minimum.double()

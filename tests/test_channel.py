@@ -10,7 +10,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 import pytest
 
-from federated.channel import Channel, Door, Hub, Memory, PeerLost, knock, unix_address
+from federated.channel import Channel, Door, Hub, PeerLost, knock, unix_address
+from federated.learning.memory import SharedMatrices
 from federated.options import UsageError
 
 SHAPES = {"broadcast": (1, 1000), "updates": (2, 1000), "moments": (3, 0)}
@@ -36,7 +37,7 @@ def test_rows_arrive(kind, monkeypatch):
     clients = [context.Process(target=echo, args=(door.address, number)) for number in (1, 0)]
     for client in clients:
         client.start()
-    memory = Memory(SHAPES, shared=True)
+    memory = SharedMatrices(SHAPES, shared=True)
     channels = []
     for channel in door.admit(2, 20):
         channel.send_memory(memory)
@@ -65,7 +66,7 @@ def pair():
     ours, theirs = socket.socketpair()
     channel = Channel(Connection(ours.detach()))
     channel.local = False
-    channel.memory = Memory(SHAPES)
+    channel.memory = SharedMatrices(SHAPES)
     return channel, Connection(theirs.detach())
 
 
@@ -117,7 +118,7 @@ def test_a_silent_process_is_told_from_one_that_is_alive():
 
 
 def test_untouched_rows_take_no_memory():
-    memory = Memory({"moments": (1000, 10_000_000)}, shared=True)  # 40 GB of addresses
+    memory = SharedMatrices({"moments": (1000, 10_000_000)}, shared=True)  # 40 GB of addresses
     memory.moments[500, 3] = 1
     assert os.fstat(memory.fd).st_blocks * 512 < 1 << 20
 

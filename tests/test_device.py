@@ -3,6 +3,7 @@ where there is none."""
 
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import torch
 from conftest import PROJECT
 from pretended_device import CASES, NAME, prepare
 
-from federated import datasets, models
+from federated import algorithms, datasets, models
+from federated.learning.client import TrainingClient
 
 # Tensors keep no number of their CPU, so that .to() always copies to this one, as it does to a GPU.
 APART = torch.device("cpu:0")
@@ -24,7 +26,7 @@ each_case = pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(m
 def two_rounds(worker, memory, updates):
     """Evaluate and train all clients twice, the second time from other weights. Returns what the clients reported."""
     memory.broadcast[:] = np.random.RandomState(0).normal(0, 0.01, memory.broadcast.shape)
-    memory.broadcast[0] = worker.flat.weights.cpu()
+    memory.broadcast[0] = worker.model.flat.weights.cpu()
     reported = []
     for round in range(2):
         worker.receive()
@@ -79,6 +81,62 @@ def test_training_never_waits_for_the_device(number):
     assert moved(few, NAME) == moved(many, NAME)
     assert not moved(few, "cpu")
     assert not [what for what in moved(few, NAME) if "uint8" in what]
+
+
+@each_case
+def test_an_upload_brings_home_the_update_and_the_row_once_and_takes_nothing_there(number):
+    """So what the row of updates still holds, the update of another client, is not copied to be overwritten."""
+    seen = observed()[number]
+    update, row = seen["sizes"]
+    assert not moved(seen["upload"], NAME)
+    brought = [math.prod(json.loads(what.partition(" ")[2])) for what in moved(seen["upload"], "cpu")]
+    assert brought == [update, row]
+
+
+@each_case
+def test_a_row_changes_when_it_is_stored(number):
+    worker, memory, updates = prepare(APART, **CASES[number])
+    worker.receive()
+    before = memory.clients.copy()
+    client = worker.train(0, 0)
+    assert np.array_equal(memory.clients, before)
+    assert client.is_new and worker.row_of(0).is_new
+    worker.upload(client, updates[0])
+    keeps = memory.clients.shape[1] > 0
+    assert worker.row_of(0).is_new is not keeps
+    assert np.array_equal(memory.clients[0, 1:], client.row._row[1:])
+    assert np.array_equal(memory.clients[1:], before[1:])
+
+
+@each_case
+def test_evaluation_leaves_no_trace(number):
+    """Neither in the memory, but for its own rows, nor in the training that follows."""
+    runs = [prepare(device, **CASES[number]) for device in ("cpu", "cpu", APART)]
+    for worker, memory, updates in runs:
+        memory.broadcast[0] = worker.model.flat.weights
+        worker.receive()
+        worker.upload(worker.train(0, 0), updates[0])
+    for worker, memory, _ in runs[1:]:
+        before = {name: getattr(memory, name).copy() for name in memory.shapes}
+        worker.evaluate(range(len(memory.evaluation)))
+        for name in before.keys() - {"evaluation"}:
+            assert np.array_equal(getattr(memory, name), before[name]), name
+        assert not np.array_equal(memory.evaluation, before["evaluation"])
+    for worker, _, updates in runs:
+        worker.upload(worker.train(0, 1), updates[0])
+    for _, memory, _ in runs[1:]:
+        for name in ("updates", "clients"):
+            assert np.array_equal(getattr(memory, name), getattr(runs[0][1], name)), name
+
+
+@pytest.mark.parametrize("algorithm", [name for name in algorithms.REGISTRY if algorithms.load(name).personal])
+def test_evaluation_starts_no_turn_of_training(algorithm, monkeypatch):
+    """Personal models are evaluated without the order of samples and the moments that training takes."""
+    worker, memory, updates = prepare("cpu", algorithm)
+    worker.receive()
+    worker.upload(worker.train(0, 0), updates[0])
+    monkeypatch.setattr(TrainingClient, "__init__", lambda *_: pytest.fail("evaluation starts a turn of training"))
+    worker.evaluate(range(len(memory.evaluation)))
 
 
 @each_case

@@ -12,10 +12,10 @@ from torch import nn
 from benchmarks import plain
 from federated import datasets, models, rounds
 from federated.channel import Door
+from federated.learning.device import resolve_device
 from federated.options import UsageError
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, Settings
-from federated.training import resolve_device
 from federated.trial import Trial
 
 

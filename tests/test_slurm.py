@@ -271,7 +271,7 @@ def test_jobs_run_the_code_as_it_was_at_the_launch(cluster, tmp_path, copy_of_pr
     out, command = tmp_path / "out", [sys.executable, copy_of_project / "sweep.py"]
     size = [*map(str, TINY), "--output_dir", out]
     subprocess.run([*command, "launch", *size, *SLURM, "--slurm_args=--hold", "--skip_confirmation"], check=True, cwd=tmp_path)
-    (copy_of_project / "federated" / "training.py").write_text("raise SystemExit('the code as it is now')")
+    (copy_of_project / "federated" / "learning" / "worker.py").write_text("raise SystemExit('the code as it is now')")
     shutil.move(copy_of_project, tmp_path / "gone")
     slurm("scontrol", "release", slurm("squeue", "-h", "-o", "%F").split()[0])
     wait_until(lambda: len(list(out.glob("*/*/*/done"))) == 2)

@@ -12,9 +12,9 @@ from torch import nn
 
 from benchmarks.plain import accuracy, optimizer_of
 from federated import datasets, models, partition
+from federated.learning.device_data import batch_sizes
 from federated.seeds import stream_seed
 from federated.settings import Settings
-from federated.training import batch_sizes
 from hparams_registry import default_hparams, random_hparams
 
 # Optimizer moments start anew each round, since Flower's clients keep none.

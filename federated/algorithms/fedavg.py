@@ -34,7 +34,8 @@ class Server:
 class Fedavg:
     """Clients train on from the global weights; the server averages what they reach, by their number of samples.
 
-    The other algorithms override what they change. `client` is a federated.training.Client, `server` a Server.
+    The other algorithms override what they change. `client` is what federated/learning/client.py says:
+    a Client in `personalize`, a TrainingClient elsewhere. `server` is a Server.
     """
 
     broadcasts = 1  # vectors the server sends to every participant

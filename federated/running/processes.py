@@ -195,7 +195,7 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> 
     on PYTHONPATH and in no current directory, which may hold another version, and skips those it does not find. Raises
     UsageError if it could not open enough files."""
     check_open_files()
-    modules = dict.fromkeys(("server_benchmark", "client_benchmark", "federated.rounds", "federated.training", *more))
+    modules = dict.fromkeys(("server_benchmark", "client_benchmark", "federated.rounds", "federated.learning.worker", *more))
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))

@@ -1,0 +1,132 @@
+"""What the client half of an algorithm works on."""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from federated.learning.client_row import ClientRow
+from federated.learning.device_data import batch_sizes
+from federated.learning.local_model import LocalModel, classifier_of
+from federated.seeds import stream_seed
+
+if typing.TYPE_CHECKING:
+    from federated.learning.worker import Worker
+
+
+class Client:
+    """A client whose turn it is to use the model of this process: what `personalize` works on.
+
+    Vectors are float32 and as long as the flat model; the parameters come first, then BatchNorm's statistics.
+
+    number             which client it is
+    model              the torch module
+    weights, gradient  [size], [num_parameters]: the model's own memory
+    parameters         [num_parameters]: the first entries of `weights`
+    is_new             whether the client has never trained; always True if it keeps nothing
+    state              [client_vectors, size]: what it keeps between rounds, zeros if it is new
+    mask_of            see Flat.mask_of
+    """
+
+    def __init__(self, number: int, model: LocalModel, row: ClientRow) -> None:
+        self.number, self.row = number, row
+        self.model, self.mask_of = model.module, model.flat.mask_of
+        self.weights, self.gradient = model.flat.weights, model.flat.gradient
+        self.parameters = self.weights[: len(self.gradient)]
+        self.is_new, self.state = row.is_new, row.state
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The model's last linear layer. Raises UsageError if it has none."""
+        return classifier_of(self.model)
+
+
+class TrainingClient(Client):
+    """A client that trains in a round: what the other methods of the client half work on.
+
+    broadcast          [broadcasts, size]: what the server sent
+    global_weights     [size]: its first vector
+    global_parameters  [num_parameters]: the first entries of that
+    samples            how many it trains on
+    relative_size      their number over the mean of all clients
+    steps              local steps made in this round
+    """
+
+    def __init__(self, worker: "Worker", number: int, round: int) -> None:
+        super().__init__(number, worker.model, worker.row_of(number))
+        self._worker = worker
+        self.broadcast = worker.broadcast
+        self.global_weights = self.broadcast[0]
+        self.global_parameters = self.global_weights[: len(self.gradient)]
+        self._indices = worker.train_indices[number]
+        self.samples = len(self._indices)
+        self.relative_size = self.samples / worker.mean_samples
+        self.steps = 0
+        self._moments = worker.moments_of(self.row)
+        self._order, self._augmenting = (
+            torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, purpose))
+            for purpose in ("order", "augmentation")
+        )
+        # Of each recorded batch: logits, labels, loss, number of samples
+        self._seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]] = []
+
+    def batches(self, epochs: int | None = None) -> Iterator["Batch"]:
+        """Yield batches of the client's samples in a new order each epoch, for `epochs` or else the settings' local epochs."""
+        worker = self._worker
+        sizes = batch_sizes(self.samples, worker.hparams)
+        for _ in range(epochs or worker.settings.local_epochs):
+            order = self._indices[torch.randperm(self.samples, generator=self._order)]
+            for inputs, labels in worker.data.training_batches(order, sizes, self._augmenting):
+                yield Batch(inputs, labels)
+
+    def backward(self, batch: "Batch", is_recorded: bool = True) -> None:
+        """Set `gradient` to that of the algorithm's loss of `batch` at `weights`. The metrics leave out a batch that is not
+        recorded."""
+        worker = self._worker
+        self.gradient.zero_()
+        with worker.model.autocast():
+            logits = worker.model(batch.inputs)
+            loss = worker.algorithm.loss(self, batch.inputs, logits, batch.labels)
+        loss.backward()
+        if is_recorded:
+            self._seen.append((logits.detach(), batch.labels, loss.detach(), len(batch)))
+
+    def step(self, optimizer: int = 0, only: torch.Tensor | None = None) -> None:
+        """Make a step of the local optimizer of that number along `gradient`. If `only` [size] is given, change those entries
+        only."""
+        before = None if only is None else self.parameters.clone()
+        self._worker.optimizer.step(self._moments[optimizer])
+        if only is not None:
+            self.parameters.copy_(self.parameters.where(only[: len(before)], before))
+        self.steps += 1
+
+    @property
+    def features(self) -> torch.Tensor:
+        """What went into the classifier in the last forward pass [samples, features]."""
+        return self._worker.model.features[self.classifier]
+
+    def frozen(self, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a function from inputs to the features of the model with `weights` [size], in evaluation mode and without
+        gradient."""
+        return self._worker.model.frozen(weights)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the mean loss and accuracy over the samples as they were trained on."""
+        logits, labels, losses, samples = zip(*self._seen)
+        correct = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
+        sizes = torch.tensor(samples, dtype=torch.float64, device=correct.device)
+        loss = torch.stack(losses).double().dot(sizes) / sizes.sum()
+        return {"loss": loss.item(), "accuracy": correct.item() / sizes.sum().item()}
+
+
+@dataclasses.dataclass
+class Batch:
+    """inputs float32 [samples, …], labels int64 [samples]."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)

@@ -1,0 +1,60 @@
+"""What a client keeps between rounds: one row of the trial's memory, so that any process can host any client."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from federated import algorithms
+from federated.flat import Flat
+from federated.learning.optimizer import LocalOptimizer
+from federated.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLayout:
+    """A row is a flag that says whether the client has trained, then its state, then its moments."""
+
+    client_vectors: int  # of the state
+    size: int  # of each
+    optimizers: int
+    num_moments: int  # of each optimizer; 0 if the client keeps none
+
+    @classmethod
+    def of(cls, settings: Settings, hparams: dict, flat: Flat) -> "RowLayout":
+        algorithm = algorithms.load(settings.algorithm)
+        keeps_moments = settings.optimizer_state == "keep"
+        moments = LocalOptimizer.num_moments_of(settings, hparams, flat.num_parameters) if keeps_moments else 0
+        return cls(algorithm.client_vectors, flat.size, algorithm.optimizers, moments)
+
+    @property
+    def length(self) -> int:
+        """How many float32 numbers a row has: 0 if the client keeps nothing, so that it needs no flag either."""
+        kept = self.client_vectors * self.size + self.optimizers * self.num_moments
+        return kept + 1 if kept else 0
+
+
+class ClientRow:
+    """The row of one client on the device of this process.
+
+    is_new   whether the client has never trained; always True if it keeps nothing
+    state    [client_vectors, size]: the algorithm's vectors, zeros if the client is new
+    moments  [optimizers, num_moments]: those of its local optimizers, zeros if the client is new
+
+    On the CPU `state` and `moments` are the memory itself. On a GPU they are a copy of it, which `store` brings back.
+    """
+
+    def __init__(self, kept: np.ndarray, layout: RowLayout, device: torch.device) -> None:
+        """Load the row from `kept` [layout.length], a row of the trial's memory."""
+        self.is_new = not (len(kept) and kept[0])
+        self._has_trained, self._kept = kept[:1], torch.from_numpy(kept)
+        self._row = self._kept.to(device)
+        end = 1 + layout.client_vectors * layout.size
+        self.state = self._row[1:end].view(layout.client_vectors, layout.size)
+        self.moments = self._row[end:].view(layout.optimizers, layout.num_moments)
+
+    def store(self) -> None:
+        """Bring the row back to the trial's memory, as that of a client that has trained."""
+        if self._row is not self._kept:
+            self._kept.copy_(self._row)
+        self._has_trained[:] = 1

@@ -1,0 +1,76 @@
+"""The model of a process, which the clients that it hosts use in turn."""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from federated.flat import Flat
+from federated.options import UsageError
+
+
+class LocalModel:
+    """A model on its device, and frozen copies of it.
+
+    module    the torch module
+    flat      its weights and its gradient as vectors
+    features  {classifier: what went into it in the last forward pass}, of the models whose features are noted
+    passes    how many forward passes `module` has made
+    """
+
+    def __init__(self, build: Callable[[], nn.Module], device: torch.device, precision: str, uses_features: bool) -> None:
+        """`build` makes one more model of the same kind on `device`. Note the features if `uses_features`."""
+        self._build, self._device, self._precision = build, device, precision
+        self.module = build()
+        self.flat = Flat(self.module)
+        self.features: dict[nn.Module, torch.Tensor] = {}
+        self.passes = 0
+        self._copies: list[tuple[nn.Module, Flat]] = []
+        self._copies_in_use = 0
+        if uses_features:
+            self._note_features(self.module)
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the logits of `inputs`."""
+        self.passes += 1
+        return self.module(inputs)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Return a context within which torch computes in the settings' precision."""
+        if self._precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
+
+    def frozen(self, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a function from inputs to the features of a copy of the model with `weights` [size], in evaluation mode and
+        without gradient. It holds until `release_copies`."""
+        if self._copies_in_use == len(self._copies):
+            copy = self._build().eval()
+            self._note_features(copy)
+            self._copies.append((copy, Flat(copy)))
+        model, flat = self._copies[self._copies_in_use]
+        self._copies_in_use += 1
+        flat.weights.copy_(weights)
+
+        def features(inputs):
+            with torch.no_grad(), self.autocast():
+                model(inputs)
+            return self.features[classifier_of(model)]
+
+        return features
+
+    def release_copies(self) -> None:
+        """Let `frozen` use all copies again."""
+        self._copies_in_use = 0
+
+    def _note_features(self, model):
+        classifier_of(model).register_forward_pre_hook(lambda module, inputs: self.features.update({module: inputs[0]}))
+
+
+def classifier_of(model: nn.Module) -> nn.Linear:
+    """Return the model's last linear layer. Raises UsageError if it has none."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UsageError("the algorithm needs a model that ends in a linear layer, and this one has none")
+    return linear[-1]

@@ -1,0 +1,100 @@
+"""A worker trains and evaluates the clients that a process hosts."""
+
+import torch
+
+from federated import algorithms, models
+from federated.datasets import Dataset
+from federated.evaluation import BLOCK, Plan
+from federated.learning.client import Client, TrainingClient
+from federated.learning.client_row import ClientRow, RowLayout
+from federated.learning.device import resolve_device
+from federated.learning.device_data import DeviceData
+from federated.learning.evaluator import evaluate_blocks
+from federated.learning.local_model import LocalModel
+from federated.learning.memory import SharedMatrices
+from federated.learning.optimizer import LocalOptimizer
+from federated.partition import Part
+from federated.seeds import stream_seed
+from federated.settings import Settings
+
+
+class Worker:
+    """Does the work of one client process: the server's broadcast goes in, updates and evaluations come out, all through the
+    trial's memory.
+
+    algorithm, model, optimizer, data  what all clients share
+    train_indices                      the training samples of each client
+    plan                               which samples are evaluated by which model
+    broadcast                          [broadcasts, size]: what the server sent, on the device
+    """
+
+    def __init__(
+        self, settings: Settings, hparams: dict, trial_seed: int, dataset: Dataset, parts: list[Part], memory: SharedMatrices
+    ) -> None:
+        self.device = resolve_device(settings)
+        self.settings, self.hparams, self.trial_seed = settings, hparams, trial_seed
+        self.algorithm = algorithms.load(settings.algorithm)(hparams)
+        self.data = DeviceData(dataset, settings, self.device)
+
+        def build():
+            return models.build(settings.model_arch, dataset.spec, hparams["dropout_rate"], 0).to(self.device)
+
+        self.model = LocalModel(build, self.device, settings.precision, self.algorithm.uses_features)
+        self.optimizer = LocalOptimizer(settings, hparams, self.model.flat)
+        self._scratch_moments = torch.zeros(self.algorithm.optimizers, self.optimizer.num_moments, device=self.device)
+        self._memory = memory
+        self._layout = RowLayout.of(settings, hparams, self.model.flat)
+        self.train_indices = [torch.from_numpy(part.train) for part in parts]
+        if self.algorithm.pooled:
+            self.train_indices = [torch.cat(self.train_indices)]
+        self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
+        self.plan = Plan(parts, len(dataset.test_labels), self.algorithm.personal)
+
+    @property
+    def progress(self) -> int:
+        """A number that grows as long as the work advances."""
+        return self.model.passes
+
+    def receive(self) -> None:
+        """Take what the server has sent, before any work on it."""
+        self.broadcast = torch.from_numpy(self._memory.broadcast).to(self.device)
+
+    def train(self, number: int, round: int) -> TrainingClient:
+        """Train client `number` from the broadcast weights. The caller passes the client to `upload` before the next one."""
+        torch.manual_seed(stream_seed(self.trial_seed, number, round, "dropout"))
+        self.model.release_copies()
+        client = TrainingClient(self, number, round)
+        client.weights.copy_(client.global_weights)
+        self.model.module.train()
+        self.algorithm.train(client)
+        return client
+
+    def upload(self, client: TrainingClient, updates: torch.Tensor) -> None:
+        """Fill `updates` [uploads, size], which is on the CPU, with what the algorithm sends of `client`, and store its row."""
+        is_here = updates.device == self.device
+        filled = updates if is_here else torch.empty(updates.shape, device=self.device)
+        self.algorithm.upload(client, filled)
+        if not is_here:
+            updates.copy_(filled)
+        client.row.store()
+
+    def evaluate(self, numbers: list[int]) -> None:
+        """Evaluate the blocks of these `numbers` of the plan, each into its row of the memory's evaluation."""
+        blocks = [self.plan.blocks[number] for number in numbers]
+        results = evaluate_blocks(blocks, self.model, self.data, self._load_weights)
+        for number, result in zip(numbers, results):  # only now, as this waits for a GPU
+            torch.from_numpy(self._memory.evaluation[number]).view(2, BLOCK)[:, : result.shape[1]].copy_(result)
+
+    def _load_weights(self, number: int | None) -> None:
+        """Give the model the weights of client `number`'s own model, the global ones for None."""
+        self.model.flat.weights.copy_(self.broadcast[0])
+        if number is not None:
+            self.algorithm.personalize(Client(number, self.model, self.row_of(number)))
+
+    def row_of(self, number: int) -> ClientRow:
+        """Return what client `number` keeps between rounds."""
+        return ClientRow(self._memory.clients[number], self._layout, self.device)
+
+    def moments_of(self, row: ClientRow) -> torch.Tensor:
+        """Return the moments [optimizers, num_moments] that training updates: the row's, or zeros if clients keep none."""
+        return row.moments if self._layout.num_moments else self._scratch_moments.zero_()
