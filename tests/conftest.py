@@ -1,20 +1,17 @@
-"""Helpers: the tests run the real commands, at tiny size, in directories with awkward names."""
+"""Fixtures: the tests run the real commands, at tiny size, in directories with awkward names."""
 
 import argparse
 import os
-import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 
 import pytest
-
-PROJECT = pathlib.Path(__file__).resolve().parent.parent
-SHARED_DATA = PROJECT.parent / "shared" / "data"
-sys.path.insert(0, str(PROJECT))
-
-TINY = ("--rounds", "2", "--samples_per_client", "40", "--num_hparams", "2", "--num_trials", "1")
+from helpers import PROJECT, SHARED_DATA, TINY, processes_of
 
 
 def pytest_addoption(parser):
@@ -117,18 +114,34 @@ def shared_data(tmp_path):
     return data
 
 
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def leaves_nothing(tmp_path, monkeypatch):
+    """Afterwards no process, lock, socket or half-written file is left."""
+    with tempfile.TemporaryDirectory(prefix="t-") as sockets:  # a socket's path has to be short
+        monkeypatch.setenv("TMPDIR", sockets)
+        yield
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and any(processes_of(trial) for trial in tmp_path.glob("*/*/*/trial_*")):
+            time.sleep(0.05)
+        for trial in tmp_path.glob("*/*/*/trial_*"):
+            assert processes_of(trial) == {}
+        assert list(tmp_path.rglob("lock")) == [] and list(tmp_path.rglob("*.tmp")) == []
+        assert [name for name in os.listdir(sockets) if not name.startswith("torchinductor")] == []
+
+
 def server_options(**given):
     """The options of a server that say how it runs, with their defaults."""
     from federated.options import defaults_of
     from federated.processes import add_run_arguments, add_server_arguments
 
     return argparse.Namespace(**{**defaults_of(add_run_arguments), **defaults_of(add_server_arguments), **given})
-
-
-def is_alive(pid):
-    from federated.lock import process_start
-
-    return process_start(pid) is not None
 
 
 def cannot(reason):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import server_options
+from helpers import Sweep, processes_of, results
 from torch.nn import functional
 
 import client_benchmark
@@ -523,7 +524,6 @@ STATEFUL = ("--num_clients", 4, "--participation", 0.5, "--partition", "dirichle
 
 def test_clients_keep_their_state_in_whichever_process_they_are(launch, tmp_path):
     """All algorithms in one launch, with kept moments where they allow it; the same bits with one process and with three."""
-    from test_sweep import results
 
     for processes in (1, 3):
         options = ("--rounds", 4, "--local_optimizer", "sgd", "--hparams", '{"momentum": 0.5}', "--client_processes", processes)
@@ -535,8 +535,6 @@ def test_clients_keep_their_state_in_whichever_process_they_are(launch, tmp_path
 
 def test_clients_keep_their_state_over_a_kill(launch, tmp_path):
     """One trial of each algorithm, interrupted after some rounds by SIGKILL of all its processes."""
-    from test_faults import Sweep, processes_of
-    from test_sweep import results
 
     out, options = tmp_path / "out", ("--rounds", 30, "--optimizer_state", "keep", "--checkpoint_seconds", 0)
     kept = [name for name in algorithms.REGISTRY if algorithms.load(name).keeps_moments]

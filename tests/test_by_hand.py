@@ -1,35 +1,9 @@
 """A trial started by hand, a process in each terminal."""
 
 import os
-import subprocess
-import sys
 
 import pytest
-from conftest import PROJECT
-from test_sweep import results
-
-
-def terminal(script, *arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, PROJECT / script, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-SMALL = ("--rounds", 2, "--num_clients", 4, "--participation", 0.75, "--optimizer_state", "keep", "--samples_per_client", 40)
+from helpers import SMALL, results, terminal
 
 
 def by_hand(directory, *options, clients=2, **environment):

@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import io
 import json
@@ -12,50 +11,14 @@ import zipfile
 import numpy as np
 import pandas
 import pytest
-from conftest import PROJECT
+from helpers import PROJECT, make_trial, results
 
 import collect_results
 import hparams_registry
 import sweep
 from federated import algorithms
-from federated.evaluation import over_clients
 from federated.settings import Settings
-from federated.trial import Trial, hparams_hash
-from hparams_registry import default_hparams, random_hparams
-
-
-def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, done=True, local=None):
-    """A finished trial's files. val[client][round] with 10 and 30 held-out samples, test[round], local[client][round] with 30
-    and 10 test samples."""
-    settings = dataclasses.replace(settings or Settings(), rounds=len(test))
-    draw = (settings.algorithm, settings.dataset)
-    hparams = random_hparams(*draw, hparams_seed) if hparams_seed else default_hparams(*draw)
-    directory = output_dir / settings.name / hparams_hash(hparams) / f"trial_{trial_seed}"
-    this = Trial(settings, hparams, hparams_seed, trial_seed, directory)
-    this.prepare()
-    algorithm = algorithms.load(settings.algorithm)
-    test, val, local = (np.array(values, dtype=float) for values in (test, val, local or [test] * 2))
-    losses = np.where(np.isnan(test), np.nan, 1.0)
-    ones = np.ones((2, len(test)))
-    clients = {
-        "train_loss": ones, "train_acc": ones, "val_loss": ones * losses, "val_acc": val,
-        "local_loss": ones * losses, "local_acc": local,
-    }  # fmt: skip
-    samples = {"train_samples": [10, 10], "val_samples": [10, 30], "local_samples": [30, 10]}
-    both = (np.stack([clients[f"{name}_loss"], clients[f"{name}_acc"]], axis=1) for name in ("train", "val", "local"))
-    train, held_out, shares = both
-    curves = over_clients(train, held_out, np.stack([losses, test]), shares, list(samples.values()), algorithm.personal)
-    curves |= {"round_seconds": [0.5] * len(test), "bytes_sent": [1_000_000] * len(test)}
-    results = {
-        **this.description(), "personal": algorithm.personal, "has_global_model": algorithm.has_global_model,
-        "curves": {name: [None if np.isnan(value) else float(value) for value in values] for name, values in curves.items()},
-        "provenance": {"runs": [{"round": 0, "code": "a"}]},
-    }  # fmt: skip
-    arrays = {name: values.astype(np.float32) for name, values in clients.items()}
-    this.write_results(results, arrays | {name: np.array(values, np.int64) for name, values in samples.items()})
-    if not done:
-        (directory / "done").unlink()
-    return directory
+from hparams_registry import random_hparams
 
 
 def test_the_wording(run, tmp_path):
@@ -408,7 +371,6 @@ def test_what_is_out_of_place_is_named(tmp_path, capsys):
 
 
 def test_status_names_what_is_cut_and_launching_computes_it_again(launch, run, tmp_path):
-    from test_sweep import results
 
     out, size = tmp_path / "out", ("--num_hparams", 2, "--num_trials", 1)
     assert launch(out).returncode == 0

@@ -10,7 +10,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import PROJECT, SHARED_DATA
+from helpers import PROJECT, SHARED_DATA
 
 from federated import datasets
 from federated.options import UsageError

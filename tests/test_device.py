@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
+from helpers import PROJECT
 from pretended_device import CASES, NAME, prepare
 
 from federated import datasets, models

@@ -7,109 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, TINY, is_alive
-from test_sweep import results
-
-LONG = ("--rounds", "100000", "--num_hparams", "1", "--client_processes", "2", "--jobs", "1")
-
-
-class Sweep:
-    """A sweep running in the background, and its trials' processes by role."""
-
-    def __init__(self, output_dir, *options, command=None, project=PROJECT):
-        self.output_dir = output_dir
-        self.process = subprocess.Popen(
-            command
-            or [
-                sys.executable,
-                project / "sweep.py",
-                "launch",
-                "--skip_confirmation",
-                "--output_dir",
-                output_dir,
-                *TINY,
-                *options,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def pids(self, trial="trial_0"):
-        """{role: pid} of a running trial, once it trains."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            for log in self.output_dir.glob(f"*/*/{trial}/server.log"):
-                if "round" in log.read_text():
-                    return processes_of(log.parent)
-            assert self.process.poll() is None, self.process.stdout.read()
-            time.sleep(0.05)
-        raise AssertionError("the trial did not start")
-
-    def wait(self, timeout=60):
-        output, _ = self.process.communicate(timeout=timeout)
-        return self.process.returncode, output
-
-
-def processes_of(trial):
-    """{role: pid} of the processes that write the trial's logs."""
-    roles = {}
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            target = os.readlink(f"/proc/{pid}/fd/1")
-        except OSError:
-            continue
-        if target.startswith(str(trial)):
-            roles[os.path.basename(target).removesuffix(".log")] = int(pid)
-    return roles
-
-
-def descendants(pid):
-    """All processes below `pid`."""
-    parents = {}
-    for each in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{each}/stat") as file:
-                parents.setdefault(int(file.read().rpartition(")")[2].split()[1]), []).append(int(each))
-        except OSError:
-            continue
-    found = [pid]
-    for each in found:
-        found += parents.get(each, [])
-    return found[1:]
-
-
-def wait_until_dead(pids, seconds=5):
-    deadline = time.monotonic() + seconds
-    while living := [pid for pid in pids if is_alive(pid)]:
-        assert time.monotonic() < deadline, f"{living} live on"
-        time.sleep(0.05)
-
-
-def failure(output_dir, trial="trial_0"):
-    (path,) = output_dir.glob(f"*/*/{trial}/failed.json")
-    return json.loads(path.read_text())
-
-
-@pytest.fixture
-def leaves_nothing(tmp_path, monkeypatch):
-    """Afterwards no process, lock, socket or half-written file is left."""
-    with tempfile.TemporaryDirectory(prefix="t-") as sockets:  # a socket's path has to be short
-        monkeypatch.setenv("TMPDIR", sockets)
-        yield
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and any(processes_of(trial) for trial in tmp_path.glob("*/*/*/trial_*")):
-            time.sleep(0.05)
-        for trial in tmp_path.glob("*/*/*/trial_*"):
-            assert processes_of(trial) == {}
-        assert list(tmp_path.rglob("lock")) == [] and list(tmp_path.rglob("*.tmp")) == []
-        assert [name for name in os.listdir(sockets) if not name.startswith("torchinductor")] == []
+from helpers import ENDLESS, PROJECT, TINY, Sweep, descendants, failure, is_alive, results, wait_until_dead
 
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
@@ -117,7 +19,7 @@ def leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_death_is_named_and_the_other_trials_go_on(tmp_path, launcher, victim):
     """Both trials are endless; each loses a process, so that the second one shows that the sweep went on."""
-    sweep = Sweep(tmp_path / "out", *LONG, "--num_trials", "2", "--command_launcher", launcher)
+    sweep = Sweep(tmp_path / "out", *ENDLESS, "--num_trials", "2", "--command_launcher", launcher)
     for trial in ("trial_0", "trial_1"):
         roles = sweep.pids(trial)
         assert roles.keys() == {"server", "client_process_0", "client_process_1"}
@@ -158,7 +60,7 @@ def test_a_client_that_never_joins_is_named(run, tmp_path):
 @pytest.mark.parametrize("victim", ["server", "client_process_1"])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_silent_process_is_named(tmp_path, victim):
-    sweep = Sweep(tmp_path / "out", *LONG, "--timeout", "2")
+    sweep = Sweep(tmp_path / "out", *ENDLESS, "--timeout", "2")
     os.kill(sweep.pids()[victim], signal.SIGSTOP)
     code, _ = sweep.wait(15)
     assert code == 1
@@ -194,7 +96,7 @@ def test_a_long_round_is_not_silence(tmp_path):
 @pytest.mark.usefixtures("leaves_nothing")
 def test_no_process_outlives_a_killed_sweep(tmp_path, launcher, own_session):
     out = tmp_path / "out"
-    command = [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *TINY, *LONG]
+    command = [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *TINY, *ENDLESS]
     sweep = Sweep(out, command=["setsid"] * own_session + [*command, "--command_launcher", launcher])
     roles = sweep.pids()
     os.kill(sweep.process.pid, signal.SIGKILL)
@@ -206,7 +108,7 @@ def test_no_process_outlives_a_killed_sweep(tmp_path, launcher, own_session):
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 1.5, 2.0, 2.5])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_no_process_outlives_a_sweep_killed_during_start_up(tmp_path, launcher, seconds):
-    sweep = Sweep(tmp_path / "out", *LONG, "--command_launcher", launcher)
+    sweep = Sweep(tmp_path / "out", *ENDLESS, "--command_launcher", launcher)
     time.sleep(seconds)
     below = descendants(sweep.process.pid)
     os.kill(sweep.process.pid, signal.SIGKILL)
@@ -220,7 +122,7 @@ def test_no_process_outlives_a_sweep_killed_during_start_up(tmp_path, launcher, 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_signal_ends_the_sweep_and_its_trials(tmp_path, signum, code):
-    sweep = Sweep(tmp_path / "out", *LONG)
+    sweep = Sweep(tmp_path / "out", *ENDLESS)
     sweep.pids()
     sweep.process.send_signal(signum)
     ended, output = sweep.wait(10)
@@ -230,7 +132,7 @@ def test_a_signal_ends_the_sweep_and_its_trials(tmp_path, signum, code):
 
 @pytest.mark.usefixtures("leaves_nothing")
 def test_ctrl_c_again_and_again_ends_at_once_and_leaves_nothing(tmp_path):
-    sweep = Sweep(tmp_path / "out", *LONG)
+    sweep = Sweep(tmp_path / "out", *ENDLESS)
     roles = sweep.pids()
     start = time.monotonic()
     while sweep.process.poll() is None:
@@ -336,7 +238,7 @@ def memory_group():
 
 @pytest.mark.usefixtures("leaves_nothing")
 def test_an_out_of_memory_kill_is_named(tmp_path, memory_group):
-    sweep = Sweep(tmp_path / "out", *LONG, "--model_arch", "resnet18")
+    sweep = Sweep(tmp_path / "out", *ENDLESS, "--model_arch", "resnet18")
     memory_group(sweep.pids()["client_process_1"])
     code, output = sweep.wait()
     assert code == 1
@@ -360,7 +262,7 @@ def test_a_lock_of_another_host_is_only_taken_over_when_told_to(launch, run, tmp
 
 def test_who_lost_its_trial_to_another_host_lets_go_of_it(tmp_path):
     """Such as a node that Slurm had given up."""
-    sweep = Sweep(tmp_path / "out", *LONG, "--checkpoint_seconds", "0")
+    sweep = Sweep(tmp_path / "out", *ENDLESS, "--checkpoint_seconds", "0")
     roles = sweep.pids()
     (trial,) = sweep.output_dir.glob("*/*/trial_0")
     theirs = {trial / "lock": json.dumps({"host": "elsewhere", "pid": 1, "started": "7"}), trial / ".results.json.0.tmp": "{"}
@@ -375,12 +277,12 @@ def test_who_lost_its_trial_to_another_host_lets_go_of_it(tmp_path):
 
 def test_a_running_trial_is_neither_run_twice_nor_deleted(run, launch, tmp_path):
     out = tmp_path / "out"
-    sweep = Sweep(out, *LONG)
+    sweep = Sweep(out, *ENDLESS)
     roles = sweep.pids()
     try:
         states = run("sweep.py", "status", "--output_dir", out, "--num_hparams", 1, "--num_trials", 1).stdout
         assert states.startswith("Running: ") and "1 running" in states
-        again = launch(out, *LONG)
+        again = launch(out, *ENDLESS)
         assert again.returncode == 3 and "being run by another sweep" in again.stderr
         for command in ("delete_all", "delete_incomplete"):
             deleted = run(

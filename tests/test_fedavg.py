@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT, server_options
+from conftest import server_options
+from helpers import PROJECT
 from torch import nn
 
 from benchmarks import plain

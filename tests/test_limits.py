@@ -6,7 +6,6 @@ import resource
 import subprocess
 
 import pytest
-from test_faults import leaves_nothing  # noqa: F401 (a fixture)
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT
+from helpers import PROJECT
 from torch import nn
 
 from federated import models

@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from conftest import PROJECT
+from helpers import PROJECT
 
 import client_benchmark
 import collect_results

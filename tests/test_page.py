@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import need_programs
-from test_collect import make_trial
+from helpers import make_trial
 
 import collect_results
 from federated.settings import Settings

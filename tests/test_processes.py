@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from conftest import PROJECT
+from helpers import PROJECT
 
 
 def test_forks_find_everything_imported(tmp_path):

@@ -11,9 +11,7 @@ import sys
 import numpy as np
 import pandas
 import pytest
-from conftest import PROJECT, TINY
-from test_collect import make_trial
-from test_sweep import results
+from helpers import PROJECT, TINY, make_trial, results
 
 import collect_results
 from federated import statistics

@@ -11,18 +11,10 @@ import sys
 import time
 
 import pytest
-from conftest import PROJECT, is_alive
-from test_faults import Sweep, failure, processes_of
-from test_sweep import results
+from helpers import PROJECT, STATEFUL, Sweep, failure, is_alive, kill_after, processes_of, results, trial_of
 
 from federated import checkpoint
 from federated.trial import CHECKPOINT, CHECKPOINTS, DAMAGED, PREVIOUS
-
-# Sampled clients that keep their moments, so that a checkpoint has to hold every part of a trial's state
-STATEFUL = (
-    "--num_clients", "4", "--participation", "0.5", "--optimizer_state", "keep", "--samples_per_client", "300",
-    "--num_hparams", "1", "--num_trials", "1", "--client_processes", "2", "--checkpoint_seconds", "0",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +32,6 @@ def undisturbed(tmp_path_factory):
         return known[rounds]
 
     return run
-
-
-def trial_of(out):
-    (trial,) = out.glob("*/*/trial_0")
-    return trial
-
-
-def kill_after(sweep, round):
-    """SIGKILL a sweep and all its processes at once, when its trial has begun and made the checkpoint of `round`."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for trial in sweep.output_dir.glob("*/*/trial_0"):
-            with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
-                stored = checkpoint.load(trial) if (trial / CHECKPOINT).exists() else None
-                if stored is not None and stored[0]["round"] >= round:
-                    for pid in (*processes_of(trial).values(), sweep.process.pid):
-                        os.kill(pid, signal.SIGKILL)
-                    sweep.wait()
-                    return trial
-        time.sleep(0.01)
-    raise AssertionError("the trial made no checkpoint")
 
 
 def test_it_goes_on_where_it_was_to_the_same_bits(tmp_path, undisturbed):

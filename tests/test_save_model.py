@@ -3,9 +3,7 @@
 import json
 
 import torch
-from test_faults import Sweep
-from test_resume import STATEFUL, kill_after, trial_of
-from test_sweep import results
+from helpers import STATEFUL, Sweep, kill_after, results, trial_of
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 

@@ -14,9 +14,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import PROJECT, server_options
-from test_by_hand import SMALL, free_port, terminal  # noqa: F401 (free_port is a fixture)
-from test_faults import LONG, Sweep, leaves_nothing  # noqa: F401 (leaves_nothing is a fixture)
+from conftest import server_options
+from helpers import ENDLESS, PROJECT, SMALL, Sweep, descendants, terminal
 
 from federated import channel as channels
 from federated.channel import Door, PeerLost, knock
@@ -37,24 +36,12 @@ def listening_sockets(pid):
     return [line[1] for line in lines if line[9] in inodes]
 
 
-def children(pid):
-    """The pids of all that descends from process `pid`, and its own."""
-    parents = {}
-    for other in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            parents[int(other)] = int(pathlib.Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
-    return found
-
-
 @pytest.mark.usefixtures("leaves_nothing")
 def test_no_port_is_open_by_default(tmp_path):
-    sweep = Sweep(tmp_path / "out", *LONG)
+    sweep = Sweep(tmp_path / "out", *ENDLESS)
     try:
         roles = sweep.pids()
-        family = children(sweep.process.pid)
+        family = [sweep.process.pid, *descendants(sweep.process.pid)]
         assert set(roles.values()) < set(family)
         assert [listening_sockets(pid) for pid in family] == [[]] * len(family)
     finally:
@@ -62,7 +49,7 @@ def test_no_port_is_open_by_default(tmp_path):
         sweep.wait()
 
 
-def test_the_key_is_in_no_argument_and_no_file(tmp_path, free_port):  # noqa: F811
+def test_the_key_is_in_no_argument_and_no_file(tmp_path, free_port):
     for host, environment in (((), {}), (("--host", f"127.0.0.1:{free_port}"), {"FEDERATED_KEY": "correct horse"})):
         tree = tmp_path / str(len(host))
         server = terminal("server_benchmark.py", "--output_dir", tree, "--client_processes", 1, *SMALL, *host, **environment)
@@ -102,7 +89,7 @@ def bother(port, idle):
     return [socket.create_connection(("127.0.0.1", port)) for _ in range(idle)]
 
 
-def test_strangers_neither_stop_nor_delay_nor_bloat_a_server(tmp_path, free_port):  # noqa: F811
+def test_strangers_neither_stop_nor_delay_nor_bloat_a_server(tmp_path, free_port):
     """Before the server looks for clients, while it waits for them, and after the first has joined."""
     host = ("--host", f"127.0.0.1:{free_port}")
     server = terminal(
@@ -134,7 +121,7 @@ def test_strangers_neither_stop_nor_delay_nor_bloat_a_server(tmp_path, free_port
 
 
 @pytest.fixture
-def door(monkeypatch, free_port):  # noqa: F811
+def door(monkeypatch, free_port):
     monkeypatch.setenv("FEDERATED_KEY", "key")
     door = Door(f"127.0.0.1:{free_port}")
     yield door
@@ -392,7 +379,7 @@ def test_a_pickle_would_spring_the_trap(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("lie", "code"), [(changed(loss="1.0"), 4), (filled("updates", np.nan), 5)])
-def test_a_real_server_ends_without_a_traceback_and_its_door_is_closed_by_then(tmp_path, free_port, monkeypatch, lie, code):  # noqa: F811
+def test_a_real_server_ends_without_a_traceback_and_its_door_is_closed_by_then(tmp_path, free_port, monkeypatch, lie, code):
     monkeypatch.setenv("FEDERATED_KEY", "key")
     address = f"127.0.0.1:{free_port}"
     server = terminal(

@@ -12,8 +12,8 @@ import time
 import types
 
 import pytest
-from conftest import PROJECT, TINY, cannot, need_programs
-from test_sweep import results
+from conftest import cannot, need_programs
+from helpers import PROJECT, TINY, results
 
 from federated.trial import EVENTS, MODEL
 

@@ -14,7 +14,8 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import PROJECT, TINY, server_options
+from conftest import server_options
+from helpers import PROJECT, TINY, results
 
 import sweep
 from federated import machine
@@ -22,18 +23,6 @@ from federated.trial import Trial, hparams_hash
 from hparams_registry import default_hparams, random_hparams
 
 SWEEP = "mlp_digits_Fedavg"
-
-
-def results(output_dir):
-    """{path: results.json} without times and provenance, and with the bytes of what clients.npz beside it holds."""
-    found = {}
-    for path in sorted(output_dir.rglob("results.json")):
-        content = json.loads(path.read_text())
-        del content["curves"]["round_seconds"], content["provenance"]
-        with np.load(path.with_name("clients.npz")) as clients:
-            content["clients"] = {name: values.tobytes() for name, values in clients.items()}
-        found[str(path.relative_to(output_dir))] = content
-    return found
 
 
 def files(directory):

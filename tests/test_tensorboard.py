@@ -1,11 +1,9 @@
 """What --tensorboard writes, as TensorBoard's own reader has it: the numbers of collect_results.py."""
 
 import pytest
+from helpers import STATEFUL, Sweep, kill_after, results, trial_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
-from test_faults import Sweep
-from test_resume import STATEFUL, kill_after, trial_of
-from test_sweep import results
 
 from federated import statistics
 from federated.results import COLUMNS, collect
