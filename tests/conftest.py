@@ -1,6 +1,7 @@
 """Fixtures: the tests run the real commands, at tiny size, in directories with awkward names."""
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
@@ -11,12 +12,13 @@ import tempfile
 import time
 
 import pytest
-from helpers import PROJECT, SHARED_DATA, TINY, processes_of
+from helpers import PROJECT, SHARED_DATA, TINY, cannot, processes_of
 
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often the trial of test_resume.py is killed")
     parser.addoption("--gpu", action="store_true", help="let tests see the GPUs of this machine; for use with -k gpu")
+    parser.addoption("--install", action="store_true", help="install the Debian packages that tests need, as root")
 
 
 def pytest_configure(config):
@@ -121,6 +123,30 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.fixture(scope="session")
+def need_programs(request, tmp_path_factory):
+    """need_programs(programs, packages): install Debian's `packages` if `programs` are missing, under continuous integration or
+    with --install; else skip."""
+
+    def need_programs(programs, packages):
+        with open(tmp_path_factory.getbasetemp().parent / "apt", "w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # another worker of pytest-xdist may be installing too
+            if all(map(shutil.which, programs)):
+                return
+            needs = f"needs Debian's {' and '.join(packages)}"
+            if not (request.config.getoption("--install") or os.environ.get("CI")):
+                pytest.skip(f"{needs}: apt-get install {' '.join(packages)}, or --install as root")
+            if os.geteuid() or not shutil.which("apt-get"):
+                cannot(f"{needs}: this user may not install them")
+            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            for command in (["update"], ["install", "-y", *packages]):
+                done = subprocess.run(["apt-get", *command], capture_output=True, text=True, check=False, env=environment)
+            if done.returncode:
+                cannot(f"{needs}: {done.stderr.strip().splitlines()[-1]}")
+
+    return need_programs
+
+
 @pytest.fixture
 def leaves_nothing(tmp_path, monkeypatch):
     """Afterwards no process, lock, socket or half-written file is left."""
@@ -142,23 +168,3 @@ def server_options(**given):
     from federated.processes import add_run_arguments, add_server_arguments
 
     return argparse.Namespace(**{**defaults_of(add_run_arguments), **defaults_of(add_server_arguments), **given})
-
-
-def cannot(reason):
-    """Skip the test, except under continuous integration, where it fails."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-
-
-def need_programs(programs, packages):
-    """Install Debian's `packages` where `programs` are missing."""
-    if all(map(shutil.which, programs)):
-        return
-    reason = "this user may not install them"
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "-y", *packages]):
-            done = subprocess.run(["apt-get", *command], capture_output=True, text=True, check=False, env=environment)
-        if done.returncode == 0:
-            return
-        reason = done.stderr.strip().splitlines()[-1]
-    cannot(f"needs Debian's {' and '.join(packages)}: {reason}")

@@ -8,7 +8,6 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import need_programs
 from helpers import make_trial
 
 import collect_results
@@ -90,7 +89,7 @@ class Browser:
 
 
 @pytest.fixture
-def browser(tmp_path):
+def browser(tmp_path, need_programs):
     need_programs(["chromium"], ["chromium"])
     browser = Browser("chromium", tmp_path / "profile")
     yield browser
