@@ -2,6 +2,7 @@
 
 import argparse
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -9,10 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+from multiprocessing.process import BaseProcess
 
+import helpers
 import pytest
-from helpers import PROJECT, SHARED_DATA, TINY, cannot, processes_of
+from helpers import HUNG, PROJECT, SHARED_DATA, cannot, processes_of, wait_until
 
 
 def pytest_addoption(parser):
@@ -25,6 +27,31 @@ def pytest_configure(config):
     """What most tests compare with was computed on a CPU."""
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+STARTS_PROCESSES = {"run", "run_without", "launch_here", "finished_sweep"}
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that take a fixture which starts processes of the project are marked so."""
+    for item in items:
+        if STARTS_PROCESSES & set(item.fixturenames):
+            item.add_marker("process")
+
+
+@pytest.fixture(autouse=True)
+def only_marked_tests_start_processes(request, monkeypatch):
+    """Else `run_tests.sh --fast` would become slow unnoticed."""
+    if request.node.get_closest_marker("process"):
+        return
+    start = subprocess.Popen.__init__
+
+    def guarded(self, command, *arguments, **options):
+        assert sys.executable not in map(str, command), "this test needs the marker `process`"
+        start(self, command, *arguments, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", guarded)
+    monkeypatch.setattr(BaseProcess, "start", lambda self: pytest.fail("this test needs the marker `process`"))
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +76,7 @@ def awkward(tmp_path):
 def run(tmp_path):
     """run(script, *arguments) runs one of the project's scripts as a user would and returns the finished process."""
 
-    def run(script, *arguments, timeout=120, **options):
+    def run(script, *arguments, timeout=HUNG, **options):
         return subprocess.run(
             [sys.executable, PROJECT / script, *map(str, arguments)],
             capture_output=True,
@@ -64,6 +91,12 @@ def run(tmp_path):
 
 
 @pytest.fixture
+def call(tmp_path):
+    """call(script, *arguments) is `run` in this process, which takes no time to start."""
+    return functools.partial(helpers.call, tmp_path)
+
+
+@pytest.fixture
 def run_without(tmp_path):
     """run_without(package, module, *arguments) runs the main of one of the project's scripts where `package` is missing."""
 
@@ -73,7 +106,7 @@ def run_without(tmp_path):
             [sys.executable, "-c", program, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HUNG,
             cwd=tmp_path,
             check=False,
             stdin=subprocess.DEVNULL,
@@ -86,11 +119,28 @@ def run_without(tmp_path):
 @pytest.fixture
 def launch(run):
     """launch(output_dir, *options) launches a tiny sweep without asking; later options win."""
+    return functools.partial(helpers.launch, run)
 
-    def launch(output_dir, *options, **more):
-        return run("sweep.py", "launch", "--skip_confirmation", "--output_dir", output_dir, *TINY, *options, **more)
 
-    return launch
+@pytest.fixture
+def launch_here(call):
+    """`launch` in this process. Trials are forked from one that all tests share, so that they start at once."""
+    return functools.partial(helpers.launch, call)
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory):
+    """The directory of a tiny sweep that is done, for tests that only read it."""
+    directory = tmp_path_factory.mktemp("finished")
+    launched = helpers.launch(functools.partial(helpers.call, directory), directory / "out")
+    assert launched.returncode == 0, launched.stderr
+    return directory / "out"
+
+
+@pytest.fixture
+def finished_copy(finished_sweep, tmp_path):
+    """One that the test may change."""
+    return shutil.copytree(finished_sweep, tmp_path / "out")
 
 
 @pytest.fixture
@@ -153,11 +203,7 @@ def leaves_nothing(tmp_path, monkeypatch):
     with tempfile.TemporaryDirectory(prefix="t-") as sockets:  # a socket's path has to be short
         monkeypatch.setenv("TMPDIR", sockets)
         yield
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and any(processes_of(trial) for trial in tmp_path.glob("*/*/*/trial_*")):
-            time.sleep(0.05)
-        for trial in tmp_path.glob("*/*/*/trial_*"):
-            assert processes_of(trial) == {}
+        wait_until(lambda: not any(processes_of(trial) for trial in tmp_path.glob("*/*/*/trial_*")))
         assert list(tmp_path.rglob("lock")) == [] and list(tmp_path.rglob("*.tmp")) == []
         assert [name for name in os.listdir(sockets) if not name.startswith("torchinductor")] == []
 

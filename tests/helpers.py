@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import importlib
+import io
 import json
 import os
 import pathlib
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,6 +30,18 @@ SHARED_DATA = PROJECT.parent / "shared" / "data"
 def cannot(reason):
     """Skip the test, except under continuous integration, where it fails."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+HUNG = 120  # seconds: what has not happened by then, on however busy a machine, never will
+
+
+def wait_until(condition, every=0.02):
+    """Return what condition() returns once that is true; ask each `every` seconds."""
+    deadline = time.monotonic() + HUNG
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(every)
+    return value
 
 
 # Options of a sweep
@@ -107,6 +122,29 @@ def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, d
 # Processes
 
 
+def call(directory, script, *arguments):
+    """Run one of the project's scripts in this process and `directory`. Returns what subprocess.run would."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    with (
+        contextlib.chdir(directory),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+        mock.patch.object(sys, "argv", [script]),  # which it names itself by
+        open(os.devnull) as nothing,
+        mock.patch.object(sys, "stdin", nothing),
+    ):
+        try:
+            code = module.main(list(map(str, arguments)))
+        except SystemExit as ended:
+            code = ended.code
+    return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def launch(start, output_dir, *options, **more):
+    """Launch a tiny sweep by start(script, *arguments); later options win."""
+    return start("sweep.py", "launch", "--skip_confirmation", "--output_dir", output_dir, *TINY, *options, **more)
+
+
 class Sweep:
     """A sweep running in the background, and its trials' processes by role."""
 
@@ -132,17 +170,18 @@ class Sweep:
 
     def pids(self, trial="trial_0"):
         """{role: pid} of a running trial, once it trains."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+
+        def running():
             for log in self.output_dir.glob(f"*/*/{trial}/server.log"):
                 if "round" in log.read_text():
                     return processes_of(log.parent)
             assert self.process.poll() is None, self.process.stdout.read()
-            time.sleep(0.05)
-        raise AssertionError("the trial did not start")
 
-    def wait(self, timeout=60):
-        output, _ = self.process.communicate(timeout=timeout)
+        return wait_until(running)
+
+    def wait(self):
+        """Its exit code, and what it printed."""
+        output, _ = self.process.communicate(timeout=HUNG)
         return self.process.returncode, output
 
 
@@ -178,17 +217,18 @@ def is_alive(pid):
     return process_start(pid) is not None
 
 
-def wait_until_dead(pids, seconds=5):
-    deadline = time.monotonic() + seconds
-    while living := [pid for pid in pids if is_alive(pid)]:
-        assert time.monotonic() < deadline, f"{living} live on"
-        time.sleep(0.05)
+# A launcher blames the system's want of memory for any SIGKILL while the machine counts more of its kills
+machine_counts_kills = pytest.mark.xdist_group("kills")
+
+
+def wait_until_dead(pids):
+    wait_until(lambda: not any(map(is_alive, pids)))
 
 
 def kill_after(sweep, round):
     """SIGKILL a sweep and all its processes at once, when its trial has begun and made the checkpoint of `round`."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def killed():
         for trial in sweep.output_dir.glob("*/*/trial_0"):
             with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
                 stored = checkpoint.load(trial) if (trial / CHECKPOINT).exists() else None
@@ -197,8 +237,8 @@ def kill_after(sweep, round):
                         os.kill(pid, signal.SIGKILL)
                     sweep.wait()
                     return trial
-        time.sleep(0.01)
-    raise AssertionError("the trial made no checkpoint")
+
+    return wait_until(killed)
 
 
 def terminal(script, *arguments, **environment):

@@ -109,8 +109,8 @@ def test_sweeps_with_other_settings_do_not_mix(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("directory", "code"), [("none", 2), ("", 1)])
-def test_nothing_to_collect_is_said(run, tmp_path, directory, code):
-    result = run("collect_results.py", "--output_dir", tmp_path / directory)
+def test_nothing_to_collect_is_said(call, tmp_path, directory, code):
+    result = call("collect_results.py", "--output_dir", tmp_path / directory)
     assert result.returncode == code and len(result.stderr.splitlines()) == 1 and str(tmp_path) in result.stderr
 
 
@@ -297,6 +297,7 @@ def test_what_the_registry_gains_between_two_collections_changes_nothing(tmp_pat
     assert capsys.readouterr() == expected and "Best Test Accuracy: 0.5000" in expected.out
 
 
+@pytest.mark.process
 def test_collecting_asks_neither_the_registry_of_hyper_parameters_nor_torch(tmp_path):
     make_trial(tmp_path, 0, 0, [[0.5, 0.4]] * 2, [0.5, 0.6])
     program = (
@@ -370,22 +371,21 @@ def test_what_is_out_of_place_is_named(tmp_path, capsys):
     assert len(lines) == 5
 
 
-def test_status_names_what_is_cut_and_launching_computes_it_again(launch, run, tmp_path):
+def test_status_names_what_is_cut_and_launching_computes_it_again(launch_here, call, finished_copy):
 
-    out, size = tmp_path / "out", ("--num_hparams", 2, "--num_trials", 1)
-    assert launch(out).returncode == 0
+    out, size = finished_copy, ("--num_hparams", 2, "--num_trials", 1)
     before = results(out)
     first, second = sorted(out.glob("*/*/trial_0"))
     results_file, clients_file = first / "results.json", second / "clients.npz"
     results_file.unlink()
     clients_file.write_bytes(clients_file.read_bytes()[:-30])
-    status = run("sweep.py", "status", "--output_dir", out, *size)
+    status = call("sweep.py", "status", "--output_dir", out, *size)
     assert status.returncode == 0 and "2 jobs: 2 done" in status.stdout
     for path in (results_file, clients_file):
         assert f"{path} is missing or cut; delete done beside it" in status.stdout
         path.with_name("done").unlink()
     assert status.stdout.count("missing or cut") == 2
-    assert launch(out).returncode == 0 and results(out) == before
+    assert launch_here(out).returncode == 0 and results(out) == before
 
 
 def test_the_readmes_three_lines_read_a_trial(tmp_path, monkeypatch):

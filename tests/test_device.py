@@ -68,6 +68,7 @@ def moved(results, device):
     return [what for what, where, is_moved in results if is_moved and where == device]
 
 
+@pytest.mark.process
 @each_case
 def test_training_never_waits_for_the_device(number):
     """A turn begins with what the client keeps and the order of its samples going there, however many its steps; the samples
@@ -81,6 +82,7 @@ def test_training_never_waits_for_the_device(number):
     assert not [what for what in moved(few, NAME) if "uint8" in what]
 
 
+@pytest.mark.process
 @each_case
 def test_evaluation_waits_for_the_device_at_its_end(number):
     seen = observed()[number]["evaluation"]

@@ -11,9 +11,27 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ENDLESS, PROJECT, TINY, Sweep, descendants, failure, is_alive, results, wait_until_dead
+from helpers import (
+    ENDLESS,
+    PROJECT,
+    TINY,
+    Sweep,
+    descendants,
+    failure,
+    is_alive,
+    machine_counts_kills,
+    results,
+    wait_until,
+    wait_until_dead,
+)
+
+from federated.trial import hparams_hash
+from hparams_registry import default_hparams
+
+pytestmark = pytest.mark.process
 
 
+@machine_counts_kills
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
 @pytest.mark.parametrize("victim", ["server", "client_process_0", "client_process_1"])
 @pytest.mark.usefixtures("leaves_nothing")
@@ -25,7 +43,7 @@ def test_a_death_is_named_and_the_other_trials_go_on(tmp_path, launcher, victim)
         assert roles.keys() == {"server", "client_process_0", "client_process_1"}
         os.kill(roles[victim], signal.SIGKILL)
         wait_until_dead(roles.values())
-    code, output = sweep.wait(10)
+    code, output = sweep.wait()
     assert code == 1
     for trial in ("trial_0", "trial_1"):
         assert failure(tmp_path / "out", trial).items() >= {"role": victim, "reason": "was killed by SIGKILL"}.items()
@@ -47,9 +65,7 @@ def test_failed_trials_do_not_keep_others_from_being_done(launch, run, tmp_path)
 
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_client_that_never_joins_is_named(run, tmp_path):
-    start = time.monotonic()
     result = run("server_benchmark.py", "--output_dir", tmp_path / "trial", "--client_processes", 2, "--timeout", 1)
-    assert time.monotonic() - start < 15
     assert result.returncode != 0
     assert result.stderr.splitlines()[-1] == "client process 0, 1 did not join within 1 s"
     assert (
@@ -62,33 +78,34 @@ def test_a_client_that_never_joins_is_named(run, tmp_path):
 def test_a_silent_process_is_named(tmp_path, victim):
     sweep = Sweep(tmp_path / "out", *ENDLESS, "--timeout", "2")
     os.kill(sweep.pids()[victim], signal.SIGSTOP)
-    code, _ = sweep.wait(15)
+    code, _ = sweep.wait()
     assert code == 1
     recorded = failure(tmp_path / "out")
     told = recorded["reason"] if victim == "server" else recorded["log"][-1]
     assert told == {"server": "was silent for 2 s", "client_process_1": "client process 1 was silent for 2 s"}[victim]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_long_round_is_not_silence(tmp_path):
-    """Rounds of several seconds under a timeout of half a second: what counts is that steps are made."""
+    """A round of several seconds under a timeout of two: what counts is that steps are made."""
     options = (
         "--timeout",
-        "0.5",
+        "2",
         "--rounds",
         "1",
         "--local_epochs",
-        "2000",
+        "6000",
         "--num_hparams",
         "1",
         "--hparams",
         '{"batch_size": 8}',
     )
-    start = time.monotonic()
     sweep = Sweep(tmp_path / "out", *options)
     code, output = sweep.wait()
     assert code == 0, output
-    assert time.monotonic() - start > 3
+    (path,) = tmp_path.rglob("results.json")
+    assert json.loads(path.read_text())["curves"]["round_seconds"][0] > 4  # or else it shows nothing
 
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
@@ -105,7 +122,7 @@ def test_no_process_outlives_a_killed_sweep(tmp_path, launcher, own_session):
 
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
-@pytest.mark.parametrize("seconds", [0.5, 1.0, 1.5, 2.0, 2.5])
+@pytest.mark.parametrize("seconds", [1.5, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.5, 1.0, 2.0, 2.5))])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_no_process_outlives_a_sweep_killed_during_start_up(tmp_path, launcher, seconds):
     sweep = Sweep(tmp_path / "out", *ENDLESS, "--command_launcher", launcher)
@@ -125,7 +142,7 @@ def test_a_signal_ends_the_sweep_and_its_trials(tmp_path, signum, code):
     sweep = Sweep(tmp_path / "out", *ENDLESS)
     sweep.pids()
     sweep.process.send_signal(signum)
-    ended, output = sweep.wait(10)
+    ended, output = sweep.wait()
     assert ended == code
     assert "Traceback" not in output and signum.name in output
 
@@ -134,19 +151,20 @@ def test_a_signal_ends_the_sweep_and_its_trials(tmp_path, signum, code):
 def test_ctrl_c_again_and_again_ends_at_once_and_leaves_nothing(tmp_path):
     sweep = Sweep(tmp_path / "out", *ENDLESS)
     roles = sweep.pids()
-    start = time.monotonic()
-    while sweep.process.poll() is None:
+
+    def ended():
         sweep.process.send_signal(signal.SIGINT)
-        time.sleep(0.001)
-    code, output = sweep.wait(5)
-    assert time.monotonic() - start < 3
+        return sweep.process.poll() is not None
+
+    wait_until(ended, every=0.001)
+    code, output = sweep.wait()
     assert code == 130 and output.count("SIGINT: ending; ") == 1 and "Traceback" not in output
     wait_until_dead(roles.values())
 
 
 @pytest.mark.usefixtures("leaves_nothing")
 def test_all_killed_at_once_is_cleaned_up_by_the_next_launch(launch, tmp_path):
-    out, options = tmp_path / "out", ("--rounds", "3000", "--num_hparams", "1")
+    out, options = tmp_path / "out", ("--rounds", "600", "--num_hparams", "1")
     sweep = Sweep(out, *options)
     pids = [*sweep.pids().values(), sweep.process.pid]
     for pid in pids:
@@ -203,7 +221,8 @@ def test_a_disk_without_room_for_anything_is_named(launch, small_disk):
 
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_vanished_directory_is_named_and_the_other_trials_go_on(tmp_path):
-    sweep = Sweep(tmp_path / "out", "--rounds", "3000", "--num_hparams", "1", "--num_trials", "2", "--jobs", "1")
+    options = ("--rounds", "1000", "--num_hparams", "1", "--num_trials", "2", "--jobs", "1")
+    sweep = Sweep(tmp_path / "out", *options, "--checkpoint_seconds", "1000")  # to write one would be to miss the directory too
     sweep.pids()
     (trial,) = (tmp_path / "out").glob("*/*/trial_0")
     shutil.rmtree(trial)
@@ -236,6 +255,7 @@ def memory_group():
     group.rmdir()
 
 
+@machine_counts_kills
 @pytest.mark.usefixtures("leaves_nothing")
 def test_an_out_of_memory_kill_is_named(tmp_path, memory_group):
     sweep = Sweep(tmp_path / "out", *ENDLESS, "--model_arch", "resnet18")
@@ -245,19 +265,18 @@ def test_an_out_of_memory_kill_is_named(tmp_path, memory_group):
     assert "client_process_1 was killed by SIGKILL, as the system ran out of memory" in output
 
 
-def test_a_lock_of_another_host_is_only_taken_over_when_told_to(launch, run, tmp_path):
-    out = tmp_path / "out"
-    assert launch(out, "--num_hparams", 1).returncode == 0
-    (trial,) = out.glob("*/*/trial_0")
+def test_a_lock_of_another_host_is_only_taken_over_when_told_to(launch_here, call, finished_copy):
+    out = finished_copy
+    trial = out / "mlp_digits_Fedavg" / hparams_hash(default_hparams("Fedavg", "digits")) / "trial_0"
     (trial / "done").unlink()
     (trial / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "7"}))
     size = ("--output_dir", out, "--num_hparams", 1, "--num_trials", 1)
-    assert run("sweep.py", "status", *size).stdout.startswith("Running: ")
-    assert launch(out, "--num_hparams", 1).returncode == 3
-    kept = run("sweep.py", "delete_all", "--skip_confirmation", *size)
+    assert call("sweep.py", "status", *size).stdout.startswith("Running: ")
+    assert launch_here(out, "--num_hparams", 1).returncode == 3
+    kept = call("sweep.py", "delete_all", "--skip_confirmation", *size)
     assert kept.stderr.startswith("Not deleted, it is running: ") and (trial / "lock").exists()
-    assert launch(out, "--num_hparams", 1, "--take_over").returncode == 0
-    assert not (trial / "lock").exists() and run("sweep.py", "status", *size).stdout.startswith("Done: ")
+    assert launch_here(out, "--num_hparams", 1, "--take_over").returncode == 0
+    assert not (trial / "lock").exists() and call("sweep.py", "status", *size).stdout.startswith("Done: ")
 
 
 def test_who_lost_its_trial_to_another_host_lets_go_of_it(tmp_path):
@@ -275,17 +294,17 @@ def test_who_lost_its_trial_to_another_host_lets_go_of_it(tmp_path):
     assert all(path.read_text() == content for path, content in theirs.items())
 
 
-def test_a_running_trial_is_neither_run_twice_nor_deleted(run, launch, tmp_path):
+def test_a_running_trial_is_neither_run_twice_nor_deleted(call, launch_here, tmp_path):
     out = tmp_path / "out"
     sweep = Sweep(out, *ENDLESS)
     roles = sweep.pids()
     try:
-        states = run("sweep.py", "status", "--output_dir", out, "--num_hparams", 1, "--num_trials", 1).stdout
+        states = call("sweep.py", "status", "--output_dir", out, "--num_hparams", 1, "--num_trials", 1).stdout
         assert states.startswith("Running: ") and "1 running" in states
-        again = launch(out, *ENDLESS)
+        again = launch_here(out, *ENDLESS)
         assert again.returncode == 3 and "being run by another sweep" in again.stderr
         for command in ("delete_all", "delete_incomplete"):
-            deleted = run(
+            deleted = call(
                 "sweep.py", command, "--output_dir", out, "--num_hparams", 1, "--num_trials", 1, "--skip_confirmation"
             )
             assert deleted.stderr.startswith("Not deleted, it is running: ")
@@ -296,6 +315,7 @@ def test_a_running_trial_is_neither_run_twice_nor_deleted(run, launch, tmp_path)
         sweep.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_nothing")
 def test_waiting_for_a_slower_process_is_not_silence(run, tmp_path):
     """Process 1 trains two small clients and waits with the second update, while process 0 trains client 0 for seconds."""
@@ -317,7 +337,7 @@ def test_waiting_for_a_slower_process_is_not_silence(run, tmp_path):
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
 @pytest.mark.usefixtures("leaves_nothing")
-def test_two_sweeps_share_the_work(run, tmp_path, launcher):
+def test_two_sweeps_share_the_work(call, tmp_path, launcher):
     """Both have the same trials; each is run by one of them, and none is harmed by the other."""
     out = tmp_path / "out"
     options = ("--num_trials", "4", "--rounds", "40", "--command_launcher", launcher, "--client_processes", "1")
@@ -325,7 +345,7 @@ def test_two_sweeps_share_the_work(run, tmp_path, launcher):
     ended = [sweep.wait() for sweep in sweeps]
     outputs = "".join(output for _, output in ended)
     assert {code for code, _ in ended} <= {0, 3} and " failed: " not in outputs, outputs
-    assert "2 done" in run("sweep.py", "status", "--output_dir", out, "--num_hparams", 2, "--num_trials", 4).stdout
+    assert "2 done" in call("sweep.py", "status", "--output_dir", out, "--num_hparams", 2, "--num_trials", 4).stdout
     logs = [path.read_text() for path in out.rglob("server.log")]
     assert len(logs) == 8
     assert all(log.count("waiting for") == 1 and "round 40/40" in log for log in logs)
