@@ -1,30 +1,56 @@
-"""Helpers: the tests run the real commands, at tiny size, in directories with awkward names."""
+"""Fixtures: the tests run the real commands, at tiny size, in directories with awkward names."""
 
+import fcntl
+import functools
 import os
-import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from multiprocessing.process import BaseProcess
 
+import helpers
 import pytest
-
-PROJECT = pathlib.Path(__file__).resolve().parent.parent
-SHARED_DATA = PROJECT.parent / "shared" / "data"
-sys.path.insert(0, str(PROJECT))
-
-TINY = ("--rounds", "2", "--samples_per_client", "40", "--num_hparams", "2", "--num_trials", "1")
+from helpers import HUNG, PROJECT, SHARED_DATA, cannot, processes_of, wait_until
 
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often the trial of test_resume.py is killed")
     parser.addoption("--gpu", action="store_true", help="let tests see the GPUs of this machine; for use with -k gpu")
+    parser.addoption("--install", action="store_true", help="install the Debian packages that tests need, as root")
 
 
 def pytest_configure(config):
     """What most tests compare with was computed on a CPU."""
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+STARTS_PROCESSES = {"run", "run_without", "launch_here", "finished_sweep"}
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that take a fixture which starts processes of the project are marked so."""
+    for item in items:
+        if STARTS_PROCESSES & set(item.fixturenames):
+            item.add_marker("process")
+
+
+@pytest.fixture(autouse=True)
+def only_marked_tests_start_processes(request, monkeypatch):
+    """Else `run_tests.sh --fast` would become slow unnoticed."""
+    if request.node.get_closest_marker("process"):
+        return
+    start = subprocess.Popen.__init__
+
+    def guarded(self, command, *arguments, **options):
+        assert sys.executable not in map(str, command), "this test needs the marker `process`"
+        start(self, command, *arguments, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", guarded)
+    monkeypatch.setattr(BaseProcess, "start", lambda self: pytest.fail("this test needs the marker `process`"))
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +75,7 @@ def awkward(tmp_path):
 def run(tmp_path):
     """run(script, *arguments) runs one of the project's scripts as a user would and returns the finished process."""
 
-    def run(script, *arguments, timeout=120, **options):
+    def run(script, *arguments, timeout=HUNG, **options):
         return subprocess.run(
             [sys.executable, PROJECT / script, *map(str, arguments)],
             capture_output=True,
@@ -64,6 +90,12 @@ def run(tmp_path):
 
 
 @pytest.fixture
+def call(tmp_path):
+    """call(script, *arguments) is `run` in this process, which takes no time to start."""
+    return functools.partial(helpers.call, tmp_path)
+
+
+@pytest.fixture
 def run_without(tmp_path):
     """run_without(package, module, *arguments) runs the main of one of the project's scripts where `package` is missing."""
 
@@ -73,7 +105,7 @@ def run_without(tmp_path):
             [sys.executable, "-c", program, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HUNG,
             cwd=tmp_path,
             check=False,
             stdin=subprocess.DEVNULL,
@@ -86,11 +118,28 @@ def run_without(tmp_path):
 @pytest.fixture
 def launch(run):
     """launch(output_dir, *options) launches a tiny sweep without asking; later options win."""
+    return functools.partial(helpers.launch, run)
 
-    def launch(output_dir, *options, **more):
-        return run("sweep.py", "launch", "--skip_confirmation", "--output_dir", output_dir, *TINY, *options, **more)
 
-    return launch
+@pytest.fixture
+def launch_here(call):
+    """`launch` in this process. Trials are forked from one that all tests share, so that they start at once."""
+    return functools.partial(helpers.launch, call)
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory):
+    """The directory of a tiny sweep that is done, for tests that only read it."""
+    directory = tmp_path_factory.mktemp("finished")
+    launched = helpers.launch(functools.partial(helpers.call, directory), directory / "out")
+    assert launched.returncode == 0, launched.stderr
+    return directory / "out"
+
+
+@pytest.fixture
+def finished_copy(finished_sweep, tmp_path):
+    """One that the test may change."""
+    return shutil.copytree(finished_sweep, tmp_path / "out")
 
 
 @pytest.fixture
@@ -116,27 +165,43 @@ def shared_data(tmp_path):
     return data
 
 
-def is_alive(pid):
-    from federated.lock import process_start
-
-    return process_start(pid) is not None
-
-
-def cannot(reason):
-    """Skip the test, except under continuous integration, where it fails."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-def need_programs(programs, packages):
-    """Install Debian's `packages` where `programs` are missing."""
-    if all(map(shutil.which, programs)):
-        return
-    reason = "this user may not install them"
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "-y", *packages]):
-            done = subprocess.run(["apt-get", *command], capture_output=True, text=True, check=False, env=environment)
-        if done.returncode == 0:
-            return
-        reason = done.stderr.strip().splitlines()[-1]
-    cannot(f"needs Debian's {' and '.join(packages)}: {reason}")
+@pytest.fixture(scope="session")
+def need_programs(request, tmp_path_factory):
+    """need_programs(programs, packages): install Debian's `packages` if `programs` are missing, under continuous integration or
+    with --install; else skip."""
+
+    def need_programs(programs, packages):
+        with open(tmp_path_factory.getbasetemp().parent / "apt", "w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # another worker of pytest-xdist may be installing too
+            if all(map(shutil.which, programs)):
+                return
+            needs = f"needs Debian's {' and '.join(packages)}"
+            if not (request.config.getoption("--install") or os.environ.get("CI")):
+                pytest.skip(f"{needs}: apt-get install {' '.join(packages)}, or --install as root")
+            if os.geteuid() or not shutil.which("apt-get"):
+                cannot(f"{needs}: this user may not install them")
+            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            for command in (["update"], ["install", "-y", *packages]):
+                done = subprocess.run(["apt-get", *command], capture_output=True, text=True, check=False, env=environment)
+            if done.returncode:
+                cannot(f"{needs}: {done.stderr.strip().splitlines()[-1]}")
+
+    return need_programs
+
+
+@pytest.fixture
+def leaves_nothing(tmp_path, monkeypatch):
+    """Afterwards no process, lock, socket or half-written file is left."""
+    with tempfile.TemporaryDirectory(prefix="t-") as sockets:  # a socket's path has to be short
+        monkeypatch.setenv("TMPDIR", sockets)
+        yield
+        wait_until(lambda: not any(processes_of(trial) for trial in tmp_path.glob("*/*/*/trial_*")))
+        assert list(tmp_path.rglob("lock")) == [] and list(tmp_path.rglob("*.tmp")) == []
+        assert [name for name in os.listdir(sockets) if not name.startswith("torchinductor")] == []

@@ -14,6 +14,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from helpers import Sweep, processes_of, results
 from torch.nn import functional
 
 import client_benchmark
@@ -521,22 +522,20 @@ ALL = ("--num_trials", 1, "--num_hparams", 1, "--algorithm", *algorithms.REGISTR
 STATEFUL = ("--num_clients", 4, "--participation", 0.5, "--partition", "dirichlet", "--samples_per_client", 100)
 
 
-def test_clients_keep_their_state_in_whichever_process_they_are(launch, tmp_path):
+def test_clients_keep_their_state_in_whichever_process_they_are(launch_here, tmp_path):
     """All algorithms in one launch, with kept moments where they allow it; the same bits with one process and with three."""
-    from test_sweep import results
 
     for processes in (1, 3):
         options = ("--rounds", 4, "--local_optimizer", "sgd", "--hparams", '{"momentum": 0.5}', "--client_processes", processes)
-        launched = launch(tmp_path / str(processes), *STATEFUL, *ALL, *options)
+        launched = launch_here(tmp_path / str(processes), *STATEFUL, *ALL, *options)
         assert launched.returncode == 0, launched.stderr
     found = results(tmp_path / "1")
     assert len(found) == len(algorithms.REGISTRY) and found == results(tmp_path / "3")
 
 
-def test_clients_keep_their_state_over_a_kill(launch, tmp_path):
+@pytest.mark.process
+def test_clients_keep_their_state_over_a_kill(launch_here, tmp_path):
     """One trial of each algorithm, interrupted after some rounds by SIGKILL of all its processes."""
-    from test_faults import Sweep, processes_of
-    from test_sweep import results
 
     out, options = tmp_path / "out", ("--rounds", 30, "--optimizer_state", "keep", "--checkpoint_seconds", 0)
     kept = [name for name in algorithms.REGISTRY if algorithms.load(name).keeps_moments]
@@ -552,13 +551,13 @@ def test_clients_keep_their_state_over_a_kill(launch, tmp_path):
                         os.kill(pid, signal.SIGKILL)
     assert sweep.wait()[0] == 0
     assert len(killed) == len(kept)
-    assert launch(tmp_path / "calm", *command).returncode == 0
+    assert launch_here(tmp_path / "calm", *command).returncode == 0
     assert results(out) == results(tmp_path / "calm")
 
 
-def test_defaults_work_on_digits(launch, tmp_path):
+def test_defaults_work_on_digits(launch_here, tmp_path):
     """No divergence over five seeds, and a better model than guessing: the global one, or the clients' own."""
-    launched = launch(tmp_path, *ALL, "--num_trials", 5, "--rounds", 20, "--samples_per_client", 700, "--eval_every", 20)
+    launched = launch_here(tmp_path, *ALL, "--num_trials", 5, "--rounds", 20, "--samples_per_client", 700, "--eval_every", 20)
     assert launched.returncode == 0, launched.stderr
     for path in tmp_path.rglob("results.json"):
         record = json.loads(path.read_text())
@@ -566,22 +565,23 @@ def test_defaults_work_on_digits(launch, tmp_path):
         assert record["curves"][name][-1] > 0.3, (record["settings"]["algorithm"], record["curves"][name])
 
 
-def test_defaults_work_on_data_with_owners(run, tmp_path):
+def test_defaults_work_on_data_with_owners(call, tmp_path):
     """As above, on the four hospitals, with a model that is a classifier alone."""
     options = ("--skip_confirmation", "--output_dir", tmp_path / "out", "--dataset", "heart_disease", "--rounds", 20)
-    launched = run("sweep.py", "launch", *options, *ALL)
+    launched = call("sweep.py", "launch", *options, *ALL)
     assert launched.returncode == 0, launched.stderr
     for name in algorithms.REGISTRY:
         (path,) = (tmp_path / "out").glob(f"*_{name}/*/*/results.json")
         assert json.loads(path.read_text())["curves"]["local_acc_weighted"][-1] > 0.6, name
 
 
-def test_an_optimizer_that_an_algorithm_is_not_defined_for_is_refused(launch, tmp_path):
-    refused = launch(tmp_path / "out", "--algorithm", "Fedavg", "scaffold", "--local_optimizer", "adam")
+def test_an_optimizer_that_an_algorithm_is_not_defined_for_is_refused(launch_here, tmp_path):
+    refused = launch_here(tmp_path / "out", "--algorithm", "Fedavg", "scaffold", "--local_optimizer", "adam")
     assert refused.returncode == 2 and not (tmp_path / "out").exists()
     assert refused.stderr.splitlines()[-1].endswith("--local_optimizer adam: scaffold is defined for sgd only")
 
 
+@pytest.mark.process
 def test_the_readmes_own_algorithm(tmp_path, copy_of_project):
     """Add the README's example to a copy of the project, and tune it: its draw reaches the gradient and the results."""
     text = (copy_of_project / "README.md").read_text()

@@ -1,35 +1,11 @@
 """A trial started by hand, a process in each terminal."""
 
 import os
-import subprocess
-import sys
 
 import pytest
-from conftest import PROJECT
-from test_sweep import results
+from helpers import HUNG, SMALL, results, terminal
 
-
-def terminal(script, *arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, PROJECT / script, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-SMALL = ("--rounds", 2, "--num_clients", 4, "--participation", 0.75, "--optimizer_state", "keep", "--samples_per_client", 40)
+pytestmark = pytest.mark.process
 
 
 def by_hand(directory, *options, clients=2, **environment):
@@ -39,7 +15,7 @@ def by_hand(directory, *options, clients=2, **environment):
     )
     address = server.stdout.readline().split(" at ")[1].strip()
     processes = [server, *(terminal("client_benchmark.py", "--host", address, **environment) for _ in range(clients))]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=HUNG)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * (clients + 1), outputs
     return address
 
@@ -56,20 +32,21 @@ def test_tcp_with_a_key_gives_the_same_bits(tmp_path, free_port):
     assert results(tmp_path / "tcp") == results(tmp_path / "unix") != {}
 
 
-def test_a_sweep_over_tcp(launch, tmp_path, free_port):
+def test_a_sweep_over_tcp(launch, launch_here, tmp_path, free_port):
     host = ("--host", f"127.0.0.1:{free_port}")
     assert launch(tmp_path / "tcp", *host, env={**os.environ, "FEDERATED_KEY": "a secret"}).returncode == 0
-    assert launch(tmp_path / "unix").returncode == 0
+    assert launch_here(tmp_path / "unix").returncode == 0
     assert results(tmp_path / "tcp") == results(tmp_path / "unix")
 
 
-def test_tcp_needs_a_key(run, launch, tmp_path, free_port):
+def test_tcp_needs_a_key(call, tmp_path, free_port, monkeypatch):
+    monkeypatch.delenv("FEDERATED_KEY", raising=False)
     for script, *options in (
         ("server_benchmark.py", "--output_dir", tmp_path / "trial"),
         ("client_benchmark.py",),
         ("sweep.py", "launch", "--skip_confirmation"),
     ):
-        result = run(script, *options, "--host", f"127.0.0.1:{free_port}", "--timeout", 5)
+        result = call(script, *options, "--host", f"127.0.0.1:{free_port}", "--timeout", 5)
         assert result.returncode == 2 and "set FEDERATED_KEY" in result.stderr.splitlines()[-1]
 
 
@@ -79,11 +56,11 @@ def test_a_wrong_key_is_refused_and_the_trial_goes_on(tmp_path, free_port):
         "server_benchmark.py", "--output_dir", tmp_path, "--client_processes", 1, *SMALL, *host, FEDERATED_KEY="right"
     )
     stranger = terminal("client_benchmark.py", *host, FEDERATED_KEY="wrong")
-    output = stranger.communicate(timeout=60)[0]
+    output = stranger.communicate(timeout=HUNG)[0]
     assert stranger.returncode == 2 and "another key" in output
     friend = terminal("client_benchmark.py", *host, FEDERATED_KEY="right")
-    assert friend.wait(60) == 0
-    assert server.wait(60) == 0
+    assert friend.wait(HUNG) == 0
+    assert server.wait(HUNG) == 0
 
 
 def test_garbage_does_not_end_the_trial(tmp_path, free_port):
@@ -97,11 +74,11 @@ def test_garbage_does_not_end_the_trial(tmp_path, free_port):
     with socket.create_connection(("127.0.0.1", free_port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(1000))
     friend = terminal("client_benchmark.py", *host, FEDERATED_KEY="key")
-    assert friend.wait(60) == 0
-    assert server.wait(60) == 0
+    assert friend.wait(HUNG) == 0
+    assert server.wait(HUNG) == 0
 
 
 @pytest.mark.parametrize("script", ["server_benchmark.py", "client_benchmark.py"])
-def test_the_help_tells_how(run, script):
-    help = run(script, "--help").stdout
+def test_the_help_tells_how(call, script):
+    help = call(script, "--help").stdout
     assert "python client_benchmark.py --host ADDRESS" in help and "FEDERATED_KEY" in help

@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import io
 import json
@@ -12,52 +11,14 @@ import zipfile
 import numpy as np
 import pandas
 import pytest
-from conftest import PROJECT
+from helpers import PROJECT, make_trial, results
 
 import collect_results
 import hparams_registry
 import sweep
 from federated import algorithms
-from federated.evaluation import over_clients
 from federated.settings import Settings
-from federated.trial import Trial, trial_path
-from hparams_registry import default_hparams, random_hparams
-
-
-def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, done=True, local=None):
-    """A finished trial's files. val[client][round] with 10 and 30 held-out samples, test[round], local[client][round] with 30
-    and 10 test samples."""
-    settings = dataclasses.replace(settings or Settings(), rounds=len(test))
-    algorithm, dataset, optimizer = settings.hparams_key
-    hparams = default_hparams(*settings.hparams_key)
-    if hparams_seed:
-        hparams = random_hparams(algorithm, dataset, hparams_seed, optimizer)
-    directory = trial_path(output_dir, settings, hparams, trial_seed)
-    this = Trial(settings, hparams, hparams_seed, trial_seed, directory)
-    this.prepare()
-    algorithm = algorithms.load(settings.algorithm)
-    test, val, local = (np.array(values, dtype=float) for values in (test, val, local or [test] * 2))
-    losses = np.where(np.isnan(test), np.nan, 1.0)
-    ones = np.ones((2, len(test)))
-    clients = {
-        "train_loss": ones, "train_acc": ones, "val_loss": ones * losses, "val_acc": val,
-        "local_loss": ones * losses, "local_acc": local,
-    }  # fmt: skip
-    samples = {"train_samples": [10, 10], "val_samples": [10, 30], "local_samples": [30, 10]}
-    both = (np.stack([clients[f"{name}_loss"], clients[f"{name}_acc"]], axis=1) for name in ("train", "val", "local"))
-    train, held_out, shares = both
-    curves = over_clients(train, held_out, np.stack([losses, test]), shares, list(samples.values()), algorithm.personal)
-    curves |= {"round_seconds": [0.5] * len(test), "bytes_sent": [1_000_000] * len(test)}
-    results = {
-        **this.description(), "personal": algorithm.personal, "has_global_model": algorithm.has_global_model,
-        "curves": {name: [None if np.isnan(value) else float(value) for value in values] for name, values in curves.items()},
-        "provenance": {"runs": [{"round": 0, "code": "a"}]},
-    }  # fmt: skip
-    arrays = {name: values.astype(np.float32) for name, values in clients.items()}
-    this.write_results(results, arrays | {name: np.array(values, np.int64) for name, values in samples.items()})
-    if not done:
-        (directory / "done").unlink()
-    return directory
+from hparams_registry import random_hparams
 
 
 def test_the_wording(run, tmp_path):
@@ -148,8 +109,8 @@ def test_sweeps_with_other_settings_do_not_mix(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("directory", "code"), [("none", 2), ("", 1)])
-def test_nothing_to_collect_is_said(run, tmp_path, directory, code):
-    result = run("collect_results.py", "--output_dir", tmp_path / directory)
+def test_nothing_to_collect_is_said(call, tmp_path, directory, code):
+    result = call("collect_results.py", "--output_dir", tmp_path / directory)
     assert result.returncode == code and len(result.stderr.splitlines()) == 1 and str(tmp_path) in result.stderr
 
 
@@ -336,6 +297,7 @@ def test_what_the_registry_gains_between_two_collections_changes_nothing(tmp_pat
     assert capsys.readouterr() == expected and "Best Test Accuracy: 0.5000" in expected.out
 
 
+@pytest.mark.process
 def test_collecting_asks_neither_the_registry_of_hyper_parameters_nor_torch(tmp_path):
     make_trial(tmp_path, 0, 0, [[0.5, 0.4]] * 2, [0.5, 0.6])
     program = (
@@ -409,23 +371,21 @@ def test_what_is_out_of_place_is_named(tmp_path, capsys):
     assert len(lines) == 5
 
 
-def test_status_names_what_is_cut_and_launching_computes_it_again(launch, run, tmp_path):
-    from test_sweep import results
+def test_status_names_what_is_cut_and_launching_computes_it_again(launch_here, call, finished_copy):
 
-    out, size = tmp_path / "out", ("--num_hparams", 2, "--num_trials", 1)
-    assert launch(out).returncode == 0
+    out, size = finished_copy, ("--num_hparams", 2, "--num_trials", 1)
     before = results(out)
     first, second = sorted(out.glob("*/*/trial_0"))
     results_file, clients_file = first / "results.json", second / "clients.npz"
     results_file.unlink()
     clients_file.write_bytes(clients_file.read_bytes()[:-30])
-    status = run("sweep.py", "status", "--output_dir", out, *size)
+    status = call("sweep.py", "status", "--output_dir", out, *size)
     assert status.returncode == 0 and "2 jobs: 2 done" in status.stdout
     for path in (results_file, clients_file):
         assert f"{path} is missing or cut; delete done beside it" in status.stdout
         path.with_name("done").unlink()
     assert status.stdout.count("missing or cut") == 2
-    assert launch(out).returncode == 0 and results(out) == before
+    assert launch_here(out).returncode == 0 and results(out) == before
 
 
 def test_the_readmes_three_lines_read_a_trial(tmp_path, monkeypatch):

@@ -7,10 +7,11 @@ import re
 import subprocess
 import sys
 import textwrap
+import urllib.request
 
 import numpy as np
 import pytest
-from conftest import PROJECT, SHARED_DATA
+from helpers import PROJECT, SHARED_DATA
 
 from federated import datasets
 from federated.options import UsageError
@@ -167,12 +168,12 @@ def test_the_svhn_files_are_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_missing_files_without_a_network_are_one_clear_line(run, tmp_path, name):
+def test_missing_files_without_a_network_are_one_clear_line(call, tmp_path, monkeypatch, name):
     """The proxy stands for a network that is not there."""
-    result = run(
-        "sweep.py", "launch", "--skip_confirmation", "--dataset", name, "--data_dir", tmp_path / "none",
-        env={"PATH": "/usr/bin:/bin", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"},
-    )  # fmt: skip
+    for protocol in ("http", "https"):
+        monkeypatch.setenv(f"{protocol}_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which knows the proxies that there were before
+    result = call("sweep.py", "launch", "--skip_confirmation", "--dataset", name, "--data_dir", tmp_path / "none")
     assert result.returncode == 2
     error = result.stderr.splitlines()[-1]
     assert error.startswith("sweep.py launch: error: dataset") and str(tmp_path / "none" / FOLDERS[name]) in error
@@ -180,11 +181,11 @@ def test_missing_files_without_a_network_are_one_clear_line(run, tmp_path, name)
     assert not (tmp_path / "sweep_logs").exists()
 
 
-def test_a_damaged_file_is_named(run, shared_data):
+def test_a_damaged_file_is_named(call, shared_data):
     raw = shared_data / "MNIST" / "raw"
     for packed in list(raw.iterdir()):
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes())[:1000])
-    result = run("sweep.py", "launch", "--skip_confirmation", "--dataset", "mnist", "--data_dir", shared_data)
+    result = call("sweep.py", "launch", "--skip_confirmation", "--dataset", "mnist", "--data_dir", shared_data)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert str(raw) in result.stderr.splitlines()[-1]
 
@@ -223,6 +224,7 @@ def test_arrays_that_are_not_what_the_spec_says_are_refused(monkeypatch, changes
         datasets.load("mine", "data")
 
 
+@pytest.mark.process
 def test_the_readmes_own_data(tmp_path, copy_of_project):
     """Add the README's example to a copy of the project, and tune on it."""
     project, data, out = copy_of_project, tmp_path / "data", tmp_path / "out"

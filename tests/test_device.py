@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
+from helpers import PROJECT
 from pretended_device import CASES, NAME, prepare
 
 from federated import algorithms, datasets, models
@@ -70,6 +70,7 @@ def moved(results, device):
     return [what for what, where, is_moved in results if is_moved and where == device]
 
 
+@pytest.mark.process
 @each_case
 def test_training_never_waits_for_the_device(number):
     """A turn begins with what the client keeps and the order of its samples going there, however many its steps; the samples
@@ -83,6 +84,7 @@ def test_training_never_waits_for_the_device(number):
     assert not [what for what in moved(few, NAME) if "uint8" in what]
 
 
+@pytest.mark.process
 @each_case
 def test_an_upload_brings_home_the_update_and_the_row_once_and_takes_nothing_there(number):
     """So what the row of updates still holds, the update of another client, is not copied to be overwritten."""

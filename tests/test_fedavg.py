@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT
+from helpers import HUNG, PROJECT
 from torch import nn
 
 from benchmarks import plain
@@ -31,8 +31,8 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
         for _ in range(processes)
     ]
     try:
-        weights = rounds.serve(this, door, processes, ServerOptions(data_dir=data_dir, timeout=60))
-        assert [client.wait(10) for client in clients] == [0] * processes
+        weights = rounds.serve(this, door, processes, ServerOptions(data_dir=data_dir, timeout=HUNG))
+        assert [client.wait(HUNG) for client in clients] == [0] * processes
     finally:
         for client in clients:
             client.kill()
@@ -44,6 +44,7 @@ ADAM = {"batch_size": 32, "dropout_rate": 0.5, "learning_rate": 3e-4}
 SGD = {"batch_size": 32, "dropout_rate": 0.5, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("settings", "hparams"),
     [

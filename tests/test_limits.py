@@ -6,7 +6,6 @@ import resource
 import subprocess
 
 import pytest
-from test_faults import leaves_nothing  # noqa: F401 (a fixture)
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 
@@ -37,16 +36,16 @@ def refused(result, path):
 
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
-def test_a_read_only_output_directory(launch, run, read_only, launcher):
-    line = refused(launch(read_only / "out", "--command_launcher", launcher), read_only)
+def test_a_read_only_output_directory(launch_here, call, read_only, launcher):
+    line = refused(launch_here(read_only / "out", "--command_launcher", launcher), read_only)
     assert "Read-only file system" in line and "name another" in line
-    assert "Read-only" in refused(run("server_benchmark.py", "--output_dir", read_only / "trial"), read_only)
+    assert "Read-only" in refused(call("server_benchmark.py", "--output_dir", read_only / "trial"), read_only)
 
 
 @pytest.mark.parametrize("place", ["/proc/none", "/sys/none"])
-def test_an_output_directory_where_no_files_can_be(launch, run, place):
-    refused(launch(place), place)
-    refused(run("server_benchmark.py", "--output_dir", place), place)
+def test_an_output_directory_where_no_files_can_be(launch_here, call, place):
+    refused(launch_here(place), place)
+    refused(call("server_benchmark.py", "--output_dir", place), place)
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o500])

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT
+from helpers import PROJECT
 from torch import nn
 
 from federated import models
@@ -98,6 +98,7 @@ def test_a_model_of_torchvision_that_does_not_fit_says_why(name, dataset, reason
         models.check(name, DATASETS[dataset])
 
 
+@pytest.mark.process
 def test_naming_a_model_of_the_registry_does_not_import_torch():
     code = """
 import sys

@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from conftest import PROJECT
+from helpers import PROJECT
 
 import client_benchmark
 import collect_results
@@ -303,9 +303,10 @@ def test_values_that_do_not_go_together(traps, capsys, options, message):
     assert what_is_there(traps) == before
 
 
-def test_a_batch_larger_than_the_data_is_one_batch(launch, tmp_path):
+def test_a_batch_larger_than_the_data_is_one_batch(launch_here, tmp_path):
     for number, size in enumerate((32, 1000, 10**9)):
-        assert launch(tmp_path / str(number), "--num_hparams", 1, "--hparams", json.dumps({"batch_size": size})).returncode == 0
+        options = ("--num_hparams", 1, "--hparams", json.dumps({"batch_size": size}))
+        assert launch_here(tmp_path / str(number), *options).returncode == 0
     losses = [
         json.loads(next((tmp_path / str(number)).rglob("results.json")).read_text())["curves"]["train_loss"]
         for number in range(3)
@@ -329,9 +330,16 @@ def test_a_batch_larger_than_the_data_is_one_batch(launch, tmp_path):
         (("--device", "cuda"), "--device cuda: torch finds no CUDA device"),
     ],
 )
-def test_bad_input_is_one_line_and_makes_nothing(run, tmp_path, options, message):
-    """The same through real processes."""
-    result = run("sweep.py", "launch", "--skip_confirmation", *options)
+def test_bad_input_is_one_line_and_makes_nothing(call, tmp_path, options, message):
+    result = call("sweep.py", "launch", "--skip_confirmation", *options)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_to_a_real_process_is_one_line_and_makes_nothing(run, tmp_path):
+    result = run("sweep.py", "launch", "--skip_confirmation", "--algorithm", "sgd")
+    assert result.returncode == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert "'sgd' is not one of Fedavg" in line
     assert list(tmp_path.iterdir()) == []

@@ -8,8 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import need_programs
-from test_collect import make_trial
+from helpers import make_trial
 
 import collect_results
 from federated.settings import Settings
@@ -90,7 +89,7 @@ class Browser:
 
 
 @pytest.fixture
-def browser(tmp_path):
+def browser(tmp_path, need_programs):
     need_programs(["chromium"], ["chromium"])
     browser = Browser("chromium", tmp_path / "profile")
     yield browser

@@ -1,9 +1,11 @@
 import subprocess
 import sys
 
-from conftest import PROJECT
+import pytest
+from helpers import HUNG, PROJECT
 
 
+@pytest.mark.process
 def test_forks_find_everything_imported(tmp_path):
     """From a directory that is not the project's."""
     (tmp_path / "probe.py").write_text(f"""
@@ -21,10 +23,11 @@ if __name__ == "__main__":
     process.join()
     assert "torch" not in sys.modules
 """)
-    found = subprocess.run([sys.executable, "probe.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    found = subprocess.run([sys.executable, "probe.py"], cwd=tmp_path, capture_output=True, text=True, timeout=HUNG, check=True)
     assert sorted(found.stdout.split()) == ["client_benchmark", "federated.events", "server_benchmark", "torch"], found.stderr
 
 
+@pytest.mark.process
 def test_a_trial_sees_only_its_gpu(tmp_path, monkeypatch):
     """No GPU is needed: the trials' processes say what they were given. The ids are those of a machine with two GPUs."""
     import command_launchers

@@ -11,9 +11,7 @@ import sys
 import numpy as np
 import pandas
 import pytest
-from conftest import PROJECT, TINY
-from test_collect import make_trial
-from test_sweep import results
+from helpers import PROJECT, TINY, make_trial, results
 
 import collect_results
 from federated import statistics
@@ -308,6 +306,7 @@ def test_parquet_keeps_every_bit_and_type(tmp_path, capsys):
     pandas.testing.assert_frame_equal(pandas.read_parquet(file), rounds, check_exact=True)
 
 
+@pytest.mark.process
 def test_a_hyper_parameter_may_have_the_name_of_a_column(tmp_path, copy_of_project):
     """As rank is one of an adapter, and of a setting among others."""
     for path in (copy_of_project / "hparams_registry.py", copy_of_project / "federated" / "algorithms" / "fedprox.py"):
@@ -331,6 +330,7 @@ def test_without_pyarrow_parquet_is_refused(run_without, tmp_path):
     assert "needs pyarrow" in line and not list(tmp_path.glob("*parquet*"))
 
 
+@pytest.mark.process
 def test_the_best_commands_train_the_best_settings_again(launch, tmp_path, capsys, monkeypatch):
     """Each a random draw with values fixed by hand, with settings that are no defaults, launched from another directory. Of
     MNIST nothing is done yet."""
@@ -364,6 +364,7 @@ def test_the_best_commands_train_the_best_settings_again(launch, tmp_path, capsy
     assert len(expected) == 2 * 2 and len(more) == 2 * 10 and more.items() >= expected.items()
 
 
+@pytest.mark.process
 def test_the_plain_command_imports_nothing_slow(tmp_path):
     make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5])
     program = f"import sys, collect_results; collect_results.main(['--output_dir', {str(tmp_path)!r}]); print(*sys.modules)"

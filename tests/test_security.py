@@ -14,9 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import PROJECT
-from test_by_hand import SMALL, free_port, terminal  # noqa: F401 (free_port is a fixture)
-from test_faults import LONG, Sweep, leaves_nothing  # noqa: F401 (leaves_nothing is a fixture)
+from helpers import ENDLESS, HUNG, PROJECT, SMALL, Sweep, descendants, terminal
 
 from federated import channel as channels
 from federated.channel import Door, PeerLost, knock
@@ -37,24 +35,13 @@ def listening_sockets(pid):
     return [line[1] for line in lines if line[9] in inodes]
 
 
-def children(pid):
-    """The pids of all that descends from process `pid`, and its own."""
-    parents = {}
-    for other in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            parents[int(other)] = int(pathlib.Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
-    return found
-
-
+@pytest.mark.process
 @pytest.mark.usefixtures("leaves_nothing")
 def test_no_port_is_open_by_default(tmp_path):
-    sweep = Sweep(tmp_path / "out", *LONG)
+    sweep = Sweep(tmp_path / "out", *ENDLESS)
     try:
         roles = sweep.pids()
-        family = children(sweep.process.pid)
+        family = [sweep.process.pid, *descendants(sweep.process.pid)]
         assert set(roles.values()) < set(family)
         assert [listening_sockets(pid) for pid in family] == [[]] * len(family)
     finally:
@@ -62,7 +49,8 @@ def test_no_port_is_open_by_default(tmp_path):
         sweep.wait()
 
 
-def test_the_key_is_in_no_argument_and_no_file(tmp_path, free_port):  # noqa: F811
+@pytest.mark.process
+def test_the_key_is_in_no_argument_and_no_file(tmp_path, free_port):
     for host, environment in (((), {}), (("--host", f"127.0.0.1:{free_port}"), {"FEDERATED_KEY": "correct horse"})):
         tree = tmp_path / str(len(host))
         server = terminal("server_benchmark.py", "--output_dir", tree, "--client_processes", 1, *SMALL, *host, **environment)
@@ -79,7 +67,7 @@ def test_the_key_is_in_no_argument_and_no_file(tmp_path, free_port):  # noqa: F8
         client = terminal("client_benchmark.py", "--host", address, **environment)
         for process in (server, client):
             assert key not in pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        printed += client.communicate(timeout=60)[0] + server.communicate(timeout=60)[0]
+        printed += client.communicate(timeout=HUNG)[0] + server.communicate(timeout=HUNG)[0]
         assert (client.returncode, server.returncode) == (0, 0), printed
         assert key not in printed.encode()
         written = {path.name: path.read_bytes() for path in tree.rglob("*") if path.is_file()}
@@ -102,7 +90,8 @@ def bother(port, idle):
     return [socket.create_connection(("127.0.0.1", port)) for _ in range(idle)]
 
 
-def test_strangers_neither_stop_nor_delay_nor_bloat_a_server(tmp_path, free_port):  # noqa: F811
+@pytest.mark.process
+def test_strangers_neither_stop_nor_delay_nor_bloat_a_server(tmp_path, free_port):
     """Before the server looks for clients, while it waits for them, and after the first has joined."""
     host = ("--host", f"127.0.0.1:{free_port}")
     server = terminal(
@@ -125,7 +114,7 @@ def test_strangers_neither_stop_nor_delay_nor_bloat_a_server(tmp_path, free_port
     told = idlers[-1].recv(1 << 20)  # a stranger is sent a challenge, and nothing else
     assert len(told) < 64 and b"#CHALLENGE#" in told
     clients.append(terminal("client_benchmark.py", *host, FEDERATED_KEY="key"))
-    outputs = [process.communicate(timeout=60)[0] for process in (*clients, server)]
+    outputs = [process.communicate(timeout=HUNG)[0] for process in (*clients, server)]
     assert [process.returncode for process in (*clients, server)] == [0, 0, 0], outputs
     assert "Traceback" not in "".join(outputs) and outputs[2].count("refused a connection") <= channels.TOLD_OF
     assert grown < 16 << 20
@@ -134,7 +123,7 @@ def test_strangers_neither_stop_nor_delay_nor_bloat_a_server(tmp_path, free_port
 
 
 @pytest.fixture
-def door(monkeypatch, free_port):  # noqa: F811
+def door(monkeypatch, free_port):
     monkeypatch.setenv("FEDERATED_KEY", "key")
     door = Door(f"127.0.0.1:{free_port}")
     yield door
@@ -182,12 +171,12 @@ def test_who_has_the_key_is_admitted_while_others_idle(door, have_key):
 def test_strangers_do_not_put_off_the_end_of_waiting(door):
     admitting = Admitting(door, 1, timeout=1)
     start = time.monotonic()
-    while time.monotonic() - start < 10 and admitting.is_alive():
+    while time.monotonic() - start < HUNG and admitting.is_alive():
         for stranger in bother(int(door.address.rpartition(":")[2]), 1):
             stranger.close()
         time.sleep(0.1)
     assert str(admitting.end()) == "client process 0 did not join within 1 s"
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < HUNG
 
 
 def test_nobody_takes_the_number_of_another(door):
@@ -391,8 +380,9 @@ def test_a_pickle_would_spring_the_trap(tmp_path, monkeypatch):
     assert (tmp_path / "sprung").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("lie", "code"), [(changed(loss="1.0"), 4), (filled("updates", np.nan), 5)])
-def test_a_real_server_ends_without_a_traceback_and_its_door_is_closed_by_then(tmp_path, free_port, monkeypatch, lie, code):  # noqa: F811
+def test_a_real_server_ends_without_a_traceback_and_its_door_is_closed_by_then(tmp_path, free_port, monkeypatch, lie, code):
     monkeypatch.setenv("FEDERATED_KEY", "key")
     address = f"127.0.0.1:{free_port}"
     server = terminal(
@@ -409,7 +399,7 @@ def test_a_real_server_ends_without_a_traceback_and_its_door_is_closed_by_then(t
 
     liar = Liar(address, "trained", lie_once_the_door_is_closed)
     liar.start()
-    output = server.communicate(timeout=30)[0]
+    output = server.communicate(timeout=HUNG)[0]
     assert server.returncode == code and "Traceback" not in output, output
     assert refused == []
     assert json.loads((tmp_path / "failed.json").read_text())["reason"] == output.splitlines()[-1]

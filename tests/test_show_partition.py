@@ -3,16 +3,16 @@
 import pytest
 
 
-def show(run, *options):
-    result = run("sweep.py", "show_partition", *options)
+def show(call, *options):
+    result = call("sweep.py", "show_partition", *options)
     assert result.returncode == 0, result.stderr
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.splitlines())
     return header, {name: list(map(int, numbers)) for name, *numbers in rows}
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "labels", "quantity"])
-def test_the_table_adds_up(run, tmp_path, partition):
-    header, rows = show(run, "--partition", partition, "--num_clients", 10)
+def test_the_table_adds_up(call, tmp_path, partition):
+    header, rows = show(call, "--partition", partition, "--num_clients", 10)
     assert header == ["client", *map(str, range(10)), "train", "validation", "test"]
     assert list(rows) == [*map(str, range(10)), "all"]
     *clients, total = rows.values()
@@ -25,16 +25,16 @@ def test_the_table_adds_up(run, tmp_path, partition):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_natural_owners(run):
-    _, rows = show(run, "--dataset", "heart_disease")
+def test_natural_owners(call):
+    _, rows = show(call, "--dataset", "heart_disease")
     assert rows["0"] == [108, 91, 179, 20, 104] and rows["2"] == [0, 30, 27, 3, 16]
     assert rows["all"][-1] == 254
 
 
 @pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
-def test_a_picture_is_drawn_in_the_format_of_its_name(run, awkward, suffix, start):
+def test_a_picture_is_drawn_in_the_format_of_its_name(call, awkward, suffix, start):
     file = awkward / f"partition.{suffix}"
-    show(run, "--num_clients", 20, "--partition", "dirichlet", "--picture", file)
+    show(call, "--num_clients", 20, "--partition", "dirichlet", "--picture", file)
     assert file.read_bytes().startswith(start)
 
 
@@ -48,8 +48,8 @@ def test_a_picture_is_drawn_in_the_format_of_its_name(run, awkward, suffix, star
         (("--output_dir", "out"), "unrecognized arguments: --output_dir out"),
     ],
 )
-def test_bad_input_is_one_line(run, tmp_path, options, message):
-    result = run("sweep.py", "show_partition", *options)
+def test_bad_input_is_one_line(call, tmp_path, options, message):
+    result = call("sweep.py", "show_partition", *options)
     assert result.returncode == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert message in line

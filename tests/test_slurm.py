@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine. The packages are installed where they may be."""
+"""A real Slurm of two nodes on this machine."""
 
 import json
 import os
@@ -12,8 +12,7 @@ import time
 import types
 
 import pytest
-from conftest import PROJECT, TINY, cannot, need_programs
-from test_sweep import results
+from helpers import PROJECT, TINY, cannot, results
 
 from federated.trial import EVENTS, MODEL
 
@@ -63,7 +62,7 @@ SlurmdParameters=config_overrides
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory, need_programs):
     need_programs(COMMANDS, ["slurm-wlm", "munge"])
     if os.geteuid():
         cannot("only root can start a Slurm cluster")

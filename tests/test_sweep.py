@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import PROJECT, TINY
+from helpers import HUNG, PROJECT, TINY, results
 
 import sweep
 from federated.running import resources
@@ -24,24 +25,12 @@ from hparams_registry import default_hparams, random_hparams
 SWEEP = "mlp_digits_Fedavg"
 
 
-def results(output_dir):
-    """{path: results.json} without times and provenance, and with the bytes of what clients.npz beside it holds."""
-    found = {}
-    for path in sorted(output_dir.rglob("results.json")):
-        content = json.loads(path.read_text())
-        del content["curves"]["round_seconds"], content["provenance"]
-        with np.load(path.with_name("clients.npz")) as clients:
-            content["clients"] = {name: values.tobytes() for name, values in clients.items()}
-        found[str(path.relative_to(output_dir))] = content
-    return found
-
-
 def files(directory):
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
-def test_the_workflow(launch, run, awkward, launcher):
+def test_the_workflow(launch, launch_here, call, awkward, launcher):
     launched = launch(awkward, "--command_launcher", launcher)
     assert launched.returncode == 0, launched.stderr
     assert "2 jobs: 0 done, 0 incomplete, 2 not launched.\n" in launched.stdout
@@ -67,19 +56,19 @@ def test_the_workflow(launch, run, awkward, launcher):
         assert {(clients[name].shape, clients[name].dtype.name) for name in metrics} == {((2, 2), "float32")}
     assert content["provenance"].keys() >= {"git_revision", "argv", "torch", "python", "devices"}
 
-    again = launch(awkward)
+    again = launch_here(awkward)
     assert again.returncode == 0 and "Nothing to launch! Exiting...All jobs are done." in again.stderr
-    status = run("sweep.py", "status", "--output_dir", awkward, "--num_hparams", 2, "--num_trials", 1)
+    status = call("sweep.py", "status", "--output_dir", awkward, "--num_hparams", 2, "--num_trials", 1)
     assert status.stdout.count("Done: ") == 2 and "2 jobs: 2 done, 0 incomplete, 0 not launched." in status.stdout
 
-    deleted = run(
+    deleted = call(
         "sweep.py", "delete_all", "--output_dir", awkward, "--num_hparams", 2, "--num_trials", 1, "--skip_confirmation"
     )
     assert "About to delete 2 jobs." in deleted.stderr and deleted.stderr.endswith("Deleted 2 jobs!\n")
     assert list(awkward.iterdir()) == []
 
 
-def test_results_are_the_same_for_any_processes_launcher_and_time(launch, tmp_path):
+def test_results_are_the_same_for_any_processes_launcher_and_time(launch_here, tmp_path):
     ways = {
         "one": ("--client_processes", 1, "--command_launcher", "local_sequential"),
         "two": ("--client_processes", 2, "--jobs", 1),
@@ -99,62 +88,60 @@ def test_results_are_the_same_for_any_processes_launcher_and_time(launch, tmp_pa
         200,
     )
     for name, options in ways.items():
-        assert launch(tmp_path / name, *common, *options).returncode == 0
+        assert launch_here(tmp_path / name, *common, *options).returncode == 0
     reference = results(tmp_path / "one")
     assert len(reference) == 2
     for name in ways:
         assert results(tmp_path / name) == reference, name
 
 
-def test_augmentation_is_drawn_from_the_trials_seed(launch, tmp_path):
+def test_augmentation_is_drawn_from_the_trials_seed(launch_here, tmp_path):
     for name, *options in (
         ("one", "--client_processes", 1),
         ("three", "--client_processes", 3),
         ("none", "--augmentation", "none"),
     ):
-        assert launch(tmp_path / name, "--num_clients", 3, "--augmentation", "crop_flip", *options).returncode == 0
+        assert launch_here(tmp_path / name, "--num_clients", 3, "--augmentation", "crop_flip", *options).returncode == 0
     assert results(tmp_path / "one") == results(tmp_path / "three") != results(tmp_path / "none")
 
 
-def test_kept_moments_follow_the_client_to_another_process(launch, tmp_path):
+def test_kept_moments_follow_the_client_to_another_process(launch_here, tmp_path):
     common = ("--num_clients", 3, "--participation", 0.67, "--optimizer_state", "keep", "--rounds", 4, "--num_hparams", 1)
     for processes in (1, 2):
-        assert launch(tmp_path / str(processes), *common, "--client_processes", processes).returncode == 0
-    assert launch(tmp_path / "reset", *common, "--optimizer_state", "reset").returncode == 0
+        assert launch_here(tmp_path / str(processes), *common, "--client_processes", processes).returncode == 0
+    assert launch_here(tmp_path / "reset", *common, "--optimizer_state", "reset").returncode == 0
     assert results(tmp_path / "1") == results(tmp_path / "2") != results(tmp_path / "reset")
 
 
-def test_a_sweep_is_extended_and_goes_on_where_it_stopped(launch, run, tmp_path):
-    out = tmp_path / "out"
-    assert launch(out, "--num_hparams", 1).returncode == 0
+def test_a_sweep_is_extended_and_goes_on_where_it_stopped(launch_here, call, finished_copy):
+    out = finished_copy
+    shutil.rmtree(out / SWEEP / hparams_hash(random_hparams("Fedavg", "digits", 1)))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
     done = next(out.rglob("done"))
     done.unlink()
-    status = run("sweep.py", "status", "--output_dir", out, *TINY)
+    status = call("sweep.py", "status", "--output_dir", out, *TINY)
     assert "2 jobs: 0 done, 1 incomplete, 1 not launched." in status.stdout
-    assert launch(out, "--num_trials", 2).returncode == 0
+    assert launch_here(out, "--num_trials", 2).returncode == 0
     assert len(list(out.rglob("results.json"))) == 4
     unchanged = [path for path, time in before.items() if path.stat().st_mtime_ns == time]
     assert unchanged == []  # the incomplete trial ran again
-    assert "2 jobs: 2 done" in run("sweep.py", "status", "--output_dir", out, *TINY, "--num_trials", 2).stdout
+    assert "2 jobs: 2 done" in call("sweep.py", "status", "--output_dir", out, *TINY, "--num_trials", 2).stdout
 
 
-def test_another_setting_in_the_same_directory_is_an_error(launch, run, tmp_path):
-    assert launch(tmp_path / "out").returncode == 0
+def test_another_setting_in_the_same_directory_is_an_error(launch_here, call, finished_copy):
     for option, value in (("--rounds", 3), ("--partition", "quantity"), ("--local_optimizer", "sgd"), ("--num_clients", 3)):
-        refused = launch(tmp_path / "out", option, value)
+        refused = launch_here(finished_copy, option, value)
         assert refused.returncode == 2
         (line,) = refused.stderr.splitlines()
         assert line.startswith(f"sweep.py launch: error: {option} is {value} here and ") and "--output_dir" in line
-    assert launch(tmp_path / "out", "--algorithm", "FEDAVG", "--client_processes", 1, "--jobs", 2).returncode == 0
+    assert launch_here(finished_copy, "--algorithm", "FEDAVG", "--client_processes", 1, "--jobs", 2).returncode == 0
     # who only looks need not repeat the settings, and is told of a wrong one
-    assert "2 done" in run("sweep.py", "status", "--output_dir", tmp_path / "out", "--num_hparams", 2, "--num_trials", 1).stdout
-    assert run("sweep.py", "status", "--output_dir", tmp_path / "out", "--rounds", 9).returncode == 2
+    assert "2 done" in call("sweep.py", "status", "--output_dir", finished_copy, "--num_hparams", 2, "--num_trials", 1).stdout
+    assert call("sweep.py", "status", "--output_dir", finished_copy, "--rounds", 9).returncode == 2
 
 
-def test_delete_incomplete_leaves_the_rest_and_what_is_not_its_own(launch, run, tmp_path):
-    out = tmp_path / "out"
-    assert launch(out).returncode == 0
+def test_delete_incomplete_leaves_the_rest_and_what_is_not_its_own(call, finished_copy, tmp_path):
+    out = finished_copy
     default = out / SWEEP / hparams_hash(default_hparams("Fedavg", "digits"))
     (default / "trial_0" / "done").unlink()
     (default / "trial_0" / "notes.txt").write_text("mine")
@@ -164,18 +151,18 @@ def test_delete_incomplete_leaves_the_rest_and_what_is_not_its_own(launch, run, 
     (default / "trial_7").symlink_to(tmp_path / "precious")
     other = next(path for path in (out / SWEEP).iterdir() if path.is_dir() and path != default)
     before = files(other)
-    deleted = run("sweep.py", "delete_incomplete", "--output_dir", out, *TINY, "--skip_confirmation")
+    deleted = call("sweep.py", "delete_incomplete", "--output_dir", out, *TINY, "--skip_confirmation")
     assert deleted.returncode == 0, deleted.stderr
     assert files(other) == before
     assert files(default) == ["trial_0/notes.txt"]
     assert (tmp_path / "precious" / "results.json").read_text() == "mine"
 
 
-def test_deleting_in_a_home_directory_loses_nothing(run, launch, tmp_path):
+def test_deleting_in_a_home_directory_loses_nothing(call, finished_sweep, tmp_path):
     """With names like the sweep's own, and links where its directories would be."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
-    assert launch(home, "--num_hparams", 1).returncode == 0
-    assert launch(elsewhere, "--num_hparams", 1).returncode == 0
+    for path in (home, elsewhere):
+        shutil.copytree(finished_sweep, path)
     job = home / SWEEP / hparams_hash(default_hparams("Fedavg", "digits"))
     for path in ("done", "results.json", "trial_0/done", f"{SWEEP}/results.json", f"{SWEEP}/notes/trial_0/done"):
         (home / path).parent.mkdir(parents=True, exist_ok=True)
@@ -184,22 +171,22 @@ def test_deleting_in_a_home_directory_loses_nothing(run, launch, tmp_path):
     (job / "trial_0" / "my.log").write_text("mine")
     (job / "trial_0" / "checkpoint.npz.bak").write_text("mine")
     kept = [path for path in files(home) if (home / path).read_bytes() == b"mine"]
-    assert run("sweep.py", "delete_all", "--output_dir", home, *TINY, "--skip_confirmation").returncode == 0
+    assert call("sweep.py", "delete_all", "--output_dir", home, *TINY, "--skip_confirmation").returncode == 0
     assert sorted([*kept, f"{SWEEP}/sweep.json"]) == files(home)
 
     before = files(elsewhere)
     links = tmp_path / "links"
     links.mkdir()
     (links / SWEEP).symlink_to(elsewhere / SWEEP)
-    deleted = run("sweep.py", "delete_all", "--output_dir", links, *TINY, "--skip_confirmation")
+    deleted = call("sweep.py", "delete_all", "--output_dir", links, *TINY, "--skip_confirmation")
     assert "Not deleted, it is a link: " in deleted.stderr and "Deleted 0 jobs!" in deleted.stderr
     assert files(elsewhere) == before
-    assert run("sweep.py", "delete_all", "--output_dir", "/", *TINY, "--skip_confirmation").returncode == 0
+    assert call("sweep.py", "delete_all", "--output_dir", "/", *TINY, "--skip_confirmation").returncode == 0
 
 
-def test_deleting_what_is_not_there_is_no_error(run, tmp_path):
+def test_deleting_what_is_not_there_is_no_error(call, tmp_path):
     for command in ("delete_all", "delete_incomplete", "status"):
-        result = run("sweep.py", command, "--output_dir", tmp_path / "none")
+        result = call("sweep.py", command, "--output_dir", tmp_path / "none")
         assert result.returncode == 0, result.stderr
         assert not (tmp_path / "none").exists()
 
@@ -215,24 +202,26 @@ def answer(command, text, cwd):
     return process.returncode, output
 
 
-def test_it_asks_before_it_does_anything(run, tmp_path):
+@pytest.mark.process
+def test_it_asks_before_it_does_anything(call, tmp_path):
     command = [sys.executable, PROJECT / "sweep.py", "launch", *TINY, "--num_hparams", "1"]
     code, output = answer(command, "n\n", tmp_path)
     assert code == 0 and "Are you sure? (y/n) Nevermind!" in output
     assert list(tmp_path.iterdir()) == []
     code, output = answer(command, "y\n", tmp_path)
     assert code == 0 and "Launched 1 jobs!" in output
-    refused = run("sweep.py", "delete_all", *TINY)
+    refused = call("sweep.py", "delete_all", *TINY)
     assert refused.returncode == 2 and "--skip_confirmation" in refused.stderr
     assert list(tmp_path.rglob("done"))
 
 
-def test_a_dry_run_prints_commands_that_work(run, awkward, tmp_path):
+@pytest.mark.process
+def test_a_dry_run_prints_commands_that_work(call, awkward, tmp_path):
     out = awkward / "out"
-    dry = run("sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *TINY, "--command_launcher", "dry_run")
+    dry = call("sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *TINY, "--command_launcher", "dry_run")
     assert dry.returncode == 0 and not out.exists()
     commands = dry.stdout.split(".\n\n", 1)[1]
-    subprocess.run(["bash", "-ec", commands + "wait"], check=True, timeout=120, capture_output=True, cwd=tmp_path)
+    subprocess.run(["bash", "-ec", commands + "wait"], check=True, timeout=HUNG, capture_output=True, cwd=tmp_path)
     assert len(results(out)) == 2
 
 
@@ -246,14 +235,15 @@ def test_a_dry_run_shows_which_gpu_each_trial_sees(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("option", ["--slurm_args=--time=5", "--trials_per_job=2", "--wait", "--dry_run_of=slurm"])
-def test_an_option_of_another_launcher_is_refused(launch, tmp_path, option):
+def test_an_option_of_another_launcher_is_refused(launch_here, tmp_path, option):
     """Else a long sweep would begin on the login node."""
-    refused = launch(tmp_path / "out", option)
+    refused = launch_here(tmp_path / "out", option)
     name = option[2:].partition("=")[0]
     assert refused.returncode == 2 and f"error: --{name} applies only to --command_launcher" in refused.stderr
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.process
 def test_the_readmes_own_launcher(tmp_path, copy_of_project):
     """Add the README's example to a copy of the project, and see it at work: its processes are nice."""
     text = (copy_of_project / "README.md").read_text()
@@ -273,19 +263,19 @@ def test_the_readmes_own_launcher(tmp_path, copy_of_project):
     assert len(results(tmp_path / "out")) == 1
 
 
-def test_fixed_hparams_hold_in_every_set(launch, tmp_path):
+def test_fixed_hparams_hold_in_every_set(launch_here, tmp_path):
     fixed = {"learning_rate": 0.001, "batch_size": 16}
-    assert launch(tmp_path / "out", "--hparams", json.dumps(fixed)).returncode == 0
+    assert launch_here(tmp_path / "out", "--hparams", json.dumps(fixed)).returncode == 0
     found = results(tmp_path / "out")
     assert len(found) == 1  # both sets are the same one
     assert all(content["hparams"].items() >= fixed.items() for content in found.values())
 
 
-def test_heart_disease_by_default_is_its_four_hospitals_and_logistic_regression(launch, tmp_path):
+def test_heart_disease_by_default_is_its_four_hospitals_and_logistic_regression(launch_here, tmp_path):
     """131 of the 254 test samples have one label, so that guessing reaches 0.52."""
     hparams = '{"learning_rate": 0.05, "batch_size": 16, "momentum": 0.0, "weight_decay": 0.001}'
     options = ("--dataset", "heart_disease", "--rounds", 20, "--local_optimizer", "sgd", "--hparams", hparams)
-    launched = launch(tmp_path, *options, "--num_hparams", 1, "--samples_per_client", 100)
+    launched = launch_here(tmp_path, *options, "--num_hparams", 1, "--samples_per_client", 100)
     assert launched.returncode == 0, launched.stderr
     sweep = tmp_path / "logistic_heart_disease_Fedavg"
     stored = json.loads((sweep / "sweep.json").read_text())
@@ -312,17 +302,18 @@ def test_commands_are_lists_of_arguments(awkward):
 LONG = ("--rounds", "3000", "--num_hparams", "1", "--num_trials", "1", "--samples_per_client", "40")
 
 
-def test_a_sweep_is_watched_from_elsewhere(run, tmp_path):
+@pytest.mark.process
+def test_a_sweep_is_watched_from_elsewhere(call, tmp_path):
     command = [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", tmp_path / "out", *LONG]
     sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     one = ("--output_dir", tmp_path / "out", "--num_hparams", 1, "--num_trials", 1)
     while not any("round " in log.read_text() for log in tmp_path.rglob("server.log")):
         assert sweep.poll() is None, sweep.stderr.read()
-    (job,) = json.loads(run("sweep.py", "status", "--json", *one).stdout)
+    (job,) = json.loads(call("sweep.py", "status", "--json", *one).stdout)
     (trial,) = job["trials"]
     assert (job["state"], trial["state"], trial["rounds"], trial["failures"]) == ("Running", "Running", 3000, [])
     assert 0 <= trial["round"] < 3000 and 0 <= trial["val_acc"] <= 1 and 0 <= trial["test_acc"] <= 1
-    watched = run("sweep.py", "status", "--watch", *one)
+    watched = call("sweep.py", "status", "--watch", *one)
     assert watched.returncode == 0, watched.stderr
     lines = watched.stdout.split(" running.\n\n")[1].splitlines()
     assert re.match(r"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/3000 \(\d\.\d{4}\)", lines[0])
@@ -331,6 +322,7 @@ def test_a_sweep_is_watched_from_elsewhere(run, tmp_path):
     sweep.stderr.close()
 
 
+@pytest.mark.process
 def test_a_launch_tells_how_far_it_is_on_a_terminal(tmp_path):
     command = [sys.executable, str(PROJECT / "sweep.py"), "launch", *LONG]
     terminal, theirs = pty.openpty()

@@ -1,11 +1,9 @@
 """What --tensorboard writes, as TensorBoard's own reader has it: the numbers of collect_results.py."""
 
 import pytest
+from helpers import STATEFUL, Sweep, kill_after, results, trial_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
-from test_faults import Sweep
-from test_resume import STATEFUL, kill_after, trial_of
-from test_sweep import results
 
 from federated import statistics
 from federated.results import COLUMNS, collect
@@ -29,11 +27,11 @@ def pairs(rows, name):
     return list(rows.set_index("round")[name].dropna().astype("float32").items())
 
 
-def test_tensorboard_reads_the_frame(launch, run, tmp_path):
+def test_tensorboard_reads_the_frame(launch_here, call, tmp_path):
     """Of rounds without an evaluation, clients that do not train in each round, and clients with models of their own, too."""
     out, sweep = tmp_path / "out", ("--algorithm", "Fedavg", "Ditto", "--num_trials", 2)
     options = (*sweep, "--rounds", 5, "--eval_every", 2, "--num_clients", 3, "--participation", 0.67)
-    launched = launch(out, *options, "--tensorboard")
+    launched = launch_here(out, *options, "--tensorboard")
     assert launched.returncode == 0, launched.stderr
     rounds, groups = collect([out]).rounds, {}
     for (algorithm, setting, seed), rows in rounds.groupby(["algorithm", "hash", "trial_seed"]):
@@ -47,19 +45,19 @@ def test_tensorboard_reads_the_frame(launch, run, tmp_path):
         groups.setdefault(group, set()).add((algorithm, setting))
     assert len(groups) == 4 and all(len(settings) == 1 for settings in groups.values())  # trials by their settings
 
-    assert launch(tmp_path / "plain", *options).returncode == 0
+    assert launch_here(tmp_path / "plain", *options).returncode == 0
     assert results(tmp_path / "plain") == results(out) and not list((tmp_path / "plain").rglob(EVENTS))
 
-    deleted = run("sweep.py", "delete_all", "--output_dir", out, *sweep, "--num_hparams", 2, "--skip_confirmation")
+    deleted = call("sweep.py", "delete_all", "--output_dir", out, *sweep, "--num_hparams", 2, "--skip_confirmation")
     assert deleted.returncode == 0 and list(out.iterdir()) == []
 
 
-def test_a_resumed_trial_has_one_curve(tmp_path):
+def test_a_resumed_trial_has_one_curve(launch_here, tmp_path):
     out, options = tmp_path / "out", (*STATEFUL, "--rounds", "300", "--tensorboard")
     trial = kill_after(Sweep(out, *options), 20)
     begun = read(trial)[0]["val_acc"]
-    code, output = Sweep(out, *options).wait()
-    assert code == 0, output
+    launched = launch_here(out, *options)
+    assert launched.returncode == 0, launched.stderr
     assert "resumes after round" in (trial_of(out) / "server.log").read_text()
     scalars, rows = read(trial)[0], collect([out]).rounds
     assert {name: scalars[name] for name in METRICS} == {name: pairs(rows, name) for name in METRICS}
