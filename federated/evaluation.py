@@ -22,38 +22,6 @@ class Block:
     client: int | None
 
 
-def weighted_mean(values, weights) -> np.ndarray:
-    """The mean over clients [...], from values [clients, ...] and weights [clients], or one more of the axes of values: over
-    those clients that have a value, NaN where none has."""
-    values, weights = np.asarray(values, dtype=float), np.asarray(weights)
-    has_none = np.isnan(values)
-    weights = np.where(has_none, 0, weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)))
-    with np.errstate(invalid="ignore"):
-        return (np.where(has_none, 0, values) * weights).sum(axis=0) / weights.sum(axis=0)
-
-
-def over_clients(train, val, test, local_test, samples, personal: bool) -> dict[str, np.ndarray]:
-    """What results.COLUMNS says of a trial's rounds, from train_loss to accuracy, [rounds] each: from losses and accuracies
-    [clients, 2, rounds], those of test [2, rounds], and the clients' samples of train, val and local_test [3, clients]."""
-    accuracies, each = local_test[:, 1], np.ones(len(local_test))
-    stacked = np.stack([train, val, local_test, local_test], axis=1)  # one call, as servers make it in each round
-    train, val, local, equal = weighted_mean(stacked, np.stack([*samples, each], axis=1))
-    columns = {
-        "train_loss": train[0],
-        "train_acc": train[1],
-        "val_loss": val[0],
-        "val_acc": val[1],
-        "test_loss": test[0],
-        "test_acc": test[1],
-        "local_loss": local[0],
-        "local_acc_weighted": local[1],
-        "local_acc_mean": equal[1],
-        "local_acc_worst": np.fmin.reduce(accuracies, axis=0),
-        "local_acc_std": np.sqrt(weighted_mean((accuracies - equal[1]) ** 2, each)),
-    }
-    return columns | {"accuracy": columns["local_acc_weighted" if personal else "test_acc"]}
-
-
 class Plan:
     """All blocks of an evaluation. The global model goes over the test set. Over what clients hold out goes the global model
     or, where the algorithm is personal, each one's own, which then goes over the client's share of the test set too."""

@@ -6,8 +6,9 @@ import time
 import numpy as np
 
 from federated import algorithms
-from federated.evaluation import Plan, over_clients, weighted_mean
+from federated.evaluation import Plan
 from federated.log_lines import RoundLine
+from federated.metrics import over_clients, weighted_mean
 from federated.partition import Part
 from federated.settings import Settings
 from federated.trial import DivergedError
@@ -70,7 +71,7 @@ class Record:
             raise DivergedError(f"diverged: a training loss of round {round + 1} of {self.rounds} is not finite")
 
     def over_clients(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """The curves over the rounds from `start` to before `stop`, counted from 0: see evaluation.over_clients."""
+        """The curves over the rounds from `start` to before `stop`, counted from 0: see metrics.over_clients."""
         first = {"train": start, "val": start + 1, "test": start + 1, "local_test": start + 1}
         train, val, test, local_test = (  # contiguous, as the bits of a sum depend on the memory's order
             np.ascontiguousarray(self.arrays[name][row : row + stop - start].T) for name, row in first.items()
@@ -82,7 +83,7 @@ class Record:
         return np.flatnonzero(np.isfinite(self.arrays["train"][:, 0]).any(axis=0)).tolist()
 
     def curves(self) -> dict[str, np.ndarray]:
-        """What results.json has for each round, [rounds] each: see evaluation.over_clients; entry r is of round r + 1."""
+        """What results.json has for each round, [rounds] each: see metrics.over_clients; entry r is of round r + 1."""
         trained = np.isfinite(self.arrays["train"][:, 0]).sum(axis=1)
         return {
             **self.over_clients(0, self.rounds),

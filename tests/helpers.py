@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from federated import algorithms, checkpoint
-from federated.evaluation import over_clients
 from federated.lock import process_start
+from federated.metrics import over_clients
 from federated.settings import Settings
 from federated.trial import CHECKPOINT, Trial, trial_path
 from hparams_registry import default_hparams, random_hparams
