@@ -13,9 +13,9 @@ import sys
 import threading
 import time
 
-from federated import protocol
-from federated.channel import PeerLost, knock
 from federated.options import Parser, UsageError, add_options, address, integer, options_from
+from federated.running import protocol
+from federated.running.channel import PeerLost, knock
 from federated.running.processes import end_with_parent, exit_code_of
 from federated.settings import MAX_PROCESSES, ProcessOptions, Settings
 from federated.version import CODE
@@ -51,7 +51,7 @@ def serve(host: str, number: int | None, options: ProcessOptions) -> None:
     """Join the trial and do what the server asks for until it says stop."""
     import torch
 
-    from federated import datasets, partition
+    from federated.data import datasets, partition
     from federated.learning.device import device_name, keep_freed_memory
     from federated.learning.worker import Worker
 

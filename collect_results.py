@@ -13,12 +13,13 @@ import sys
 
 import pandas
 
-from federated import algorithms, options, report, tables
+from federated import algorithms, options
 from federated.files import write_atomically
 from federated.options import USAGE_ERROR, Parser, UsageError, integer, number, one_of, output_file
-from federated.report import Report
-from federated.results import SWEEP, collect
-from federated.statistics import DEFAULT_SELECTION, SELECTIONS
+from federated.reporting import tables
+from federated.reporting.collect import SWEEP, collect
+from federated.reporting.report import Report, ignored
+from federated.reporting.selection import DEFAULT_SELECTION, SELECTIONS
 
 NOTHING_DONE = 1
 
@@ -67,21 +68,21 @@ def main(argv=None) -> int:
     try:
         collected = collect([pathlib.Path(directory) for directory in args.output_dir])
         if collected.rounds.empty:
-            tell(report.ignored(collected))
+            tell(ignored(collected))
             tell([f"No finished trials in {', '.join(map(str, args.output_dir))}."])
             return NOTHING_DONE
         against = args.against and algorithms.canonical(args.against)
-        results = Report(collected, args.selection, args.target, against)
+        report = Report(collected, args.selection, args.target, against)
         if args.export is not None:
-            export(results.rounds, args.export)
+            export(report.rounds, args.export)
         if args.plots is not None:
-            from federated import plots
+            from federated.reporting import plots
 
-            plots.save_all(results, pathlib.Path(args.plots))
+            plots.save_all(report, pathlib.Path(args.plots))
         if args.html is not None:
-            from federated import page
+            from federated.reporting import page
 
-            write_atomically(args.html, page.html_of(results))
+            write_atomically(args.html, page.html_of(report))
     except UsageError as error:
         tell([f"collect_results.py: error: {error}"])
         return USAGE_ERROR
@@ -89,29 +90,29 @@ def main(argv=None) -> int:
         tell([f"collect_results.py: error: {str(error.filename)!r} cannot be written: {error.strerror}"])
         return USAGE_ERROR
     if args.best_command:
-        print(*best_commands(results, args.output_dir[0]), sep="\n")
+        print(*best_commands(report, args.output_dir[0]), sep="\n")
     elif args.format == "csv":
-        print(results.top(args.top or 1).to_csv(index=False), end="")
+        print(report.top(args.top or 1).to_csv(index=False), end="")
     elif args.format == "json":
-        print_json(results, args.top or 1)
+        print_json(report, args.top or 1)
     elif args.format == "github":
-        print_text(results, args.top)
+        print_text(report, args.top)
     else:
-        print_tables(results, args.format, args.top)
+        print_tables(report, args.format, args.top)
     sys.stdout.flush()
-    tell(results.ignored)
+    tell(report.ignored)
     return 0
 
 
-def print_text(results: Report, top):
-    for _, row in results.results.iterrows():
-        settings = results.settings[tuple(row[SWEEP])]
+def print_text(report: Report, top):
+    for _, row in report.best.iterrows():
+        settings = report.settings[tuple(row[SWEEP])]
         print(f"Best hyperparameter setting: {row['hash']} with mean test accuracy: {row['accuracy']:.4f}")
         print(f"Model: {settings.model_arch}\nDataset: {settings.dataset}\nAlgorithm: {settings.algorithm}")
-        print(f"{tables.HEADINGS[results.selection]}: {tables.with_deviation(row['accuracy'], row['accuracy_std'])}\n")
-    print_tables(results, "github", top)
+        print(f"{tables.HEADINGS[report.selection]}: {tables.with_deviation(row['accuracy'], row['accuracy_std'])}\n")
+    print_tables(report, "github", top)
     print("\nJob Statistics:\n")
-    jobs = results.job_statistics()
+    jobs = report.job_statistics()
     for _, job in jobs.iterrows():
         if len(jobs) > 1:
             print(f"{job['Model']} {job['Dataset']} {job['Algorithm']}:")
@@ -122,21 +123,21 @@ def print_text(results: Report, top):
         print(f"Bytes sent: {job['MB Sent a Trial']} MB a trial")
 
 
-def print_tables(results: Report, form, top):
-    sections = [("Table", results.table(form), results.notes()), *results.sections(form, top)]
+def print_tables(report: Report, form, top):
+    sections = [("Table", report.table(form), report.notes()), *report.sections(form, top)]
     escape = tables.ESCAPE[form]
     texts = ["\n\n".join([f"{escape(heading)}:", table, *map(escape, notes)]) for heading, table, notes in sections]
     print("\n\n".join(texts))
 
 
-def print_json(results: Report, top):
-    tests = results.comparison.to_json(orient="records")
+def print_json(report: Report, top):
+    tests = report.comparison.to_json(orient="records")
     print(json.dumps(
         {
-            "selection": results.selection,
-            "results": json.loads(results.top(top).to_json(orient="records")),
+            "selection": report.selection,
+            "results": json.loads(report.top(top).to_json(orient="records")),
             "comparison": json.loads(tests),
-            "notes": [*results.notes(), *results.ignored],
+            "notes": [*report.notes(), *report.ignored],
         },
         indent=1,
     ))  # fmt: skip
@@ -162,21 +163,21 @@ def export(rounds: pandas.DataFrame, path: pathlib.Path):
         ) from error
 
 
-def best_commands(results: Report, output_dir: str) -> list[str]:
+def best_commands(report: Report, output_dir: str) -> list[str]:
     """The commands, ready for a shell in any directory, that train each sweep's best setting again, on the same first seeds and
     more."""
     from federated.running.processes import script_command
 
     commands = []
-    for sweep, chosen in results.chosen.items():
+    for sweep, chosen in report.chosen.items():
         best = chosen.iloc[0]
-        options = dataclasses.asdict(results.settings[sweep]) | {
+        options = dataclasses.asdict(report.settings[sweep]) | {
             "hparams": json.loads(best["hparams"]),
             "hparams_seed": best["hparams_seed"],
             "num_hparams": 1,
             "num_trials": max(MORE_TRIALS, 2 * (chosen["trial_seed"].max() + 1)),
             "output_dir": f"{os.path.abspath(output_dir)}_best",
-            "data_dir": results.data_dirs.get(sweep),
+            "data_dir": report.data_dirs.get(sweep),
         }
         commands.append(shlex.join(script_command("sweep.py", options, "launch")))
     return commands

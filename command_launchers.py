@@ -6,9 +6,9 @@ import os
 import pathlib
 import shlex
 
-from federated.channel import key_from_environment
 from federated.options import UsageError, add_options, names_of, one_of, option, options_from
 from federated.running import resources
+from federated.running.channel import key_from_environment
 from federated.running.launcher import PROCESS_BYTES, Launcher, check_writable, client_processes, gpu_environment
 from federated.running.processes import (
     LAUNCHER_VARIABLE,
@@ -75,7 +75,7 @@ class LocalParallel(LocalSequential):
     def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
         gpus, jobs = self._slots(trials, run)
         check_open_files(jobs, max(client_processes(trial, run, jobs, gpus) for trial in trials))
-        preload(trials, ["federated.events"] if run.tensorboard else [])
+        preload(trials, ["federated.learning.tensorboard_events"] if run.tensorboard else [])
         super().launch(trials, output_dir, run, report)
 
     def _max_jobs(self, trials: list[Trial], run: RunOptions) -> int:

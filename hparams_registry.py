@@ -9,7 +9,8 @@ import json
 
 import numpy as np
 
-from federated import algorithms, datasets
+from federated import algorithms
+from federated.data import datasets
 from federated.options import MAX_INTEGER, UsageError, shortened, shown
 from federated.seeds import seed_hash
 

@@ -14,9 +14,9 @@ import os
 import pathlib
 import sys
 
-from federated.channel import Door, PeerLost
 from federated.lock import Lock
 from federated.options import Parser, UsageError, add_options, address, directory, integer, json_object, options_from
+from federated.running.channel import Door, PeerLost
 from federated.running.processes import LAUNCHER_VARIABLE, end_with_parent, exit_code_of
 from federated.settings import MAX_PROCESSES, ServerOptions, Settings, check_tensorboard
 from federated.trial import DivergedError, Trial
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
             lock.release()
 
         end_with_parent(clean_up)
-        from federated.rounds import serve  # torch takes a second to import: client processes may connect meanwhile
+        from federated.running.rounds import serve  # torch takes a second to import: client processes may connect meanwhile
 
         serve(trial, listener, args.client_processes or settings.participants, options)
     except (PeerLost, DivergedError) as error:

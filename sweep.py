@@ -11,8 +11,9 @@ import typing
 
 import command_launchers
 from command_launchers import REGISTRY
-from federated import augmentation, datasets, models, partition, partition_table
+from federated import models
 from federated import trial as trial_state
+from federated.data import augmentation, datasets, partition, partition_table
 from federated.lock import LockedError, take_over
 from federated.options import (
     ALL_LOCKED,

@@ -18,8 +18,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import torch
 from overhead import spread
 
-from federated.channel import Door, Hub, knock
 from federated.learning.memory import SharedMatrices
+from federated.running.channel import Door, Hub, knock
 
 FLOATS = {"0.4 MB": 100_000, "44.7 MB": 11_173_962}
 

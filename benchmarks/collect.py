@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from federated.metrics import over_clients
-from federated.results import collect
+from federated.reporting.collect import collect
 from federated.settings import Settings, write_sweep_file
 from federated.trial import CLIENTS, DONE, RESULTS, Trial, trial_path
 from hparams_registry import default_hparams, random_hparams

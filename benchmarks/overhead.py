@@ -23,7 +23,7 @@ import time
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from federated import datasets  # noqa: E402
+from federated.data import datasets  # noqa: E402
 from federated.running import resources  # noqa: E402
 from federated.settings import Settings  # noqa: E402
 from hparams_registry import default_hparams, random_hparams  # noqa: E402

@@ -6,8 +6,9 @@ It is the reference that the tests compare weights with, and the floor that the 
 import torch
 from torch import nn
 
-from federated import models, partition
-from federated.datasets import Dataset
+from federated import models
+from federated.data import partition
+from federated.data.datasets import Dataset
 from federated.learning.device_data import batch_sizes
 from federated.seeds import stream_seed
 from federated.settings import Settings

@@ -1,1 +1,1 @@
-"""What the command-line scripts share. Imports point downwards only, and torch is imported no sooner than it is needed."""
+"""FedSweep. Imports point one way, from the scripts to the ground; tests/test_rooms.py says which room may import which."""

@@ -4,8 +4,8 @@ import numpy as np
 
 
 def weighted_mean(values, weights) -> np.ndarray:
-    """Weighted mean over axis 0, ignoring NaN; NaN if a column has no value. values [clients, …]; weights [clients] or a prefix of
-    the shape of values."""
+    """Weighted mean over axis 0, ignoring NaN; NaN if a column has no value. values [clients, …]; weights [clients] or a prefix
+    of that shape."""
     values, weights = np.asarray(values, dtype=float), np.asarray(weights)
     has_none = np.isnan(values)
     weights = np.where(has_none, 0, weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)))

@@ -10,7 +10,8 @@ import json
 import pathlib
 import shlex
 
-from federated import algorithms, augmentation, datasets, models, partition
+from federated import algorithms, models
+from federated.data import augmentation, datasets, partition
 from federated.files import write_atomically
 from federated.options import (
     UsageError,

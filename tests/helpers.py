@@ -16,9 +16,10 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from federated import algorithms, checkpoint
+from federated import algorithms
 from federated.lock import process_start
 from federated.metrics import over_clients
+from federated.running import checkpoint
 from federated.settings import Settings
 from federated.trial import CHECKPOINT, Trial, trial_path
 from hparams_registry import default_hparams, random_hparams

@@ -18,14 +18,16 @@ from helpers import Sweep, processes_of, results
 from torch.nn import functional
 
 import client_benchmark
-from federated import algorithms, checkpoint, datasets, models, partition
+from federated import algorithms, models
 from federated.algorithms.fedavg import Server
 from federated.algorithms.fednova import effective_steps
-from federated.channel import Door
-from federated.flat import Flat
+from federated.data import datasets, partition
 from federated.learning.device_data import batch_sizes
+from federated.learning.flat import Flat
 from federated.learning.local_model import classifier_of
-from federated.rounds import serve
+from federated.running import checkpoint
+from federated.running.channel import Door
+from federated.running.rounds import serve
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, Settings
 from federated.trial import Trial

@@ -1,6 +1,6 @@
 import torch
 
-from federated.augmentation import PADDING, crop_flip
+from federated.data.augmentation import PADDING, crop_flip
 
 IMAGES = torch.arange(1, 1 + 200 * 3 * 10 * 9).view(200, 3, 10, 9)  # no two pixels are alike
 

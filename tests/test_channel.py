@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from helpers import HUNG
 
-from federated.channel import Channel, Door, Hub, PeerLost, knock, unix_address
 from federated.learning.memory import SharedMatrices
 from federated.options import UsageError
+from federated.running.channel import Channel, Door, Hub, PeerLost, knock, unix_address
 
 SHAPES = {"broadcast": (1, 1000), "updates": (2, 1000), "moments": (3, 0)}
 

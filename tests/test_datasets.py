@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers import PROJECT, SHARED_DATA
 
-from federated import datasets
+from federated.data import datasets
 from federated.options import UsageError
 
 
@@ -231,7 +231,7 @@ def test_the_readmes_own_data(tmp_path, copy_of_project):
     text = (PROJECT / "README.md").read_text()
     function = textwrap.dedent(text[text.index("    def _patients(data_dir):") : text.index('with `"patients": Spec(')])
     entry = re.search(r'`("patients": Spec\(.*\),)`', text).group(1)
-    module = project / "federated" / "datasets.py"
+    module = project / "federated" / "data" / "datasets.py"
     source = module.read_text()
     module.write_text(source.replace("REGISTRY = {\n", f"{function}\n\nREGISTRY = {{\n    {entry}\n"))
     data.mkdir()

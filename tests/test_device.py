@@ -14,7 +14,8 @@ import torch
 from helpers import PROJECT
 from pretended_device import CASES, NAME, prepare
 
-from federated import algorithms, datasets, models
+from federated import algorithms, models
+from federated.data import datasets
 from federated.learning.client import TrainingClient
 
 # Tensors keep no number of their CPU, so that .to() always copies to this one, as it does to a GPU.

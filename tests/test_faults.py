@@ -319,8 +319,8 @@ def test_a_running_trial_is_neither_run_twice_nor_deleted(call, launch_here, tmp
 @pytest.mark.usefixtures("leaves_nothing")
 def test_waiting_for_a_slower_process_is_not_silence(run, tmp_path):
     """Process 1 trains two small clients and waits with the second update, while process 0 trains client 0 for seconds."""
-    from federated import datasets
-    from federated.partition import split
+    from federated.data import datasets
+    from federated.data.partition import split
     from federated.settings import Settings
 
     data, quantity = datasets.load("digits", "data"), {"num_clients": 4, "partition": "quantity", "rounds": 1}

@@ -10,10 +10,12 @@ from helpers import HUNG, PROJECT
 from torch import nn
 
 from benchmarks import plain
-from federated import datasets, models, rounds
-from federated.channel import Door
+from federated import models
+from federated.data import datasets
 from federated.learning.device import resolve_device
 from federated.options import UsageError
+from federated.running import rounds
+from federated.running.channel import Door
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, Settings
 from federated.trial import Trial

@@ -8,8 +8,8 @@ from helpers import PROJECT
 from torch import nn
 
 from federated import models
-from federated.datasets import REGISTRY as DATASETS
-from federated.flat import Flat
+from federated.data.datasets import REGISTRY as DATASETS
+from federated.learning.flat import Flat
 from federated.options import UsageError
 
 
@@ -102,7 +102,8 @@ def test_a_model_of_torchvision_that_does_not_fit_says_why(name, dataset, reason
 def test_naming_a_model_of_the_registry_does_not_import_torch():
     code = """
 import sys
-from federated import datasets, models
+from federated import models
+from federated.data import datasets
 models.check(models.known_name("cnn"), datasets.REGISTRY["digits"])
 sys.exit("torch" in sys.modules)
 """

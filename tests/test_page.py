@@ -150,9 +150,9 @@ def test_pictures_are_written_as_png_and_svg(tmp_path):
 
 def test_every_client_is_a_point_and_their_extremes_the_whiskers(tmp_path):
     """Where clients have no test samples they are left out, and an algorithm where none has."""
-    from federated import plots
-    from federated.report import Report
-    from federated.results import collect
+    from federated.reporting import plots
+    from federated.reporting.collect import collect
+    from federated.reporting.report import Report
 
     of_trials = {"Fedavg": ([0.5, 0.7], [0.9, 0.8]), "Fedper": ([0.6, None], [0.4, 0.3]), "Fedbn": ([None, None],) * 2}
     for algorithm, trials in of_trials.items():
@@ -169,7 +169,7 @@ def test_every_client_is_a_point_and_their_extremes_the_whiskers(tmp_path):
 
 
 def test_curves_differ_by_more_than_their_colour():
-    from federated import plots
+    from federated.reporting import plots
 
     looks = [plots.style(place) for place in range(19)]  # as many as there are algorithms
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 19

@@ -4,9 +4,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from federated import datasets
+from federated.data import datasets
+from federated.data.partition import REGISTRY, split
 from federated.options import UsageError
-from federated.partition import REGISTRY, split
 from federated.settings import Settings
 
 LABELS, TEST_LABELS = np.random.default_rng(0).integers(0, 10, 5000), np.random.default_rng(1).integers(0, 10, 1000)

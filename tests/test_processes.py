@@ -13,18 +13,25 @@ import sys
 sys.path.insert(0, {str(PROJECT)!r})
 from federated.running.processes import ForkedProcess, preload
 
+EVENTS = "federated.learning.tensorboard_events"
+
 def imported():
-    print(*({{"torch", "server_benchmark", "client_benchmark", "federated.events"}} & sys.modules.keys()), flush=True)
+    print(*({{"torch", "server_benchmark", "client_benchmark", EVENTS}} & sys.modules.keys()), flush=True)
 
 if __name__ == "__main__":
-    preload([], ["federated.events"])
+    preload([], [EVENTS])
     process = ForkedProcess._context.Process(target=imported)
     process.start()
     process.join()
     assert "torch" not in sys.modules
 """)
     found = subprocess.run([sys.executable, "probe.py"], cwd=tmp_path, capture_output=True, text=True, timeout=HUNG, check=True)
-    assert sorted(found.stdout.split()) == ["client_benchmark", "federated.events", "server_benchmark", "torch"], found.stderr
+    assert sorted(found.stdout.split()) == [
+        "client_benchmark",
+        "federated.learning.tensorboard_events",
+        "server_benchmark",
+        "torch",
+    ], found.stderr
 
 
 @pytest.mark.process

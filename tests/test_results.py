@@ -14,9 +14,9 @@ import pytest
 from helpers import PROJECT, TINY, make_trial, results
 
 import collect_results
-from federated import statistics
-from federated.report import Report
-from federated.results import COLUMNS, collect
+from federated.reporting import selection
+from federated.reporting.collect import COLUMNS, collect
+from federated.reporting.report import Report
 from federated.settings import Settings
 
 
@@ -52,15 +52,15 @@ def test_each_clients_accuracy_is_kept_and_has_the_tables_mean_worst_and_spread(
         make_trial(tmp_path, 0, trial, [[0.3, 0.9, 0.4]] * 2, [0.5, 0.6, 0.7], local=local)
     found = collect([tmp_path])
     assert {accuracies.dtype for accuracies in found.of_clients.values()} == {np.dtype("float32")}
-    for selection, expected in {
+    for name, expected in {
         "validation": [[0.8, 0.6], [0.4, np.nan]],
         "original": [[0.5, 1.6 / 3], [0.6, np.nan]],
     }.items():
-        report = Report(found, selection)
-        (accuracies,), (best,) = report.of_clients.values(), report.results.to_dict("records")
+        report = Report(found, name)
+        (accuracies,), (best,) = report.of_clients.values(), report.best.to_dict("records")
         assert accuracies == pytest.approx(np.array(expected), nan_ok=True)
         assert np.nanmean(accuracies, axis=1).mean() == pytest.approx(best["local_acc_mean"])
-        if selection == "validation":
+        if name == "validation":
             assert np.nanmin(accuracies, axis=1).mean() == pytest.approx(best["local_acc_worst"])
             assert np.nanstd(accuracies, axis=1).mean() == pytest.approx(best["local_acc_std"])
 
@@ -70,7 +70,7 @@ def test_what_each_selection_takes(tmp_path, capsys):
     for trial in (0, 1):
         make_trial(tmp_path, 0, trial, [[0.3, 0.9, 0.4]] * 2, [0.5, 0.6, 0.7])
         make_trial(tmp_path, 1, trial, [[0.1, 0.2, 0.5]] * 2, [0.95, 0.2, 0.3 + 0.1 * trial])
-    found = {name: numbers(capsys, tmp_path, "--selection", name)["results"][0] for name in statistics.SELECTIONS}
+    found = {name: numbers(capsys, tmp_path, "--selection", name)["results"][0] for name in selection.SELECTIONS}
     assert {name: (best["hparams_seed"], best["n"], best["accuracy"]) for name, best in found.items()} == {
         "validation": (0, 2, 0.6),
         "last": (1, 2, pytest.approx(0.35)),
@@ -87,33 +87,33 @@ def test_intervals_corrections_and_power_are_the_known_ones():
     from scipy import stats
 
     values = pandas.Series([0.91, 0.93, 0.9, 0.95])
-    mean, deviation, low, high = statistics.mean_and_interval(values)
+    mean, deviation, low, high = selection.mean_and_interval(values)
     assert (mean, deviation) == (values.mean(), values.std())
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, loc=mean, scale=stats.sem(values)))
-    assert np.isnan(statistics.mean_and_interval(values[:1])[2])
+    assert np.isnan(selection.mean_and_interval(values[:1])[2])
     # Holm: the smallest times 3, the next times 2, and never less than the one before
-    corrected = statistics.holm(pandas.Series([0.04, 0.01, np.nan, 0.03, 0.9]))
+    corrected = selection.holm(pandas.Series([0.04, 0.01, np.nan, 0.03, 0.9]))
     assert corrected.tolist() == pytest.approx([0.09, 0.04, np.nan, 0.09, 0.9], nan_ok=True)
     # 34 pairs are the usual answer for half a standard deviation
-    assert statistics.detectable(34) < 0.5 < statistics.detectable(33)
-    assert statistics.detectable(statistics.ENOUGH_PAIRS) < 1 < statistics.detectable(statistics.ENOUGH_PAIRS - 1)
+    assert selection.detectable(34) < 0.5 < selection.detectable(33)
+    assert selection.detectable(selection.ENOUGH_PAIRS) < 1 < selection.detectable(selection.ENOUGH_PAIRS - 1)
 
 
 def test_the_expected_best_is_the_mean_over_all_ways_to_draw():
     accuracies = [0.4, 0.9, 0.5, 0.7]
     ranking = pandas.DataFrame({"hparams_seed": [0, 1, 2, 3, 4], "val_acc": [0.99, *accuracies]})
-    curve = statistics.expected_best(ranking)  # the defaults, at 0.99, are no draw
+    curve = selection.expected_best(ranking)  # the defaults, at 0.99, are no draw
     for budget in (1, 2, 3, 4):
         assert curve[budget] == pytest.approx(np.mean([max(draw) for draw in itertools.product(accuracies, repeat=budget)]))
     # What the authors' own samplemax (github.com/dodgejesse/show_your_work) gives for seven draws, two of them equal
     ranking = pandas.DataFrame({"hparams_seed": range(1, 8), "val_acc": [0.61, 0.83, 0.79, 0.42, 0.9, 0.77, 0.83]})
     golden = [0.735714286, 0.814897959, 0.842594752, 0.856130779, 0.86457131, 0.87063494, 0.875331841]
-    assert statistics.expected_best(ranking).tolist() == pytest.approx(golden, abs=1e-9)
+    assert selection.expected_best(ranking).tolist() == pytest.approx(golden, abs=1e-9)
 
 
 def test_importance_is_the_rank_correlation():
     ranking = pandas.DataFrame({"val_acc": [0.9, 0.8, 0.7, 0.6], "a": [1, 10, 100, 1000], "b": [5, 5, 5, 5], "c": [2, 1, 1, 2]})
-    found = statistics.importance(ranking, ["b", "c", "a"]).set_index("hparam")
+    found = selection.importance(ranking, ["b", "c", "a"]).set_index("hparam")
     assert found.index[0] == "a" and found.loc["a", "importance"] == 1 and found.loc["a", "correlation"] == -1
     assert found.loc["c", "importance"] == 0 and np.isnan(found.loc["b", "importance"])
 

@@ -28,7 +28,7 @@ from helpers import (
     wait_until_dead,
 )
 
-from federated import checkpoint
+from federated.running import checkpoint
 from federated.trial import CHECKPOINT, CHECKPOINTS, DAMAGED, PREVIOUS
 
 pytestmark = pytest.mark.process

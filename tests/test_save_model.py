@@ -7,7 +7,7 @@ from helpers import STATEFUL, Sweep, kill_after, results, trial_of
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from federated import datasets
+from federated.data import datasets
 from federated.trial import MODEL
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from helpers import ENDLESS, HUNG, PROJECT, SMALL, Sweep, descendants, terminal
 
-from federated import channel as channels
-from federated.channel import Door, PeerLost, knock
-from federated.rounds import serve
+from federated.running import channel as channels
+from federated.running.channel import Door, PeerLost, knock
+from federated.running.rounds import serve
 from federated.settings import ServerOptions, Settings
 from federated.trial import DivergedError, Trial
 from hparams_registry import default_hparams

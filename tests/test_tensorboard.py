@@ -5,8 +5,8 @@ from helpers import STATEFUL, Sweep, kill_after, results, trial_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
-from federated import statistics
-from federated.results import COLUMNS, collect
+from federated.reporting import selection
+from federated.reporting.collect import COLUMNS, collect
 from federated.trial import EVENTS
 
 METRICS = list(COLUMNS)[list(COLUMNS).index("train_loss") : list(COLUMNS).index("accuracy") + 1]
@@ -36,7 +36,7 @@ def test_tensorboard_reads_the_frame(launch_here, call, tmp_path):
     rounds, groups = collect([out]).rounds, {}
     for (algorithm, setting, seed), rows in rounds.groupby(["algorithm", "hash", "trial_seed"]):
         scalars, hparams, group = read(out / f"mlp_digits_{algorithm}" / setting / f"trial_{seed}")
-        best, _ = statistics.chosen(rows)
+        best, _ = selection.chosen(rows)
         expected = {name: pairs(rows, name) for name in METRICS}
         expected |= {f"best/{name}": pairs(best, name) for name in ("val_acc", "accuracy")}
         assert scalars == expected and len(scalars["train_loss"]) == 5 and len(scalars["test_loss"]) == 3

@@ -6,7 +6,8 @@ import tomllib
 import pytest
 from conftest import PROJECT
 
-from federated import provenance, version
+from federated import version
+from federated.running import provenance
 from federated.version import digest_of, files_of
 
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text())

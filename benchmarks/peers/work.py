@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from benchmarks.plain import accuracy, optimizer_of
-from federated import datasets, models, partition
+from federated import models
+from federated.data import datasets, partition
 from federated.learning.device_data import batch_sizes
 from federated.seeds import stream_seed
 from federated.settings import Settings

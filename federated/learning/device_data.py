@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from federated import augmentation
-from federated.datasets import Dataset
+from federated.data import augmentation
+from federated.data.datasets import Dataset
 from federated.settings import Settings
 
 # Samples of a batch if the algorithm has no batch size

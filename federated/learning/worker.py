@@ -3,17 +3,17 @@
 import torch
 
 from federated import algorithms, models
-from federated.datasets import Dataset
-from federated.evaluation import BLOCK, Plan
+from federated.data.datasets import Dataset
+from federated.data.partition import Part
 from federated.learning.client import Client, TrainingClient
 from federated.learning.client_row import ClientRow, RowLayout
 from federated.learning.device import resolve_device
 from federated.learning.device_data import DeviceData
+from federated.learning.evaluation import BLOCK, Plan
 from federated.learning.evaluator import evaluate_blocks
 from federated.learning.local_model import LocalModel
 from federated.learning.memory import SharedMatrices
 from federated.learning.optimizer import LocalOptimizer
-from federated.partition import Part
 from federated.seeds import stream_seed
 from federated.settings import Settings
 

@@ -1,0 +1,1 @@
+"""How trials are run: the rounds of the server, messages, processes, launchers, progress."""

@@ -21,10 +21,10 @@ from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.util import get_temp_dir
 
 from federated import algorithms, models
-from federated.channel import PeerLost
 from federated.lock import LockedError
 from federated.options import USAGE_ERROR, UsageError, command_words, names_of
 from federated.running import warm
+from federated.running.channel import PeerLost
 from federated.settings import ProcessOptions, ServerOptions
 from federated.trial import DivergedError, Trial
 from federated.version import HERE
@@ -195,7 +195,9 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> 
     on PYTHONPATH and in no current directory, which may hold another version, and skips those it does not find. Raises
     UsageError if it could not open enough files."""
     check_open_files()
-    modules = dict.fromkeys(("server_benchmark", "client_benchmark", "federated.rounds", "federated.learning.worker", *more))
+    modules = dict.fromkeys(
+        ("server_benchmark", "client_benchmark", "federated.running.rounds", "federated.learning.worker", *more)
+    )
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))

@@ -8,8 +8,8 @@ import typing
 
 from tqdm import tqdm
 
+from federated.learning.log_lines import RoundLine
 from federated.lock import is_held
-from federated.log_lines import RoundLine
 from federated.options import ALL_LOCKED, FAILED, say
 from federated.running.supervisor import Failure, Outcome
 from federated.trial import COMPLETE, INCOMPLETE, RUNNING, Trial

@@ -6,7 +6,7 @@ scipy.stats, which takes two seconds to import, is imported where it is used.
 import numpy as np
 import pandas
 
-from federated.results import HPARAM, SWEEP, TRIAL, hparams_of
+from federated.reporting.collect import HPARAM, SWEEP, TRIAL, hparams_of
 
 # What counts of a trial, and as the best setting; the first one is honest
 SELECTIONS = {
@@ -39,7 +39,7 @@ def chosen(rounds: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> tupl
 
 def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION, has_global_model: bool = True) -> pandas.DataFrame:
     """A row for each setting of one sweep's `chosen` rows, the best first, with means over trials. `has_global_model`: see
-    federated.results.Kind."""
+    federated.reporting.collect.Kind."""
     settings = []
     for _, group in rows.groupby("hash", sort=False):
         first = group.iloc[0]
@@ -66,7 +66,7 @@ def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION, has_globa
 
 def of_clients(rows: pandas.DataFrame, accuracies: dict) -> np.ndarray:
     """The accuracy of each client of each trial of one setting's `chosen` rows, [trials, clients], from what
-    federated.results.Collected has of_clients: its mean over the rounds that count, of which `original` alone has several.
+    Collected.of_clients has: its mean over the rounds that count, of which `original` alone has several.
     NaN where a client has no test samples."""
     trials = rows.groupby(TRIAL, sort=False)["round"]
     return np.array([accuracies[trial][:, rounds.to_numpy() - 1].mean(axis=1, dtype=float) for trial, rounds in trials])

@@ -5,9 +5,9 @@ import pathlib
 import numpy as np
 from tabulate import tabulate
 
-from federated.datasets import Dataset
+from federated.data.datasets import Dataset
+from federated.data.partition import Part
 from federated.options import UsageError
-from federated.partition import Part
 
 PICTURES = (".png", ".svg", ".pdf")
 

@@ -2,49 +2,49 @@
 
 import pandas
 
-from federated import statistics, tables
 from federated.options import UsageError
-from federated.results import SWEEP, Collected, hparams_of
+from federated.reporting import selection, tables
+from federated.reporting.collect import SWEEP, Collected, hparams_of
 
 
 class Report:
     """Of finished trials, by a selection, up to a target accuracy, if one is given, and compared with the algorithm `against`,
     by default the first. Raises UsageError where there is nothing to compare with.
 
-    rounds      see federated.results.COLUMNS
+    rounds      see federated.reporting.collect.COLUMNS
     settings    {(model, dataset, algorithm): Settings}
-    data_dirs   see federated.results.Collected
+    data_dirs   see federated.reporting.collect.Collected
     rankings    {sweep: its settings, the best first}
     chosen      {sweep: the rows that count, of its best setting}
-    of_clients  {sweep: the accuracies of that setting's clients}, see federated.statistics.of_clients
-    results     one row a sweep: its best setting, and what the sweep took
+    of_clients  {sweep: the accuracies of that setting's clients}, see federated.reporting.selection.of_clients
+    best        one row a sweep: its best setting, and what the sweep took
     comparison  the paired tests, one row each
     personal    the algorithms whose clients end up with models of their own
     ignored     lines on what is left out or doubtful
     """
 
-    def __init__(self, collected: Collected, selection: str, target: float | None = None, against: str | None = None):
+    def __init__(self, collected: Collected, rule: str, target: float | None = None, against: str | None = None):
         self.rounds, self.settings, self.data_dirs = collected.rounds, collected.settings, collected.data_dirs
-        self.selection, self.target = selection, target
+        self.selection, self.target = rule, target
         self.rankings, self.chosen, self.of_clients, self.hparams, left_out, rows = {}, {}, {}, {}, 0, []
         for sweep, rounds in self.sweeps():
             self.hparams[sweep] = hparams_of(rounds)
-            chosen, few = statistics.chosen(rounds, selection)
+            chosen, few = selection.chosen(rounds, rule)
             left_out += len(few)
-            self.rankings[sweep] = ranking = statistics.ranked(chosen, selection, collected.kinds[sweep[2]].has_global_model)
+            self.rankings[sweep] = ranking = selection.ranked(chosen, rule, collected.kinds[sweep[2]].has_global_model)
             best = ranking["hash"][0]
             self.chosen[sweep] = chosen[chosen["hash"] == best]
-            self.of_clients[sweep] = statistics.of_clients(self.chosen[sweep], collected.of_clients)
+            self.of_clients[sweep] = selection.of_clients(self.chosen[sweep], collected.of_clients)
             counts = {
                 "num_hparams": len(ranking),
                 "num_trials": self.chosen[sweep]["trial_seed"].nunique(),
                 "num_clients": self.settings[sweep].num_clients,
             }
-            rows.append(ranking.iloc[0].to_dict() | counts | statistics.cost(rounds, best, target))
-        self.results = pandas.DataFrame(rows)
-        pairs = [] if selection == "original" else list(self.chosen.values())  # its rows are rounds, which have no partner
-        self.comparison = statistics.compare(pairs, against)
-        self.personal = [name for name in self.results["algorithm"].unique() if collected.kinds[name].personal]
+            rows.append(ranking.iloc[0].to_dict() | counts | selection.cost(rounds, best, target))
+        self.best = pandas.DataFrame(rows)
+        pairs = [] if rule == "original" else list(self.chosen.values())  # its rows are rounds, which have no partner
+        self.comparison = selection.compare(pairs, against)
+        self.personal = [name for name in self.best["algorithm"].unique() if collected.kinds[name].personal]
         self.ignored = ignored(collected)
         if against is not None:
             self.ignored += self._check_against(against)
@@ -68,8 +68,8 @@ class Report:
 
     def table(self, form: str) -> str:
         """The best settings, in a format of tables.render."""
-        summary = tables.summary(self.results, self.settings, self.selection, self.target)
-        return tables.render(summary, form, tables.bold_cells(self.results, self.selection))
+        summary = tables.summary(self.best, self.settings, self.selection, self.target)
+        return tables.render(summary, form, tables.bold_cells(self.best, self.selection))
 
     def notes(self) -> list[str]:
         return tables.notes(self.personal, self.selection)
@@ -87,10 +87,10 @@ class Report:
                 (f"Settings of {name}", tables.render(tables.ranking(ranking[:top], self.hparams[sweep]), form), [])
             )
             if len(ranking) > 1:
-                mattered = tables.importance(statistics.importance(ranking, self.hparams[sweep]))
+                mattered = tables.importance(selection.importance(ranking, self.hparams[sweep]))
                 note = f"Absolute rank correlation (Spearman) with the validation accuracy, over {len(ranking)} settings."
                 sections.append((f"Importance in {name}", tables.render(mattered, form), [note]))
-            curve = statistics.expected_best(ranking)
+            curve = selection.expected_best(ranking)
             if len(curve):
                 note = f"Of {len(curve)} random draws, without the defaults (Dodge et al., EMNLP 2019)."
                 sections.append((f"Best of k draws of {name}", tables.render(tables.expected_best(curve), form), [note]))
@@ -99,13 +99,13 @@ class Report:
         return sections
 
     def job_statistics(self) -> pandas.DataFrame:
-        return tables.job_statistics(self.results, self.settings)
+        return tables.job_statistics(self.best, self.settings)
 
     def top(self, n: int) -> pandas.DataFrame:
         """The best n settings of each sweep in numbers, the best one with what the sweep took and its comparison."""
         rows = pandas.concat([ranking[:n] for ranking in self.rankings.values()], ignore_index=True)
-        extra = [name for name in self.results if name not in rows]
-        rows = rows.merge(self.results[[*SWEEP, "rank", *extra]], how="left", on=[*SWEEP, "rank"])
+        extra = [name for name in self.best if name not in rows]
+        rows = rows.merge(self.best[[*SWEEP, "rank", *extra]], how="left", on=[*SWEEP, "rank"])
         if not len(self.comparison):
             return rows
         tests = self.comparison.rename(columns={"n": "pairs"}).assign(rank=1)

@@ -6,10 +6,10 @@ import time
 import numpy as np
 
 from federated import algorithms
-from federated.evaluation import Plan
-from federated.log_lines import RoundLine
+from federated.data.partition import Part
+from federated.learning.evaluation import Plan
+from federated.learning.log_lines import RoundLine
 from federated.metrics import over_clients, weighted_mean
-from federated.partition import Part
 from federated.settings import Settings
 from federated.trial import DivergedError
 

@@ -3,7 +3,7 @@
 import base64
 import html
 
-from federated import plots
+from federated.reporting import plots
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 76rem; margin: auto; padding: 0 1rem }
@@ -28,7 +28,7 @@ SETTINGS = 10  # of each sweep
 
 
 def html_of(report) -> str:
-    """The page of a federated.report.Report: tables, pictures, and the best settings of each sweep."""
+    """The page of a federated.reporting.report.Report: tables, pictures, and the best settings of each sweep."""
     sections = [("Best settings", report.table("html"), report.notes()), *report.sections("html", SETTINGS)]
     first, more = sections[: 1 + bool(len(report.comparison))], sections[1 + bool(len(report.comparison)) :]
     parts = [_section(*section) for section in first]

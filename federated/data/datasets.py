@@ -16,7 +16,7 @@ import numpy as np
 
 from federated.options import UsageError
 
-SHIPPED = pathlib.Path(__file__).parent / "data"
+SHIPPED = pathlib.Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)

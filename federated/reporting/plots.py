@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
-from federated import statistics
 from federated.files import write_atomically
-from federated.results import HPARAM
+from federated.reporting import selection
+from federated.reporting.collect import HPARAM
 
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#F0E442")
 LINES = ("-", "--", ":", "-.")
@@ -23,7 +23,7 @@ matplotlib.rcParams["svg.hashsalt"] = "federated"  # so that the same results gi
 
 
 def pictures(report) -> dict[str, tuple[str, Figure]]:
-    """{name: (what it shows, figure)} of all pictures of a federated.report.Report."""
+    """{name: (what it shows, figure)} of all pictures of a federated.reporting.report.Report."""
     drawn = {}
     data = list(dict.fromkeys((model, dataset) for model, dataset, _ in report.chosen))
     for model, dataset in data:
@@ -137,8 +137,8 @@ def clients(axes, report, sweeps):
 
 
 def expected_best(axes, report, sweeps):
-    """See federated.statistics.expected_best. Draws nothing where no sweep has two random draws."""
-    curves = {sweep: statistics.expected_best(report.rankings[sweep]) for sweep in sweeps}
+    """See federated.reporting.selection.expected_best. Draws nothing where no sweep has two random draws."""
+    curves = {sweep: selection.expected_best(report.rankings[sweep]) for sweep in sweeps}
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
     for place, (sweep, curve) in enumerate(curves.items()):
         every = max(1, len(curve) // 8)

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from federated.partition import Part
+from federated.data.partition import Part
 
 BLOCK = 512  # samples
 

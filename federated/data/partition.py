@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from federated import datasets
+from federated.data import datasets
 from federated.options import UsageError
 from federated.seeds import stream_seed
 

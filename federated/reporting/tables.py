@@ -5,8 +5,8 @@ import html
 import pandas
 from tabulate import tabulate
 
-from federated.results import HPARAM, SWEEP
-from federated.statistics import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, detectable
+from federated.reporting.collect import HPARAM, SWEEP
+from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, detectable
 
 FORMATS = ("github", "latex", "csv", "json", "html")
 NONE = "–"  # where there is no number

@@ -25,9 +25,9 @@ from collections import deque
 from multiprocessing import AuthenticationError, reduction
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
-from federated import protocol
 from federated.learning.memory import SharedMatrices
 from federated.options import UsageError, shown
+from federated.running import protocol
 
 KEY_VARIABLE = "FEDERATED_KEY"
 MAX_MESSAGE_BYTES = 1 << 20

@@ -5,11 +5,12 @@ import typing
 
 import torch
 
-from federated import checkpoint, models
-from federated.datasets import Spec
+from federated import models
+from federated.data.datasets import Spec
 from federated.files import write_atomically
-from federated.flat import Flat
-from federated.record import SELECTED, Record
+from federated.learning.flat import Flat
+from federated.learning.record import SELECTED, Record
+from federated.running import checkpoint
 from federated.trial import MODEL, Trial
 
 # The largest share of a trial's time that goes into checkpoints, unless each round makes one
@@ -78,7 +79,7 @@ class EventFile(Observer):
     """Writes TensorBoard's event file as the trial runs."""
 
     def __init__(self, trial: Trial, record: Record) -> None:
-        from federated.events import Events  # needs a package that not everybody has
+        from federated.learning.tensorboard_events import Events  # needs a package that not everybody has
 
         self._events = Events(trial, record)
 
