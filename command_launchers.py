@@ -16,7 +16,7 @@ import tempfile
 import time
 
 from federated import algorithms, machine, models, slurm, version
-from federated.channel import key_from_environment, unix_address
+from federated.listener import key_from_environment, unix_address
 from federated.lock import Lock, Locked, read_lock
 from federated.options import UsageError, command_line, defaults_of, host_and_port, one_of, shown, whole
 from federated.processes import (

@@ -14,7 +14,8 @@ import os
 import pathlib
 import sys
 
-from federated.channel import Door, PeerLost
+from federated.channel import PeerLostError
+from federated.listener import Listener
 from federated.lock import Lock
 from federated.options import Parser, UsageError, address, directory, json_object, whole
 from federated.processes import (
@@ -59,7 +60,7 @@ def main(argv=None) -> int:
 
 
 def run(args):
-    """Hold the trial's lock and open its door while the trial is served."""
+    """Hold the trial's lock and listen for client processes while the trial runs."""
     settings = settings_from(args)
     draw = (settings.algorithm, settings.dataset, settings.local_optimizer)
     hparams = default_hparams(*draw) | check_hparams(args.hparams, *draw)
@@ -71,20 +72,20 @@ def run(args):
     except OSError as error:
         raise UsageError(f"--output_dir: {args.output_dir!r} cannot be made ({error.strerror}): name another") from error
     giver = int(os.environ.pop(GIVER_VARIABLE, "0"))
-    lock, door = Lock(this.directory, giver=giver), None
+    lock, listener = Lock(this.directory, giver=giver), None
     try:
-        door = Door(args.host)
-        end_with_parent(lambda: (door.close(), lock.release()))
-        from federated.rounds import serve  # torch takes a second to import: the door is open by now
+        listener = Listener(args.host)
+        end_with_parent(lambda: (listener.close(), lock.release()))
+        from federated.rounds import serve  # imports torch, which takes a second: clients can connect by now
 
-        serve(this, door, args.client_processes or settings.participants, args)
-    except (PeerLost, Diverged) as error:
+        serve(this, listener, args.client_processes or settings.participants, args)
+    except (PeerLostError, Diverged) as error:
         if not giver:  # a launcher sees all processes, so it knows the cause better
             this.record_failure("server", str(error))
         raise
     finally:
-        if door is not None:
-            door.close()
+        if listener is not None:
+            listener.close()
         lock.release()
 
 

@@ -22,7 +22,8 @@ from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.util import get_temp_dir
 
 from federated import machine, warm
-from federated.channel import PeerLost, is_remote, remove_socket, unix_address
+from federated.channel import PeerLostError
+from federated.listener import is_remote, remove_socket, unix_address
 from federated.lock import Lock, Locked
 from federated.options import USAGE_ERROR, Parser, UsageError, command_line, directory, real
 from federated.trial import Diverged, Trial
@@ -67,7 +68,7 @@ def exit_code_of(work) -> int:
         reason, code = f"{pathlib.Path(sys.argv[0]).name}: error: {error}", USAGE_ERROR
     except Locked as error:
         reason, code = error, LOCKED_EXIT
-    except PeerLost as error:
+    except PeerLostError as error:
         reason, code = error, LOST_PEER_EXIT
     except Diverged as error:
         reason, code = error, DIVERGED_EXIT

@@ -1,7 +1,7 @@
 """The messages between a trial's server and its client processes, in the order in which a trial sends them.
 
 Each function writes one message, which is a small JSON object. Its receiver may call the same function with a type or a
-predicate in place of a value: the result is the schema that `channel.fits` checks what arrives against.
+predicate in place of a value: the result is the schema that `channel.matches` checks what arrives against.
 """
 
 import dataclasses

@@ -16,12 +16,13 @@ import torch
 
 from federated import algorithms, checkpoint, datasets, models, partition, protocol, provenance, version
 from federated.algorithms.fedavg import Server
-from federated.channel import Channel, Door, Hub, naming
+from federated.channel import Channel, Hub, naming
 from federated.evaluation import BLOCK, Plan
 from federated.flat import Flat
 from federated.learning.client_row import RowLayout
 from federated.learning.device_data import batch_sizes
 from federated.learning.memory import SharedMatrices
+from federated.listener import Listener
 from federated.observers import BestModel, Checkpoints, Clock, EventFile, Observer
 from federated.options import UsageError
 from federated.record import SELECTED, Record
@@ -30,7 +31,7 @@ from federated.settings import check_has_model
 from federated.trial import Diverged, Trial
 
 
-def serve(trial: Trial, listener: Door, processes: int, options) -> torch.Tensor:
+def serve(trial: Trial, listener: Listener, processes: int, options) -> torch.Tensor:
     """Lead a trial from its first client process's joining to its results. Returns the broadcast vectors [broadcasts, size]
     after the last round."""
     server = TrialServer(trial, processes, options)
@@ -143,12 +144,12 @@ class TrialServer:
 
     # Accept the client processes
 
-    def accept_clients(self, listener: Door) -> None:
+    def accept_clients(self, listener: Listener) -> None:
         """Wait until all client processes have joined, tell them what the trial computes, and wait until they are ready."""
         self.clock.note("start")
         print(f"waiting for {self.processes} client processes at {listener.address}", flush=True)
         self._channels: list[Channel] = []
-        for process, channel in enumerate(listener.admit(self.processes, self.options.timeout)):
+        for process, channel in enumerate(listener.accept(self.processes, self.options.timeout)):
             seed, hparams = self.trial.trial_seed, self.trial.hparams
             with naming(process):
                 channel.send(protocol.welcome(process, self.processes, self.settings, hparams, seed, self.memory.shapes))
@@ -156,7 +157,7 @@ class TrialServer:
             channel.expect(protocol.READY_SCHEMA)
             self._channels.append(channel)
         listener.close()
-        self._hub = Hub(self._channels, self.options.timeout, sign_of_life=Heartbeat())
+        self._hub = Hub(self._channels, self.options.timeout, LogHeartbeat())
         self.devices: dict[int, str] = {}
         while len(self.devices) < self.processes:
             process, message = self._hub.receive([each for each in range(self.processes) if each not in self.devices])
@@ -222,7 +223,7 @@ class TrialServer:
 
     def _send_work(self, round: int, evaluate: bool, training: list[int]) -> None:
         """Tell each process what to do, and its channel what may come back."""
-        self._hub.expect(range(self.processes))
+        self._hub.restart_timers(range(self.processes))
         for process, channel in enumerate(self._channels):
             clients = training[process :: self.processes]
             rows = [("broadcast", row) for row in range(self.algorithm.broadcasts)]
@@ -265,7 +266,7 @@ class TrialServer:
                 torch.mul(upload, weight[0], out=total)
         if place + self.processes < len(training):
             self._hub.send(process, protocol.added(training[place]))
-            self._hub.expect([process])
+            self._hub.restart_timers([process])
 
     # Finish
 
@@ -295,8 +296,8 @@ class TrialServer:
 CLIENT_PREFIX = "client_"  # of the names of what clients keep, in a checkpoint
 
 
-class Heartbeat:
-    """Touches the log at most once a second. The launcher watches its time of change."""
+class LogHeartbeat:
+    """Touches the server's log at most once a second: the launcher watches when the file last changed."""
 
     def __init__(self) -> None:
         self._touched = 0.0

@@ -21,10 +21,10 @@ import client_benchmark
 from federated import algorithms, checkpoint, datasets, models, partition
 from federated.algorithms.fedavg import Server
 from federated.algorithms.fednova import effective_steps
-from federated.channel import Door
 from federated.flat import Flat
 from federated.learning.device_data import batch_sizes
 from federated.learning.local_model import classifier_of
+from federated.listener import Listener
 from federated.rounds import serve
 from federated.seeds import stream_seed
 from federated.settings import Settings
@@ -61,11 +61,11 @@ def train(tmp_path, monkeypatch):
         )
         this = Trial(settings, hparams, 0, SEED, tmp_path / str(next(numbers)))
         this.directory.mkdir()
-        door = Door(None)
-        args = server_options(host=door.address, process=None, timeout=60, checkpoint_seconds=0)
-        client = threading.Thread(target=client_benchmark.serve, args=(args,))
+        listener = Listener(None)
+        args = server_options(host=listener.address, process=None, timeout=60, checkpoint_seconds=0)
+        client = threading.Thread(target=client_benchmark.take_part, args=(args,))
         client.start()
-        broadcast = serve(this, door, 1, args).clone()
+        broadcast = serve(this, listener, 1, args).clone()
         client.join()
         return Run(broadcast=broadcast, rounds=rounds, trial=this, settings=settings, hparams=hparams)
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks import plain
 from federated import datasets, models, rounds
-from federated.channel import Door
 from federated.learning.device import resolve_device
+from federated.listener import Listener
 from federated.options import UsageError
 from federated.seeds import stream_seed
 from federated.settings import Settings
@@ -23,20 +23,20 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
     """The global weights after a trial with real client processes, and the Trial."""
     directory.mkdir()  # for checkpoints, which a slow machine makes
     this = Trial(settings, hparams, 0, 5, directory)
-    door = Door(None)
+    listener = Listener(None)
     clients = [
         subprocess.Popen(
-            [sys.executable, PROJECT / "client_benchmark.py", "--host", door.address, "--data_dir", data_dir],
+            [sys.executable, PROJECT / "client_benchmark.py", "--host", listener.address, "--data_dir", data_dir],
         )
         for _ in range(processes)
     ]
     try:
-        weights = rounds.serve(this, door, processes, server_options(data_dir=data_dir, timeout=60))
+        weights = rounds.serve(this, listener, processes, server_options(data_dir=data_dir, timeout=60))
         assert [client.wait(10) for client in clients] == [0] * processes
     finally:
         for client in clients:
             client.kill()
-        door.close()
+        listener.close()
     return weights[0].clone(), this
 
 
