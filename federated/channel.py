@@ -115,6 +115,7 @@ class Channel:
         """Use `memory` for rows, and hand its file over to a local peer, which calls receive_memory. Raises PeerLostError."""
         self.memory = memory
         if self.local:
+            assert memory.fd is not None, "only shared memory can be handed over"
             try:
                 reduction.send_handle(self._connection, memory.fd, None)  # the pid is for Windows
             except OSError as error:

@@ -10,7 +10,7 @@ from federated import version
 
 
 def describe() -> dict:
-    """What is known of this process and its machine."""
+    """Describe this process and its machine."""
     return {
         "git_revision": version.git_revision(),
         "argv": sys.argv,
