@@ -1,6 +1,6 @@
-"""A client process of a trial. It hosts one or several clients of the federation, as the server tells it.
+"""A client process of a trial. It trains and evaluates the clients of the federation that the server assigns to it.
 
-By hand: start server_benchmark.py, which prints its address, then this once for each client process it waits for:
+By hand: start server_benchmark.py, which prints its address, then this once for each client process that it waits for:
 
     python client_benchmark.py --host ADDRESS
 
@@ -12,13 +12,18 @@ import argparse
 import sys
 import threading
 import time
+import typing
 
 from federated.options import Parser, UsageError, add_options, address, integer, options_from
 from federated.running import protocol
-from federated.running.channel import PeerLost, knock
+from federated.running.channel import Channel, PeerLostError
+from federated.running.listener import connect
 from federated.running.processes import end_with_parent, exit_code_of
 from federated.settings import MAX_PROCESSES, ProcessOptions, Settings
 from federated.version import CODE
+
+if typing.TYPE_CHECKING:
+    from federated.learning.worker import Worker
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -42,12 +47,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(host: str, process: int | None, options: ProcessOptions) -> None:
     try:
-        serve(host, process, options)
-    except PeerLost as error:
-        raise PeerLost(f"the server is lost: {error}") from error
+        take_part(host, process, options)
+    except PeerLostError as error:
+        raise PeerLostError(f"the server is lost: {error}") from error
 
 
-def serve(host: str, number: int | None, options: ProcessOptions) -> None:
+def take_part(host: str, number: int | None, options: ProcessOptions) -> None:
     """Join the trial and do what the server asks for until it says stop."""
     import torch
 
@@ -56,10 +61,10 @@ def serve(host: str, number: int | None, options: ProcessOptions) -> None:
     from federated.learning.worker import Worker
 
     keep_freed_memory()
-    channel = knock(host, number, options.timeout)
+    channel = connect(host, number, options.timeout)
     welcome = channel.receive()
     if "refused" in welcome:
-        raise PeerLost(f"it refused this client process: {welcome['refused']}")
+        raise PeerLostError(f"it refused this client process: {welcome['refused']}")
     if welcome["code"] != CODE:
         raise UsageError(f"the server runs other code ({welcome['code']}) than this client process ({CODE})")
     process, processes = welcome["process"], welcome["processes"]
@@ -70,8 +75,8 @@ def serve(host: str, number: int | None, options: ProcessOptions) -> None:
     worker = Worker(settings, welcome["hparams"], welcome["trial_seed"], dataset, parts, memory)
     updates = torch.from_numpy(memory.updates[process]).view(worker.algorithm.uploads, -1)
     my_blocks = worker.plan.blocks_of(process, processes)
-    keeps = bool(memory.clients.size)
-    with telling_progress(channel, worker, options.timeout):
+    clients_keep = bool(memory.clients.size)
+    with ChannelHeartbeat(channel, worker, options.timeout):
         channel.send(protocol.ready(device_name(worker.device)))
         while "stop" not in (message := channel.receive()):
             worker.receive()
@@ -84,36 +89,36 @@ def serve(host: str, number: int | None, options: ProcessOptions) -> None:
                 start = time.perf_counter()
                 client = worker.train(number, message["round"])
                 answer = protocol.trained(number, **client.metrics(), seconds=time.perf_counter() - start)
-                if position:  # the row still holds the update before, until the server has added it
+                if position:  # the row holds the client before until the server says that it has added its update
                     channel.receive()
                 worker.upload(client, updates)
-                rows = [("updates", process)] + [("clients", number)] * keeps
+                rows = [("updates", process)] + [("clients", number)] * clients_keep
                 channel.send(answer, rows)
 
 
-class telling_progress:
-    """Within it, the server is told now and then that this process is alive, as long as the work goes forward."""
+class ChannelHeartbeat:
+    """Context manager that sends heartbeats to the server while the worker makes progress."""
 
-    def __init__(self, channel, worker, timeout):
+    def __init__(self, channel: Channel, worker: "Worker", timeout: float) -> None:
         self._channel, self._worker, self._interval = channel, worker, timeout / 4
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._thread.start()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()  # a thread that is still there when Python ends may abort it
+        self._thread.join()  # a thread that still runs as Python ends may abort it
 
-    def _tell(self):
-        told = 0
+    def _beat(self) -> None:
+        last = 0
         while not self._over.wait(self._interval):
-            if self._worker.progress != told:
-                told = self._worker.progress
+            if self._worker.progress != last:
+                last = self._worker.progress
                 try:
                     self._channel.send(protocol.ALIVE)
-                except PeerLost:
+                except PeerLostError:
                     return
 
 

@@ -8,8 +8,8 @@ import shlex
 
 from federated.options import UsageError, add_options, names_of, one_of, option, options_from
 from federated.running import resources
-from federated.running.channel import key_from_environment
 from federated.running.launcher import PROCESS_BYTES, Launcher, check_writable, client_processes, gpu_environment
+from federated.running.listener import key_from_environment
 from federated.running.processes import (
     LAUNCHER_VARIABLE,
     ForkedProcess,

@@ -10,13 +10,15 @@ but not encrypted.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import sys
 
 from federated.lock import Lock
 from federated.options import Parser, UsageError, add_options, address, directory, integer, json_object, options_from
-from federated.running.channel import Door, PeerLost
+from federated.running.channel import PeerLostError
+from federated.running.listener import Listener
 from federated.running.processes import LAUNCHER_VARIABLE, end_with_parent, exit_code_of
 from federated.settings import MAX_PROCESSES, ServerOptions, Settings, check_tensorboard
 from federated.trial import DivergedError, Trial
@@ -63,26 +65,26 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UsageError(f"--output_dir: {args.output_dir!r} cannot be made ({error.strerror}): name another") from error
     launcher_pid = int(os.environ.pop(LAUNCHER_VARIABLE, "0"))
-    lock, door = Lock(trial.directory, launcher_pid), None
+    lock, listener = Lock(trial.directory, launcher_pid), None
     try:
-        listener = door = Door(args.host)
-
-        def clean_up() -> None:
-            listener.close()
-            lock.release()
-
-        end_with_parent(clean_up)
+        listener = Listener(args.host)
+        end_with_parent(functools.partial(close_and_release, listener, lock))
         from federated.running.rounds import serve  # torch takes a second to import: client processes may connect meanwhile
 
         serve(trial, listener, args.client_processes or settings.participants, options)
-    except (PeerLost, DivergedError) as error:
+    except (PeerLostError, DivergedError) as error:
         if not launcher_pid:  # a launcher sees all processes, so it knows the cause better
             trial.record_failure("server", str(error))
         raise
     finally:
-        if door is not None:
-            door.close()
+        if listener is not None:
+            listener.close()
         lock.release()
+
+
+def close_and_release(listener: Listener, lock: Lock) -> None:
+    listener.close()
+    lock.release()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import torch
 from overhead import spread
 
 from federated.learning.memory import SharedMatrices
-from federated.running.channel import Door, Hub, knock
+from federated.running.channel import Hub
+from federated.running.listener import Listener, connect
 
 FLOATS = {"0.4 MB": 100_000, "44.7 MB": 11_173_962}
 
@@ -31,7 +32,7 @@ def shapes(floats, clients):
 def client(address, bare, number, floats, clients):
     """Each time that a message comes, copy the broadcast weights as training would, change one, and upload."""
     torch.set_num_threads(1)
-    channel = knock(address, number, 60)
+    channel = connect(address, number, 60)
     memory = channel.receive_memory(shapes(floats, clients))
     broadcast, update = torch.from_numpy(memory.broadcast)[0], torch.from_numpy(memory.updates)[number]
     weights = torch.empty(floats)
@@ -52,20 +53,20 @@ def client(address, bare, number, floats, clients):
 def times_of_rounds(floats, clients, rounds, address):
     """Milliseconds of rounds through the channel, and of those with bare sockets [rounds] each."""
     torch.set_num_threads(1)
-    door = Door(address)
+    listener = Listener(address)
     context = multiprocessing.get_context("forkserver")
     bare, processes = [], []
     for number in range(clients):
         ours, theirs = socket.socketpair()
         bare.append(ours)
-        processes.append(context.Process(target=client, args=(door.address, theirs, number, floats, clients)))
+        processes.append(context.Process(target=client, args=(listener.address, theirs, number, floats, clients)))
         processes[-1].start()
     memory = SharedMatrices(shapes(floats, clients), shared=True)
     channels = []
-    for channel in door.admit(clients, 60):
+    for channel in listener.accept(clients, 60):
         channel.send_memory(memory)
         channels.append(channel)
-    door.close()
+    listener.close()
     hub = Hub(channels, 60, lambda: None)
     broadcast, updates = torch.from_numpy(memory.broadcast), torch.from_numpy(memory.updates)
     broadcast.zero_()

@@ -26,7 +26,7 @@ from federated.learning.device_data import batch_sizes
 from federated.learning.flat import Flat
 from federated.learning.local_model import classifier_of
 from federated.running import checkpoint
-from federated.running.channel import Door
+from federated.running.listener import Listener
 from federated.running.rounds import serve
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, Settings
@@ -63,11 +63,11 @@ def train(tmp_path, monkeypatch):
         )
         this = Trial(settings, hparams, 0, SEED, tmp_path / str(next(numbers)))
         this.directory.mkdir()
-        door = Door(None)
+        listener = Listener(None)
         options = ServerOptions(timeout=60, checkpoint_seconds=0)
-        client = threading.Thread(target=client_benchmark.serve, args=(door.address, None, options))
+        client = threading.Thread(target=client_benchmark.take_part, args=(listener.address, None, options))
         client.start()
-        broadcast = serve(this, door, 1, options).clone()
+        broadcast = serve(this, listener, 1, options).clone()
         client.join()
         return Run(broadcast=broadcast, rounds=rounds, trial=this, settings=settings, hparams=hparams)
 

@@ -13,14 +13,15 @@ from helpers import HUNG
 
 from federated.learning.memory import SharedMatrices
 from federated.options import UsageError
-from federated.running.channel import Channel, Door, Hub, PeerLost, knock, unix_address
+from federated.running.channel import Channel, Hub, PeerLostError
+from federated.running.listener import Listener, connect, unix_address
 
 SHAPES = {"broadcast": (1, 1000), "updates": (2, 1000), "moments": (3, 0)}
 
 
 def echo(address, process):
     """A client that adds its number to what is broadcast."""
-    channel = knock(address, process, HUNG)
+    channel = connect(address, process, HUNG)
     memory = channel.receive_memory(SHAPES)
     while "stop" not in channel.receive():
         memory.updates[process] = memory.broadcast[0] + process
@@ -34,17 +35,17 @@ def test_rows_arrive(kind, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    door = Door(f"127.0.0.1:{port}" if kind == "tcp" else None)
+    listener = Listener(f"127.0.0.1:{port}" if kind == "tcp" else None)
     context = multiprocessing.get_context("spawn")
-    clients = [context.Process(target=echo, args=(door.address, number)) for number in (1, 0)]
+    clients = [context.Process(target=echo, args=(listener.address, number)) for number in (1, 0)]
     for client in clients:
         client.start()
     memory = SharedMatrices(SHAPES, shared=True)
     channels = []
-    for channel in door.admit(2, HUNG):
+    for channel in listener.accept(2, HUNG):
         channel.send_memory(memory)
         channels.append(channel)
-    door.close()
+    listener.close()
     assert [channel.local for channel in channels] == [kind == "unix"] * 2
     hub = Hub(channels, HUNG, lambda: None)
     for round in range(3):
@@ -59,7 +60,7 @@ def test_rows_arrive(kind, monkeypatch):
     for client in clients:
         client.join(HUNG)
         assert client.exitcode == 0
-    with pytest.raises(PeerLost, match=r"client process [01] is lost: it closed the connection"):
+    with pytest.raises(PeerLostError, match=r"client process [01] is lost: it closed the connection"):
         hub.receive([0, 1])
 
 
@@ -98,7 +99,7 @@ def test_hostile_messages_end_the_channel_and_nothing_else(payloads):
                 peer.send_bytes(payload)
 
     threading.Thread(target=send, daemon=True).start()
-    with pytest.raises(PeerLost):
+    with pytest.raises(PeerLostError):
         channel.receive()
     channel.close()
 
@@ -114,7 +115,7 @@ def test_a_silent_process_is_told_from_one_that_is_alive():
             peer.send_bytes(b'{"alive": true}')
 
     threading.Thread(target=tell, daemon=True).start()
-    with pytest.raises(PeerLost, match=r"client process 1 was silent for 1 s"):
+    with pytest.raises(PeerLostError, match=r"client process 1 was silent for 1 s"):
         hub.receive([0, 1])
     stop.set()
 
@@ -126,21 +127,21 @@ def test_untouched_rows_take_no_memory():
 
 
 def test_a_socket_is_only_for_this_user(tmp_path):
-    door = Door(unix_address("test"))
-    directory = os.path.dirname(door.address)
+    listener = Listener(unix_address("test"))
+    directory = os.path.dirname(listener.address)
     assert os.stat(directory).st_mode & 0o777 == 0o700
     assert os.stat(os.path.join(directory, "key")).st_mode & 0o777 == 0o600
-    door.close()
+    listener.close()
     assert not os.path.exists(directory)
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o755)
     with pytest.raises(UsageError, match="open to other users"):
-        Door(str(shared / "socket"))
+        Listener(str(shared / "socket"))
 
 
-def test_closing_a_door_removes_nothing_of_the_users(tmp_path):
+def test_closing_a_listener_removes_nothing_of_the_users(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir(mode=0o700)
     (mine / "notes.txt").write_text("mine")
-    Door(str(mine / "socket")).close()
+    Listener(str(mine / "socket")).close()
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]

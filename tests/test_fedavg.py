@@ -15,7 +15,7 @@ from federated.data import datasets
 from federated.learning.device import resolve_device
 from federated.options import UsageError
 from federated.running import rounds
-from federated.running.channel import Door
+from federated.running.listener import Listener
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, Settings
 from federated.trial import Trial
@@ -25,20 +25,20 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
     """The global weights after a trial with real client processes, and the Trial."""
     directory.mkdir()  # for checkpoints, which a slow machine makes
     this = Trial(settings, hparams, 0, 5, directory)
-    door = Door(None)
+    listener = Listener(None)
     clients = [
         subprocess.Popen(
-            [sys.executable, PROJECT / "client_benchmark.py", "--host", door.address, "--data_dir", data_dir],
+            [sys.executable, PROJECT / "client_benchmark.py", "--host", listener.address, "--data_dir", data_dir],
         )
         for _ in range(processes)
     ]
     try:
-        weights = rounds.serve(this, door, processes, ServerOptions(data_dir=data_dir, timeout=HUNG))
+        weights = rounds.serve(this, listener, processes, ServerOptions(data_dir=data_dir, timeout=HUNG))
         assert [client.wait(HUNG) for client in clients] == [0] * processes
     finally:
         for client in clients:
             client.kill()
-        door.close()
+        listener.close()
     return weights[0].clone(), this
 
 

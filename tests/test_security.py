@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from helpers import ENDLESS, HUNG, PROJECT, SMALL, Sweep, descendants, terminal
 
-from federated.running import channel as channels
-from federated.running.channel import Door, PeerLost, knock
+from federated.running import listener as listeners
+from federated.running.channel import PeerLostError
+from federated.running.listener import Listener, connect
 from federated.running.rounds import serve
 from federated.settings import ServerOptions, Settings
 from federated.trial import DivergedError, Trial
@@ -116,34 +117,34 @@ def test_strangers_neither_stop_nor_delay_nor_bloat_a_server(tmp_path, free_port
     clients.append(terminal("client_benchmark.py", *host, FEDERATED_KEY="key"))
     outputs = [process.communicate(timeout=HUNG)[0] for process in (*clients, server)]
     assert [process.returncode for process in (*clients, server)] == [0, 0, 0], outputs
-    assert "Traceback" not in "".join(outputs) and outputs[2].count("refused a connection") <= channels.TOLD_OF
+    assert "Traceback" not in "".join(outputs) and outputs[2].count("refused a connection") <= listeners.MAX_LOGGED_REFUSALS
     assert grown < 16 << 20
     for idler in idlers:
         idler.close()
 
 
 @pytest.fixture
-def door(monkeypatch, free_port):
+def listener(monkeypatch, free_port):
     monkeypatch.setenv("FEDERATED_KEY", "key")
-    door = Door(f"127.0.0.1:{free_port}")
-    yield door
-    door.close()
+    listener = Listener(f"127.0.0.1:{free_port}")
+    yield listener
+    listener.close()
 
 
-class Admitting(threading.Thread):
-    """Admits processes in the background."""
+class Accepting(threading.Thread):
+    """Accepts processes in the background."""
 
-    def __init__(self, door, count, timeout=10):
+    def __init__(self, listener, count, timeout=10):
         super().__init__(daemon=True)
-        self._arguments = door, count, timeout
+        self._arguments = listener, count, timeout
         self.result = None
         self.start()
 
     def run(self):
-        door, *arguments = self._arguments
+        listener, *arguments = self._arguments
         try:
-            self.result = door.admit(*arguments)
-        except PeerLost as error:
+            self.result = listener.accept(*arguments)
+        except PeerLostError as error:
             self.result = error
 
     def end(self):
@@ -153,43 +154,43 @@ class Admitting(threading.Thread):
 
 
 @pytest.mark.parametrize("have_key", [False, True])
-def test_who_has_the_key_is_admitted_while_others_idle(door, have_key):
-    admitting = Admitting(door, 2)
-    port = int(door.address.rpartition(":")[2])
+def test_who_has_the_key_is_accepted_while_others_idle(listener, have_key):
+    accepting = Accepting(listener, 2)
+    port = int(listener.address.rpartition(":")[2])
     idlers = bother(port, 500)
     if have_key:
-        idlers += [channels._connect(("127.0.0.1", port), b"key", 5) for _ in range(2 * channels.NEWCOMERS)]
-    friends = [knock(door.address, process, 15) for process in (1, 0)]
-    admitted = admitting.end()
-    assert len(admitted) == 2  # else a PeerLost; the idle ones are still there
-    names = {id(thread) for thread in threading.enumerate() if isinstance(thread, channels._Newcomer)}
-    assert names == set()  # nobody is left at the door
-    for each in [*idlers, *friends, *admitted]:
+        idlers += [listeners._connect_once(("127.0.0.1", port), b"key", 5) for _ in range(2 * listeners.MAX_PENDING)]
+    friends = [connect(listener.address, process, 15) for process in (1, 0)]
+    accepted = accepting.end()
+    assert len(accepted) == 2  # else a PeerLostError; the idle ones are still there
+    names = {id(thread) for thread in threading.enumerate() if isinstance(thread, listeners.PendingConnection)}
+    assert names == set()  # no connection is left pending
+    for each in [*idlers, *friends, *accepted]:
         each.close()
 
 
-def test_strangers_do_not_put_off_the_end_of_waiting(door):
-    admitting = Admitting(door, 1, timeout=1)
+def test_strangers_do_not_put_off_the_end_of_waiting(listener):
+    accepting = Accepting(listener, 1, timeout=1)
     start = time.monotonic()
-    while time.monotonic() - start < HUNG and admitting.is_alive():
-        for stranger in bother(int(door.address.rpartition(":")[2]), 1):
+    while time.monotonic() - start < HUNG and accepting.is_alive():
+        for stranger in bother(int(listener.address.rpartition(":")[2]), 1):
             stranger.close()
         time.sleep(0.1)
-    assert str(admitting.end()) == "client process 0 did not join within 1 s"
+    assert str(accepting.end()) == "client process 0 did not join within 1 s"
     assert time.monotonic() - start < HUNG
 
 
-def test_nobody_takes_the_number_of_another(door):
-    admitting = Admitting(door, 2)
-    honest = knock(door.address, 0, 5)
+def test_nobody_takes_the_number_of_another(listener):
+    accepting = Accepting(listener, 2)
+    honest = connect(listener.address, 0, 5)
     for claim in (0, -1, 2, True, "1", 1.0, [1], {"process": 1}, 10**30):
-        liar = knock(door.address, claim, 5)
-        with contextlib.suppress(PeerLost):
+        liar = connect(listener.address, claim, 5)
+        with contextlib.suppress(PeerLostError):
             assert "is not one of the missing" in liar.receive()["refused"]
         liar.close()
-    other = knock(door.address, 1, 5)
-    admitted = admitting.end()
-    for process, (theirs, ours) in enumerate(zip((honest, other), admitted)):
+    other = connect(listener.address, 1, 5)
+    accepted = accepting.end()
+    for process, (theirs, ours) in enumerate(zip((honest, other), accepted)):
         ours.send({"you are": process})
         assert theirs.receive() == {"you are": process}
         theirs.close()
@@ -207,11 +208,11 @@ class Liar(threading.Thread):
         self._address, self._kind, self._lie = address, kind, lie
 
     def run(self):
-        with contextlib.suppress(PeerLost, OSError):
+        with contextlib.suppress(PeerLostError, OSError):
             self._play()
 
     def _play(self):
-        self._channel = knock(self._address, 0, 10)
+        self._channel = connect(self._address, 0, 10)
         welcome = self._channel.receive()
         self.memory = self._channel.receive_memory(welcome["memory"])
         self._say({"ready": "cpu"})
@@ -352,25 +353,25 @@ def raw_rows(channel, message, rows):
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_a_lie_ends_the_trial_with_a_named_cause(door, tmp_path, monkeypatch, name):
+def test_a_lie_ends_the_trial_with_a_named_cause(listener, tmp_path, monkeypatch, name):
     kind, lie, cause = LIES[name]
     monkeypatch.setattr(Trap, "path", str(tmp_path / "sprung"))
     settings = Settings(rounds=2, samples_per_client=40, threads=2)
     this = Trial(settings, default_hparams("Fedavg", "digits"), 0, 0, tmp_path / "trial")
     this.directory.mkdir()
-    Liar(door.address, kind, lie).start()
-    with pytest.raises((PeerLost, DivergedError), match=cause) as raised:
-        serve(this, door, 1, ServerOptions(timeout=1.0, checkpoint_seconds=0.0))
+    Liar(listener.address, kind, lie).start()
+    with pytest.raises((PeerLostError, DivergedError), match=cause) as raised:
+        serve(this, listener, 1, ServerOptions(timeout=1.0, checkpoint_seconds=0.0))
     assert (raised.type is DivergedError) == ("diverged" in cause)
     assert not (tmp_path / "sprung").exists()
     assert list(tmp_path.rglob("results.json")) == [] and list(tmp_path.rglob("*.npz")) == []
 
 
-def test_who_does_not_lie_gets_results(door, tmp_path):
+def test_who_does_not_lie_gets_results(listener, tmp_path):
     """So that the test above shows something."""
     this = Trial(Settings(rounds=2, samples_per_client=40), default_hparams("Fedavg", "digits"), 0, 0, tmp_path)
-    Liar(door.address, None, None).start()
-    serve(this, door, 1, ServerOptions(timeout=5.0, checkpoint_seconds=0.0))
+    Liar(listener.address, None, None).start()
+    serve(this, listener, 1, ServerOptions(timeout=5.0, checkpoint_seconds=0.0))
     assert json.loads((tmp_path / "results.json").read_text())["curves"]["train_loss"] == [1.0, 1.0]
 
 
@@ -391,13 +392,13 @@ def test_a_real_server_ends_without_a_traceback_and_its_door_is_closed_by_then(t
     server.stdout.readline()
     refused = []
 
-    def lie_once_the_door_is_closed(channel, message, rows):
+    def lie_once_it_no_longer_listens(channel, message, rows):
         with contextlib.suppress(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", free_port)).close()
             refused.append(False)
         lie(channel, message, rows)
 
-    liar = Liar(address, "trained", lie_once_the_door_is_closed)
+    liar = Liar(address, "trained", lie_once_it_no_longer_listens)
     liar.start()
     output = server.communicate(timeout=HUNG)[0]
     assert server.returncode == code and "Traceback" not in output, output

@@ -96,9 +96,12 @@ class TrainingClient(Client):
     def step(self, optimizer: int = 0, only: torch.Tensor | None = None) -> None:
         """Make a step of the local optimizer of that number along `gradient`. If `only` [size] is given, change those entries
         only."""
-        before = None if only is None else self.parameters.clone()
-        self._worker.optimizer.step(self._moments[optimizer])
-        if only is not None:
+        moments = self._moments[optimizer]
+        if only is None:
+            self._worker.optimizer.step(moments)
+        else:
+            before = self.parameters.clone()
+            self._worker.optimizer.step(moments)
             self.parameters.copy_(self.parameters.where(only[: len(before)], before))
         self.steps += 1
 

@@ -1,7 +1,7 @@
-"""Which samples are evaluated by which model, and the metrics that come of it.
+"""Which samples each model is evaluated on, and the metrics that are computed from the results.
 
-Evaluation goes in fixed blocks, a row of memory each, so that its bits do not depend on which process evaluates what: a row
-holds its samples' losses, then whether each was right. Sums are float64 in the order of the samples.
+Evaluation goes in fixed blocks, so that its bits do not depend on which process evaluates what. Each block has a row of
+memory: the losses of its samples, then whether each was classified correctly. Sums are float64 in the order of the samples.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ BLOCK = 512  # samples
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Samples of the test or the training set, by their indices, evaluated by the global model or a client's own."""
+    """Samples of the test or the training set, by their indices, that the model of `client` is evaluated on, or the global
+    model if that is None."""
 
     is_test: bool
     indices: np.ndarray
@@ -23,10 +24,11 @@ class Block:
 
 
 class Plan:
-    """All blocks of an evaluation. The global model goes over the test set. Over what clients hold out goes the global model
-    or, where the algorithm is personal, each one's own, which then goes over the client's share of the test set too."""
+    """All blocks of an evaluation. The global model is evaluated on the test set and on what clients hold out. If the
+    algorithm is personal, it is evaluated on the test set only, and each client's own model on what the client holds out
+    and on its share of the test set."""
 
-    def __init__(self, parts: list[Part], test_samples: int, personal: bool):
+    def __init__(self, parts: list[Part], test_samples: int, personal: bool) -> None:
         wanted = [(True, np.arange(test_samples), None)]
         if personal:
             for client, part in enumerate(parts):
@@ -39,7 +41,7 @@ class Plan:
             for start in range(0, len(indices), BLOCK)
         ]
 
-        # Where in the flattened rows each result's losses lie, and how many samples each client has in it
+        # The places of each result's losses in the flattened rows, and how many samples of it each client has
         places = [np.arange(len(block.indices)) + row * 2 * BLOCK for row, block in enumerate(self.blocks)]
 
         def places_of(is_test, personal):
@@ -57,7 +59,7 @@ class Plan:
         self._local_test_sizes = [len(part.test) for part in parts]
 
     def blocks_of(self, process: int, processes: int) -> list[int]:
-        """The numbers of the blocks that `process` evaluates: a client's own in one process."""
+        """Return the numbers of the blocks that `process` evaluates. All blocks of a client's own model go to one process."""
         return [
             number
             for number, block in enumerate(self.blocks)
@@ -65,7 +67,7 @@ class Plan:
         ]
 
     def metrics(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """test [2], val [2, clients], local_test [2, clients]: mean losses, then accuracies, NaN where there is no sample."""
+        """Return test [2], val [2, clients] and local_test [2, clients]: mean losses, then accuracies, NaN without samples."""
         values = rows.reshape(-1)
 
         def per_client(places, sizes):

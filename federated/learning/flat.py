@@ -1,7 +1,7 @@
 """A model as one flat vector.
 
-Aggregation, messages and optimizers then work on one row of memory instead of on dozens of tensors, which is also faster:
-a step of the digits MLP takes about three quarters of the time.
+Aggregation, messages and optimizers then work on one row of memory instead of dozens of tensors. That is also faster: a step
+of the digits MLP takes about three quarters of the time.
 """
 
 import torch
@@ -17,7 +17,7 @@ class Flat:
     Integer buffers (BatchNorm's num_batches_tracked) stay outside: an average of counters means nothing.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         parameters = list(model.parameters())
         buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self.num_parameters = sum(tensor.numel() for tensor in parameters)
@@ -35,7 +35,7 @@ class Flat:
             start = end
 
     def mask_of(self, modules: list[nn.Module]) -> torch.Tensor:
-        """Which entries of the weights are of `modules`, bool [size]."""
+        """Return which entries of the weights belong to `modules`, bool [size]."""
         mask = torch.zeros_like(self.weights, dtype=torch.bool)
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):

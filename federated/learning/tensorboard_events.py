@@ -1,4 +1,4 @@
-"""The rounds of a trial as an event file of TensorBoard, which has to be installed where this is imported."""
+"""Writes the rounds of a trial as an event file of TensorBoard. Importing this needs the package tensorboard."""
 
 import math
 import os
@@ -16,25 +16,25 @@ from federated.trial import EVENTS, Trial
 
 
 class Events:
-    """The file of one run of a trial. It takes the place of those of earlier runs, whose rounds are in the record."""
+    """The event file of one run of a trial. It replaces those of earlier runs, whose rounds are in the record."""
 
-    def __init__(self, this: Trial, record: Record):
-        """`record` has the rounds."""
-        for path in this.directory.glob(EVENTS):
+    def __init__(self, trial: Trial, record: Record) -> None:
+        """Create the file and write the trial's settings and hyper-parameters."""
+        for path in trial.directory.glob(EVENTS):
             path.unlink()
         name = EVENTS.replace("*", f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}")
-        self._writer = RecordWriter((this.directory / name).open("xb"))
+        self._writer = RecordWriter((trial.directory / name).open("xb"))
         self._record, self._written = record, 0
         self._add(file_version="brain.Event:2")
         # Runs that agree in all of these are one row of the HParams tab, which shows the means over them
-        known = this.identity() | this.hparams
+        known = trial.identity() | trial.hparams
         for name in ("hparams", "hparams_seed", "trial_seed"):
             del known[name]
         self._add(summary=hparams_pb({name: value for name, value in known.items() if value is not None}))
         self._writer.flush()
 
-    def write(self, round: int):
-        """Write the rounds up to `round`, counted from 1, that are not written yet."""
+    def write(self, round: int) -> None:
+        """Write the rounds up to `round`, counted from 1, that it has not written yet."""
         if round <= self._written:
             return
         columns = self._record.over_clients(self._written, round)
@@ -43,8 +43,8 @@ class Events:
         self._writer.flush()
         self._written = round
 
-    def finish(self):
-        """Write the rounds that are left, and what tables take: the round with the best validation accuracy."""
+    def finish(self) -> None:
+        """Write the remaining rounds, and the values of the round with the best validation accuracy, which tables show."""
         self.write(self._record.rounds)
         best = self._record.best_round()
         columns = self._record.over_clients(best - 1, best)
@@ -52,7 +52,7 @@ class Events:
         self._writer.flush()
 
     def _add_scalars(self, step, values):
-        """`values` by their names; NaN is none."""
+        """Write `values`, {name: value}, and leave out NaN."""
         summary = Summary()
         for name, value in values.items():
             if not math.isnan(value):

@@ -1,4 +1,4 @@
-"""What a trial needs to go on after its processes were killed: one file, whole or absent, and the one before it.
+"""What a trial needs to resume after its processes were killed: one file, whole or absent, and the one before it.
 
 The file is numpy's .npz, whose members carry checksums; nothing in it is pickled.
 """
@@ -18,8 +18,8 @@ from federated.trial import CHECKPOINT, DAMAGED, PREVIOUS
 _STATE = "state"
 
 
-def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray]):
-    """Write `arrays` and `state`, which JSON can hold, as the checkpoint in `directory`; the one that was there is kept."""
+def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Write `arrays` and `state`, which JSON can hold, as the checkpoint in `directory`, and keep the one before it."""
     encoded = np.frombuffer(json.dumps(state).encode(), np.uint8)
     latest = directory / CHECKPOINT
 
@@ -32,7 +32,7 @@ def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray]):
 
 
 def load(directory: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]] | None:
-    """The state and arrays of the latest checkpoint that is whole, None where there is none. A damaged one is set aside."""
+    """Return the state and arrays of the latest whole checkpoint, None if there is none. A damaged one is set aside."""
     for name in (CHECKPOINT, PREVIOUS):
         path = directory / name
         try:

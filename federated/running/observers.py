@@ -1,4 +1,4 @@
-"""What hangs on the rounds of a trial but is no learning: time, checkpoints, event files, the best model."""
+"""Observers of a trial's rounds do what is not learning: time, checkpoints, event files, the best model."""
 
 import time
 import typing
@@ -13,7 +13,7 @@ from federated.learning.record import SELECTED, Record
 from federated.running import checkpoint
 from federated.trial import MODEL, Trial
 
-# The largest share of a trial's time that goes into checkpoints, unless each round makes one
+# Of a trial's time, the largest share that checkpoints may take, unless each round makes one
 CHECKPOINT_SHARE = 0.05
 
 
@@ -24,14 +24,14 @@ class Observer:
         """All client processes have joined."""
 
     def after_round(self, round: int) -> None:
-        """The global model has made the step of `round`, counted from 1."""
+        """Round `round`, counted from 1, is over: the global model has made its step."""
 
     def finish(self) -> None:
-        """All rounds are over and the client processes have been told to stop. What is written here comes before `done`."""
+        """All rounds are over and the client processes are dismissed. `done` is written after this."""
 
 
 class Clock(Observer):
-    """Where the time of a trial goes: the server's own stages and, of its rounds, what client processes computed."""
+    """Counts the seconds of a trial: by stage of the server and, within its rounds, by what client processes computed."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -44,6 +44,7 @@ class Clock(Observer):
         self._last = now
 
     def add(self, seconds: dict[str, float]) -> None:
+        """Count more seconds of each stage."""
         for stage, more in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + more
 
@@ -55,10 +56,10 @@ class Clock(Observer):
 
 
 class Checkpoints(Observer):
-    """Saves what a trial needs to resume, at round ends, every so often."""
+    """Saves what a trial needs to resume, after a round, if the last checkpoint is old enough."""
 
     def __init__(self, trial: Trial, record: Record, snapshot, every_seconds: float, clock: Clock) -> None:
-        """snapshot(round) returns the state and the arrays to save; `every_seconds` 0: after each round."""
+        """snapshot(round) returns the state and the arrays to save. With `every_seconds` 0, save after each round."""
         self._trial, self._record, self._snapshot = trial, record, snapshot
         self._every_seconds, self._clock = every_seconds, clock
         self._next = time.monotonic() + every_seconds
@@ -76,7 +77,7 @@ class Checkpoints(Observer):
 
 
 class EventFile(Observer):
-    """Writes TensorBoard's event file as the trial runs."""
+    """Writes TensorBoard's event file while the trial runs."""
 
     def __init__(self, trial: Trial, record: Record) -> None:
         from federated.learning.tensorboard_events import Events  # needs a package that not everybody has

@@ -24,7 +24,7 @@ from federated import algorithms, models
 from federated.lock import LockedError
 from federated.options import USAGE_ERROR, UsageError, command_words, names_of
 from federated.running import warm
-from federated.running.channel import PeerLost
+from federated.running.channel import PeerLostError
 from federated.settings import ProcessOptions, ServerOptions
 from federated.trial import DivergedError, Trial
 from federated.version import HERE
@@ -68,7 +68,7 @@ def exit_code_of(work: typing.Callable[[], object]) -> int:
         reason, code = f"{pathlib.Path(sys.argv[0]).name}: error: {error}", USAGE_ERROR
     except LockedError as error:
         reason, code = str(error), LOCKED_EXIT
-    except PeerLost as error:
+    except PeerLostError as error:
         reason, code = str(error), LOST_PEER_EXIT
     except DivergedError as error:
         reason, code = str(error), DIVERGED_EXIT

@@ -1,7 +1,7 @@
 """The messages between a trial's server and its client processes, in the order in which a trial sends them.
 
 Each function writes one message, which is a small JSON object. Its receiver may call the same function with a type or a
-predicate in place of a value: the result is the schema that `channel.fits` checks what arrives against.
+predicate in place of a value: the result is the schema that `channel.matches` checks what arrives against.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from federated.version import CODE
 
 
 def hello(process: int | None) -> dict:
-    """Client process -> server, once it has shown that it has the key: which one it is, if it was told."""
+    """Client process -> server, once it has proved that it has the key: its number, if it was given one."""
     return {} if process is None else {"process": process}
 
 
@@ -34,8 +34,8 @@ def welcome(process: int, processes: int, settings: Settings, hparams: dict, tri
     }
 
 
-def ready(device) -> dict:
-    """Client process -> server: it has loaded the data and works on this device."""
+def ready(device: object) -> dict:
+    """Client process -> server: it has loaded the data and computes on this device."""
     return {"ready": device}
 
 
@@ -47,16 +47,16 @@ def work(round: int, evaluate: bool, train: list[int]) -> dict:
     return {"round": round, "evaluate": evaluate, "train": train}
 
 
-def is_duration(value) -> bool:
+def is_duration(value: object) -> bool:
     """Whether a value is a number of seconds."""
     return type(value) is float and 0 <= value < math.inf
 
 
-ALIVE = {"alive": True}  # client process -> server, now and then: its work advances
+ALIVE = {"alive": True}  # client process -> server, now and then: its work makes progress
 
 
-def evaluated(round: int, seconds) -> dict:
-    """Client process -> server, with the rows of its blocks: they are evaluated."""
+def evaluated(round: int, seconds: object) -> dict:
+    """Client process -> server, with the rows of its blocks: their evaluation is done."""
     return {"evaluated": round, "seconds": {"evaluation": seconds}}
 
 
@@ -64,8 +64,9 @@ def evaluated_schema(round: int) -> dict:
     return evaluated(round, is_duration)
 
 
-def trained(client: int, loss, accuracy, seconds) -> dict:
-    """Client process -> server, with the update and what the client keeps: a client has trained; its means over its samples."""
+def trained(client: int, loss: object, accuracy: object, seconds: object) -> dict:
+    """Client process -> server, with the update and what the client keeps: a client has trained,
+    with these means over its samples."""
     return {"trained": client, "loss": loss, "accuracy": accuracy, "seconds": {"training": seconds}}
 
 

@@ -10,7 +10,7 @@ from federated import version
 
 
 def describe() -> dict:
-    """What is known of this process and its machine."""
+    """Describe this process and its machine."""
     return {
         "version": version.VERSION,
         "git_revision": version.git_revision(),

@@ -25,14 +25,15 @@ from federated.learning.memory import SharedMatrices
 from federated.learning.record import SELECTED, Record
 from federated.options import UsageError
 from federated.running import checkpoint, protocol, provenance
-from federated.running.channel import Channel, Door, Hub, naming
+from federated.running.channel import Channel, Hub, naming
+from federated.running.listener import Listener
 from federated.running.observers import BestModel, Checkpoints, Clock, EventFile, Observer
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, check_has_model
 from federated.trial import DivergedError, Trial
 
 
-def serve(trial: Trial, listener: Door, processes: int, options: ServerOptions) -> torch.Tensor:
+def serve(trial: Trial, listener: Listener, processes: int, options: ServerOptions) -> torch.Tensor:
     """Lead a trial from its first client process's joining to its results. Returns the broadcast vectors [broadcasts, size]
     after the last round."""
     server = TrialServer(trial, processes, options)
@@ -49,7 +50,7 @@ class TrialServer:
     state       what the server half of the algorithm works on: the broadcast vectors and its own
     average     [uploads, size]: the weighted sum of the updates of the last exchange
     record      what was measured so far
-    runs        where and with what code the trial ran so far, this run last
+    runs        of each run of the trial, this one last: the round it began after, its code and its time
     """
 
     def __init__(self, trial: Trial, processes: int, options: ServerOptions) -> None:
@@ -101,8 +102,7 @@ class TrialServer:
     # Resume
 
     def resume(self) -> None:
-        """Go on from the checkpoint that an earlier run of the trial has left, if there is one. Raises UsageError if it is of
-        another trial."""
+        """Resume from the checkpoint of an earlier run, if there is one. Raises UsageError if it belongs to another trial."""
         run = {"round": 0, "code": version.CODE, "git_revision": version.git_revision(), "time": time.strftime("%FT%T%z")}
         self.runs = [run]
         stored = checkpoint.load(self.trial.directory)
@@ -145,12 +145,12 @@ class TrialServer:
 
     # Accept the client processes
 
-    def accept_clients(self, listener: Door) -> None:
-        """Wait until all client processes have joined, tell them what the trial computes, and wait until they are ready."""
+    def accept_clients(self, listener: Listener) -> None:
+        """Wait until all client processes have joined, send them what the trial computes, and wait until they are ready."""
         self.clock.note("start")
         print(f"waiting for {self.processes} client processes at {listener.address}", flush=True)
         self._channels: list[Channel] = []
-        for process, channel in enumerate(listener.admit(self.processes, self.options.timeout)):
+        for process, channel in enumerate(listener.accept(self.processes, self.options.timeout)):
             seed, hparams = self.trial.trial_seed, self.trial.hparams
             with naming(process):
                 channel.send(protocol.welcome(process, self.processes, self.settings, hparams, seed, self.memory.shapes))
@@ -158,19 +158,19 @@ class TrialServer:
             channel.expect(protocol.READY_SCHEMA)
             self._channels.append(channel)
         listener.close()
-        self._hub = Hub(self._channels, self.options.timeout, sign_of_life=Heartbeat())
+        self._hub = Hub(self._channels, self.options.timeout, LogHeartbeat())
         self.devices: dict[int, str] = {}
         while len(self.devices) < self.processes:
             process, message = self._hub.receive([each for each in range(self.processes) if each not in self.devices])
             self.devices[process] = message["ready"]
         self._blocks_of = [self.plan.blocks_of(process, self.processes) for process in range(self.processes)]
-        # A process evaluates a client's own model in it, so it needs what that client keeps
+        # To evaluate a client's own model a process needs what that client keeps
         self._evaluated_clients = [{self.plan.blocks[block].client for block in blocks} - {None} for blocks in self._blocks_of]
 
     # The rounds
 
     def run(self) -> None:
-        """The rounds, from the first that is not done to the last, and the evaluation of the model that they end with."""
+        """Run the remaining rounds, and evaluate the model that they end with."""
         self._observers = self._make_observers()
         for observer in self._observers:
             observer.start()
@@ -180,7 +180,7 @@ class TrialServer:
             evaluate = round % self.settings.eval_every == 0 or round == rounds
             training = self._participants(round) if round < rounds else []
             if evaluate and training and self.algorithm.personal:
-                # Clients have models of their own, which training would change while other processes evaluate them
+                # Training would change clients' own models while other processes evaluate them
                 self._exchange(round, True, [])
                 evaluate = False
             reports = self._exchange(round, evaluate, training)
@@ -193,7 +193,7 @@ class TrialServer:
                     observer.after_round(round + 1)
 
     def _participants(self, round: int) -> list[int]:
-        """The clients that train in `round`, in the order of their numbers; the first one stands for all if data is pooled."""
+        """Return the clients that train in `round`, by number. If data is pooled, client 0 trains for all."""
         if self.algorithm.pooled:
             return [0]
         clients, count = self.settings.num_clients, self.settings.participants
@@ -223,8 +223,8 @@ class TrialServer:
         return reports
 
     def _send_work(self, round: int, evaluate: bool, training: list[int]) -> None:
-        """Tell each process what to do, and its channel what may come back."""
-        self._hub.expect(range(self.processes))
+        """Send each process its work, and allow the messages that answer it."""
+        self._hub.restart_timers(range(self.processes))
         for process, channel in enumerate(self._channels):
             clients = training[process :: self.processes]
             rows = [("broadcast", row) for row in range(self.algorithm.broadcasts)]
@@ -267,7 +267,7 @@ class TrialServer:
                 torch.mul(upload, weight[0], out=total)
         if place + self.processes < len(training):
             self._hub.send(process, protocol.added(training[place]))
-            self._hub.expect([process])
+            self._hub.restart_timers([process])
 
     # Finish
 
@@ -297,8 +297,8 @@ class TrialServer:
 CLIENT_PREFIX = "client_"  # of the names of what clients keep, in a checkpoint
 
 
-class Heartbeat:
-    """Touches the log at most once a second. The launcher watches its time of change."""
+class LogHeartbeat:
+    """Touches the server's log at most once a second: the launcher watches when the file last changed."""
 
     def __init__(self) -> None:
         self._touched = 0.0

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait as wait_for_any
 
 from federated.lock import Lock, LockedError
 from federated.running import resources
-from federated.running.channel import is_remote, remove_socket, unix_address
+from federated.running.listener import is_remote, remove_socket, unix_address
 from federated.running.processes import (
     LOCKED_EXIT,
     LOST_PEER_EXIT,

@@ -1,0 +1,271 @@
+"""How client processes join a trial: addresses, keys, and the handshake that shows who has the key.
+
+An address is a Unix socket in a private directory, or HOST:PORT with a key from the environment.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import secrets
+import selectors
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+
+from federated.options import UsageError, shown
+from federated.running import protocol
+from federated.running.channel import Channel, PeerLostError, socket_of
+
+KEY_VARIABLE = "FEDERATED_KEY"
+MAX_PENDING = 100  # unauthenticated connections
+MAX_LOGGED_REFUSALS = 20  # so that no peer can fill the log
+BACKLOG = 1024  # so that a crowd of peers without the key keeps nobody from connecting
+SOCKET, KEY = "socket", "key"  # the files in the directory of a Unix socket
+
+
+class Listener:
+    """The server's end of the address at which client processes connect."""
+
+    def __init__(self, address: str | None) -> None:
+        """Listen at `address`, or at a private Unix socket. Raises UsageError if the address cannot be used or the key is
+        missing."""
+        self._directory = None
+        if address is not None and is_remote(address):
+            self.address, self._key, place = address, key_from_environment(), _host_and_port(address)
+        else:
+            self.address = place = address or unix_address(str(os.getpid()))
+            self._key = secrets.token_hex(32).encode()
+            self._directory = pathlib.Path(place).parent
+        try:
+            if self._directory is not None:
+                _make_private(self._directory)
+                pathlib.Path(place).unlink(missing_ok=True)  # of a server that was killed
+                with open(os.open(self._directory / KEY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                    file.write(self._key)
+            self._socket = _listen(place)
+            self._socket.setblocking(False)
+        except OSError as error:
+            raise UsageError(f"cannot listen at {self.address}: {error.strerror or error}") from error
+
+    def accept(self, count: int, timeout: float) -> list[Channel]:
+        """Wait for `count` client processes and return their channels, in the order of their numbers.
+
+        A process that names no number gets the lowest free one. Raises PeerLostError, which names the missing processes, if
+        none joins for `timeout` seconds. Each connection authenticates in its own thread, so peers without the key block
+        nobody. At most MAX_PENDING do so at once; one more evicts the oldest that has not proved that it has the key.
+        """
+        joined: dict[int, Channel] = {}
+        pending: dict[int, PendingConnection] = {}  # by file descriptor, the oldest first
+        deadline = time.monotonic() + timeout
+        refusals = 0
+        with selectors.DefaultSelector() as selector, contextlib.ExitStack() as sockets:
+            finished, finish = (sockets.enter_context(end) for end in socket.socketpair())
+            selector.register(self._socket, selectors.EVENT_READ)
+            selector.register(finished, selectors.EVENT_READ)
+            try:
+                while len(joined) < count:
+                    ready = [key.fileobj for key, _ in selector.select(max(0, deadline - time.monotonic()))]
+                    if not ready and time.monotonic() >= deadline:
+                        names = ", ".join(map(str, _missing(joined, count)))
+                        raise PeerLostError(f"client process {names} did not join within {timeout:g} s")
+                    if self._socket in ready:
+                        self._accept_one(pending, finish)
+                    if finished in ready:
+                        connection = pending.pop(int.from_bytes(finished.recv(4)))
+                        error = connection.error or _join(connection, joined, count)
+                        if error is None:
+                            connection.channel.set_timeout(timeout)
+                            deadline = time.monotonic() + timeout
+                            continue
+                        connection.channel.close()
+                        refusals += 1
+                        if refusals <= MAX_LOGGED_REFUSALS:
+                            print(f"refused a connection: {error}", file=sys.stderr, flush=True)
+            except BaseException:
+                for channel in joined.values():
+                    channel.close()
+                raise
+            finally:
+                for connection in pending.values():
+                    connection.drop()
+                for connection in pending.values():
+                    connection.join()
+                    connection.channel.close()
+        return [joined[process] for process in range(count)]
+
+    def _accept_one(self, pending, finish):
+        """Start to authenticate the next connection. If too many are pending, evict one first: the next call is the next
+        connection's."""
+        if len(pending) == MAX_PENDING:
+            min(pending.values(), key=lambda connection: connection.has_key).drop()  # its thread ends and wakes the selector
+            return
+        with contextlib.suppress(BlockingIOError, ConnectionError):  # the peer is gone again
+            connection = PendingConnection(self._socket.accept()[0], self._key, finish)
+            pending[connection.channel.fileno()] = connection
+            connection.start()
+
+    def close(self) -> None:
+        """Stop listening and remove the socket and the key from disk."""
+        self._socket.close()
+        if self._directory is not None:
+            remove_socket(self.address)
+
+
+def _missing(joined, count):
+    return [process for process in range(count) if process not in joined]
+
+
+def _join(connection, joined, count):
+    """Add the channel of an authenticated peer to `joined`. Returns why it may not join, None if it may."""
+    missing = _missing(joined, count)
+    process = connection.hello.get("process", missing[0])
+    if type(process) is not int or process not in missing:
+        reason = f"client process {shown(process)} is not one of the missing {missing}"
+        with contextlib.suppress(PeerLostError):
+            connection.channel.send(protocol.refusal(reason))
+        return reason
+    joined[process] = connection.channel
+    return None
+
+
+class PendingConnection(threading.Thread):
+    """A peer that has connected and has yet to prove that it has the key and to say which process it is.
+
+    Once it has, or has failed, the thread sends the connection's file descriptor to the socket `finish` and ends.
+    """
+
+    def __init__(self, connected: socket.socket, key: bytes, finish: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self._connection = Connection(connected.detach())
+        self.channel = Channel(self._connection)
+        self._key, self._finish = key, finish
+        self.has_key = False
+        self.hello: dict = {}
+        self.error: str | None = None
+
+    def run(self) -> None:
+        try:
+            deliver_challenge(self._connection, self._key)
+            self.has_key = True
+            answer_challenge(self._connection, self._key)
+            self.hello = self.channel.receive()
+        except Exception as error:  # the library's handshake may fail in any way on what a peer sends
+            self.error = " ".join(str(error).split())[:200] or type(error).__name__
+        self._finish.sendall(self.channel.fileno().to_bytes(4))
+
+    def drop(self) -> None:
+        """Have the thread end at once."""
+        with contextlib.suppress(OSError), socket_of(self._connection) as connected:
+            connected.shutdown(socket.SHUT_RDWR)
+
+
+def _listen(place):
+    if not isinstance(place, str):
+        return socket.create_server(place, backlog=BACKLOG)
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        listening.bind(place)
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def connect(address: str, process: int | None, timeout: float) -> Channel:
+    """Connect to the server at `address` as client process `process`. Try for up to `timeout` seconds, as the server may not
+    listen yet. Raises PeerLostError or UsageError."""
+    remote = is_remote(address)
+    place = _host_and_port(address) if remote else address
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            key = key_from_environment() if remote else (pathlib.Path(address).parent / KEY).read_bytes()
+            channel = _connect_once(place, key, max(1.0, deadline - time.monotonic()))
+            break
+        except AuthenticationError as error:
+            raise UsageError(
+                f"the server at {address} has another key: set {KEY_VARIABLE} to the same on both sides"
+            ) from error
+        except (AssertionError, ValueError) as error:
+            raise UsageError(f"what answers at {address} is no server of a trial") from error
+        except (OSError, EOFError) as error:
+            if time.monotonic() > deadline:
+                raise PeerLostError(f"no server answered at {address} within {timeout:g} s ({error})") from error
+            time.sleep(0.01)
+    channel.send(protocol.hello(process))
+    return channel
+
+
+def _connect_once(place, key, timeout):
+    """Return a channel to a server that has proved that it has the key. Raises OSError, EOFError, or what the handshake
+    raises."""
+    if isinstance(place, str):
+        with socket.socket(socket.AF_UNIX) as connecting:
+            connecting.connect(place)
+            connection = Connection(connecting.detach())
+    else:
+        connecting = socket.create_connection(place, timeout)
+        connecting.settimeout(None)
+        connection = Connection(connecting.detach())
+    channel = Channel(connection)
+    try:
+        channel.set_timeout(timeout)
+        answer_challenge(connection, key)
+        deliver_challenge(connection, key)
+        channel.set_timeout(None)
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+# Addresses and keys
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address is HOST:PORT rather than the path of a Unix socket."""
+    return "/" not in address
+
+
+def _host_and_port(address):
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def key_from_environment() -> bytes:
+    """Return the key of HOST:PORT addresses. Raises UsageError if there is none."""
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not key:
+        raise UsageError(f"a HOST:PORT address needs a key: set {KEY_VARIABLE} to the same secret on both sides")
+    return key.encode()
+
+
+def unix_address(name: str) -> str:
+    """Return the path of a socket in a directory of this user's own. Each `name` has its own path, which is short, as a
+    socket's has to be, and always the same, so that a server finds what a killed one left."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return os.path.join(tempfile.gettempdir(), f"federated-{os.getuid()}-{digest}", SOCKET)
+
+
+def _make_private(directory):
+    """Make `directory`. Raises UsageError if other users can get at what lies in it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise UsageError(f"the socket's directory {str(directory)!r} is open to other users: remove it or name another")
+
+
+def remove_socket(address: str) -> None:
+    """Remove the socket and the key of a listener, and their directory only if nothing else is in it: it may be the user's."""
+    directory = pathlib.Path(address).parent
+    for path in (pathlib.Path(address), directory / KEY):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
