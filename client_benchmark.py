@@ -14,11 +14,11 @@ import threading
 import time
 import typing
 
-from federated import protocol
-from federated.channel import Channel, PeerLostError
-from federated.listener import connect
 from federated.options import Parser, UsageError, address, whole
 from federated.processes import MOST_PROCESSES, add_run_arguments, end_with_parent, exit_code_of
+from federated.running import protocol
+from federated.running.channel import Channel, PeerLostError
+from federated.running.listener import connect
 from federated.settings import Settings
 from federated.version import CODE
 

@@ -16,7 +16,6 @@ import tempfile
 import time
 
 from federated import algorithms, machine, models, slurm, version
-from federated.listener import key_from_environment, unix_address
 from federated.lock import Lock, Locked, read_lock
 from federated.options import UsageError, command_line, defaults_of, host_and_port, one_of, shown, whole
 from federated.processes import (
@@ -31,6 +30,7 @@ from federated.processes import (
     run_trials,
     trial_commands,
 )
+from federated.running.listener import key_from_environment, unix_address
 from federated.settings import Settings, write_sweep_file
 from federated.trial import FAILED, INCOMPLETE, QUEUED, RUNNING, Trial
 
@@ -198,7 +198,7 @@ class LocalParallel(LocalSequential):
         return 1 if args.host else len(trials)
 
     def launch(self, trials, args, report):
-        preload(trials, ["federated.events"] if args.tensorboard else [])
+        preload(trials, ["federated.learning.tensorboard_events"] if args.tensorboard else [])
         super().launch(trials, args, report)
 
 
@@ -528,7 +528,9 @@ def check_open_files(jobs=0, processes=0):
 def preload(trials, more=()):
     """Have trials fork from a process that has imported what they need, and the modules `more`."""
     check_open_files()
-    modules = dict.fromkeys(("server_benchmark", "client_benchmark", "federated.rounds", "federated.learning.worker", *more))
+    modules = dict.fromkeys(
+        ("server_benchmark", "client_benchmark", "federated.running.rounds", "federated.learning.worker", *more)
+    )
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))

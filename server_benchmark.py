@@ -14,8 +14,6 @@ import os
 import pathlib
 import sys
 
-from federated.channel import PeerLostError
-from federated.listener import Listener
 from federated.lock import Lock
 from federated.options import Parser, UsageError, address, directory, json_object, whole
 from federated.processes import (
@@ -26,6 +24,8 @@ from federated.processes import (
     end_with_parent,
     exit_code_of,
 )
+from federated.running.channel import PeerLostError
+from federated.running.listener import Listener
 from federated.settings import add_arguments, check_tensorboard, settings_from
 from federated.trial import Diverged, Trial
 from hparams_registry import check_hparams, default_hparams
@@ -76,7 +76,7 @@ def run(args):
     try:
         listener = Listener(args.host)
         end_with_parent(lambda: (listener.close(), lock.release()))
-        from federated.rounds import serve  # imports torch, which takes a second: clients can connect by now
+        from federated.running.rounds import serve  # imports torch, which takes a second: clients can connect by now
 
         serve(this, listener, args.client_processes or settings.participants, args)
     except (PeerLostError, Diverged) as error:

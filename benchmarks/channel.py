@@ -18,9 +18,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import torch
 from overhead import spread
 
-from federated.channel import Hub
 from federated.learning.memory import SharedMatrices
-from federated.listener import Listener, connect
+from federated.running.channel import Hub
+from federated.running.listener import Listener, connect
 
 FLOATS = {"0.4 MB": 100_000, "44.7 MB": 11_173_962}
 

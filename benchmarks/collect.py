@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from federated.evaluation import over_clients
+from federated.learning.evaluation import over_clients
 from federated.results import collect
 from federated.settings import Settings, write_sweep_file
 from federated.trial import CLIENTS, DONE, RESULTS, Trial, hparams_hash

@@ -25,7 +25,7 @@ import numpy as np
 HERE = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
 
-from federated.listener import unix_address  # noqa: E402
+from federated.running.listener import unix_address  # noqa: E402
 from federated.trial import CHECKPOINT  # noqa: E402
 
 

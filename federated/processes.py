@@ -22,10 +22,10 @@ from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.util import get_temp_dir
 
 from federated import machine, warm
-from federated.channel import PeerLostError
-from federated.listener import is_remote, remove_socket, unix_address
 from federated.lock import Lock, Locked
 from federated.options import USAGE_ERROR, Parser, UsageError, command_line, directory, real
+from federated.running.channel import PeerLostError
+from federated.running.listener import is_remote, remove_socket, unix_address
 from federated.trial import Diverged, Trial
 from federated.version import HERE
 

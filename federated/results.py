@@ -13,8 +13,8 @@ import numpy as np
 import pandas
 
 from federated import algorithms, trial
-from federated.evaluation import over_clients
 from federated.files import read_regular
+from federated.learning.evaluation import over_clients
 from federated.options import UsageError, shown
 from federated.settings import SWEEP as SWEEP_FILE
 from federated.settings import Settings, check_same_settings, stored_settings

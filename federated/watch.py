@@ -2,8 +2,8 @@
 
 import time
 
+from federated.learning.log_lines import RoundLine
 from federated.lock import read_lock
-from federated.log_lines import RoundLine
 from federated.trial import Trial
 
 _TAIL_BYTES = 4096

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from federated import algorithms, datasets, models, partition
-from federated.evaluation import BLOCK, Plan
-from federated.flat import Flat
 from federated.learning import worker as workers
 from federated.learning.client_row import RowLayout
+from federated.learning.evaluation import BLOCK, Plan
+from federated.learning.flat import Flat
 from federated.learning.memory import SharedMatrices
 from federated.settings import Settings
 from hparams_registry import default_hparams

@@ -18,14 +18,15 @@ from conftest import server_options
 from torch.nn import functional
 
 import client_benchmark
-from federated import algorithms, checkpoint, datasets, models, partition
+from federated import algorithms, datasets, models, partition
 from federated.algorithms.fedavg import Server
 from federated.algorithms.fednova import effective_steps
-from federated.flat import Flat
 from federated.learning.device_data import batch_sizes
+from federated.learning.flat import Flat
 from federated.learning.local_model import classifier_of
-from federated.listener import Listener
-from federated.rounds import serve
+from federated.running import checkpoint
+from federated.running.listener import Listener
+from federated.running.rounds import serve
 from federated.seeds import stream_seed
 from federated.settings import Settings
 from federated.trial import Trial

@@ -10,10 +10,10 @@ from multiprocessing.connection import Connection
 import numpy as np
 import pytest
 
-from federated.channel import Channel, Hub, PeerLostError
 from federated.learning.memory import SharedMatrices
-from federated.listener import Listener, connect, unix_address
 from federated.options import UsageError
+from federated.running.channel import Channel, Hub, PeerLostError
+from federated.running.listener import Listener, connect, unix_address
 
 SHAPES = {"broadcast": (1, 1000), "updates": (2, 1000), "moments": (3, 0)}
 

@@ -18,7 +18,7 @@ import collect_results
 import hparams_registry
 import sweep
 from federated import algorithms
-from federated.evaluation import over_clients
+from federated.learning.evaluation import over_clients
 from federated.settings import Settings
 from federated.trial import Trial, hparams_hash
 from hparams_registry import default_hparams, random_hparams

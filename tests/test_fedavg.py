@@ -10,10 +10,11 @@ from conftest import PROJECT, server_options
 from torch import nn
 
 from benchmarks import plain
-from federated import datasets, models, rounds
+from federated import datasets, models
 from federated.learning.device import resolve_device
-from federated.listener import Listener
 from federated.options import UsageError
+from federated.running import rounds
+from federated.running.listener import Listener
 from federated.seeds import stream_seed
 from federated.settings import Settings
 from federated.trial import Trial

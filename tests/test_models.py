@@ -9,7 +9,7 @@ from torch import nn
 
 from federated import models
 from federated.datasets import REGISTRY as DATASETS
-from federated.flat import Flat
+from federated.learning.flat import Flat
 from federated.options import UsageError
 
 

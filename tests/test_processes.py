@@ -12,18 +12,24 @@ sys.path.insert(0, {str(PROJECT)!r})
 from federated.processes import Warm
 
 def imported():
-    print(*({{"torch", "server_benchmark", "client_benchmark", "federated.events"}} & sys.modules.keys()), flush=True)
+    names = {{"torch", "server_benchmark", "client_benchmark", "federated.learning.tensorboard_events"}}
+    print(*(names & sys.modules.keys()), flush=True)
 
 if __name__ == "__main__":
     from command_launchers import preload
-    preload([], ["federated.events"])
+    preload([], ["federated.learning.tensorboard_events"])
     process = Warm._context.Process(target=imported)
     process.start()
     process.join()
     assert "torch" not in sys.modules
 """)
     found = subprocess.run([sys.executable, "probe.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    assert sorted(found.stdout.split()) == ["client_benchmark", "federated.events", "server_benchmark", "torch"], found.stderr
+    assert sorted(found.stdout.split()) == [
+        "client_benchmark",
+        "federated.learning.tensorboard_events",
+        "server_benchmark",
+        "torch",
+    ], found.stderr
 
 
 def test_a_trial_sees_only_its_gpu(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from conftest import PROJECT, is_alive
 from test_faults import Sweep, failure, processes_of
 from test_sweep import results
 
-from federated import checkpoint
+from federated.running import checkpoint
 from federated.trial import CHECKPOINT, CHECKPOINTS, DAMAGED, PREVIOUS
 
 # Sampled clients that keep their moments, so that a checkpoint has to hold every part of a trial's state

@@ -18,10 +18,10 @@ from conftest import PROJECT, server_options
 from test_by_hand import SMALL, free_port, terminal  # noqa: F401 (free_port is a fixture)
 from test_faults import LONG, Sweep, leaves_nothing  # noqa: F401 (leaves_nothing is a fixture)
 
-from federated import listener as listeners
-from federated.channel import PeerLostError
-from federated.listener import Listener, connect
-from federated.rounds import serve
+from federated.running import listener as listeners
+from federated.running.channel import PeerLostError
+from federated.running.listener import Listener, connect
+from federated.running.rounds import serve
 from federated.settings import Settings
 from federated.trial import Diverged, Trial
 from hparams_registry import default_hparams

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from federated import algorithms
-from federated.flat import Flat
+from federated.learning.flat import Flat
 from federated.learning.optimizer import LocalOptimizer
 from federated.settings import Settings
 

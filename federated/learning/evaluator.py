@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.nn import functional
 
-from federated.evaluation import Block
 from federated.learning.device_data import DeviceData
+from federated.learning.evaluation import Block
 from federated.learning.local_model import LocalModel
 
 

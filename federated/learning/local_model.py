@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from federated.flat import Flat
+from federated.learning.flat import Flat
 from federated.options import UsageError
 
 

@@ -4,7 +4,7 @@ import torch
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from federated.flat import Flat
+from federated.learning.flat import Flat
 from federated.settings import Settings
 
 

@@ -4,11 +4,11 @@ import torch
 
 from federated import algorithms, models
 from federated.datasets import Dataset
-from federated.evaluation import BLOCK, Plan
 from federated.learning.client import Client, TrainingClient
 from federated.learning.client_row import ClientRow, RowLayout
 from federated.learning.device import resolve_device
 from federated.learning.device_data import DeviceData
+from federated.learning.evaluation import BLOCK, Plan
 from federated.learning.evaluator import evaluate_blocks
 from federated.learning.local_model import LocalModel
 from federated.learning.memory import SharedMatrices

@@ -14,18 +14,19 @@ import time
 import numpy as np
 import torch
 
-from federated import algorithms, checkpoint, datasets, models, partition, protocol, provenance, version
+from federated import algorithms, datasets, models, partition, version
 from federated.algorithms.fedavg import Server
-from federated.channel import Channel, Hub, naming
-from federated.evaluation import BLOCK, Plan
-from federated.flat import Flat
 from federated.learning.client_row import RowLayout
 from federated.learning.device_data import batch_sizes
+from federated.learning.evaluation import BLOCK, Plan
+from federated.learning.flat import Flat
 from federated.learning.memory import SharedMatrices
-from federated.listener import Listener
-from federated.observers import BestModel, Checkpoints, Clock, EventFile, Observer
+from federated.learning.record import SELECTED, Record
 from federated.options import UsageError
-from federated.record import SELECTED, Record
+from federated.running import checkpoint, protocol, provenance
+from federated.running.channel import Channel, Hub, naming
+from federated.running.listener import Listener
+from federated.running.observers import BestModel, Checkpoints, Clock, EventFile, Observer
 from federated.seeds import stream_seed
 from federated.settings import check_has_model
 from federated.trial import Diverged, Trial

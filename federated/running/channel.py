@@ -20,9 +20,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 
-from federated import protocol
 from federated.learning.memory import SharedMatrices
 from federated.options import shown
+from federated.running import protocol
 
 MAX_MESSAGE_BYTES = 1 << 20
 

@@ -6,8 +6,8 @@ import time
 import numpy as np
 
 from federated import algorithms
-from federated.evaluation import Plan, over_clients, weighted_mean
-from federated.log_lines import RoundLine
+from federated.learning.evaluation import Plan, over_clients, weighted_mean
+from federated.learning.log_lines import RoundLine
 from federated.partition import Part
 from federated.settings import Settings
 from federated.trial import Diverged

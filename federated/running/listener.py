@@ -18,9 +18,9 @@ import time
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
-from federated import protocol
-from federated.channel import Channel, PeerLostError, socket_of
 from federated.options import UsageError, shown
+from federated.running import protocol
+from federated.running.channel import Channel, PeerLostError, socket_of
 
 KEY_VARIABLE = "FEDERATED_KEY"
 MAX_PENDING = 100  # unauthenticated connections

@@ -5,11 +5,12 @@ import typing
 
 import torch
 
-from federated import checkpoint, models
+from federated import models
 from federated.datasets import Spec
 from federated.files import write_atomically
-from federated.flat import Flat
-from federated.record import SELECTED, Record
+from federated.learning.flat import Flat
+from federated.learning.record import SELECTED, Record
+from federated.running import checkpoint
 from federated.trial import MODEL, Trial
 
 # Of a trial's time, the largest share that checkpoints may take, unless each round makes one
@@ -79,7 +80,7 @@ class EventFile(Observer):
     """Writes TensorBoard's event file while the trial runs."""
 
     def __init__(self, trial: Trial, record: Record) -> None:
-        from federated.events import Events  # needs the optional package tensorboard
+        from federated.learning.tensorboard_events import Events  # needs the optional package tensorboard
 
         self._events = Events(trial, record)
 

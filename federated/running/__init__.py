@@ -1,0 +1,1 @@
+"""How a trial runs: its server, the messages to its client processes, and its checkpoints."""
