@@ -55,7 +55,7 @@ def over_clients(train, val, test, local_test, samples, personal: bool) -> dict[
     return columns | {"accuracy": columns["local_acc_weighted" if personal else "test_acc"]}
 
 
-class Plan:
+class EvaluationPlan:
     """All blocks of an evaluation. The global model is evaluated on the test set and on what clients hold out. If the
     algorithm is personal, it is evaluated on the test set only, and each client's own model on what the client holds out
     and on its share of the test set."""

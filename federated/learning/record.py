@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from federated import algorithms
-from federated.learning.evaluation import Plan, over_clients, weighted_mean
+from federated.learning.evaluation import EvaluationPlan, over_clients, weighted_mean
 from federated.learning.log_lines import RoundLine
 from federated.partition import Part
 from federated.settings import Settings
@@ -21,7 +21,9 @@ class Record:
     is of the model after r rounds.
     """
 
-    def __init__(self, settings: Settings, plan: Plan, parts: list[Part], exchanged_bytes: int, selected_size: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, plan: EvaluationPlan, parts: list[Part], exchanged_bytes: int, selected_size: int = 0
+    ) -> None:
         """The server and a participant send each other `exchanged_bytes` in a round. With `selected_size`, the size of the
         flat model, the record keeps the weights of the best round so far."""
         self.rounds, self._plan, self._exchanged_bytes = settings.rounds, plan, exchanged_bytes

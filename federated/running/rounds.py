@@ -18,7 +18,7 @@ from federated import algorithms, datasets, models, partition, version
 from federated.algorithms.fedavg import Server
 from federated.learning.client_row import RowLayout
 from federated.learning.device_data import batch_sizes
-from federated.learning.evaluation import BLOCK, Plan
+from federated.learning.evaluation import BLOCK, EvaluationPlan
 from federated.learning.flat import Flat
 from federated.learning.memory import SharedMatrices
 from federated.learning.record import SELECTED, Record
@@ -64,7 +64,7 @@ class TrialServer:
         data = datasets.load(self.settings.dataset, options.data_dir)
         self.spec = data.spec
         parts = partition.split(data, self.settings, trial.trial_seed)
-        self.plan = Plan(parts, len(data.test_labels), self.algorithm.personal)
+        self.plan = EvaluationPlan(parts, len(data.test_labels), self.algorithm.personal)
         seed = stream_seed(trial.trial_seed, "model")
         flat = Flat(models.build(self.settings.model_arch, data.spec, hparams["dropout_rate"], seed))
         self.memory = self._shared_memory(flat)
