@@ -61,7 +61,7 @@ class EvaluationPlan:
     and on its share of the test set."""
 
     def __init__(self, parts: list[Part], test_samples: int, personal: bool) -> None:
-        wanted = [(True, np.arange(test_samples), None)]
+        wanted: list[tuple[bool, np.ndarray, int | None]] = [(True, np.arange(test_samples), None)]
         if personal:
             for client, part in enumerate(parts):
                 wanted += [(False, part.val, client), (True, part.test, client)]

@@ -54,7 +54,7 @@ class Record:
             self.arrays[SELECTED][:] = weights
         if time.monotonic() - self._printed > 1 or round == self.rounds:
             self._printed = time.monotonic()
-            val_acc = weighted_mean(metrics["val"][1], self._val_samples)
+            val_acc = float(weighted_mean(metrics["val"][1], self._val_samples))
             print(RoundLine(round, self.rounds, metrics["test"][1], val_acc), flush=True)
 
     def best_round(self) -> int | None:

@@ -164,7 +164,9 @@ class TrialServer:
             self.devices[process] = message["ready"]
         self._blocks_of = [self.plan.blocks_of(process, self.processes) for process in range(self.processes)]
         # To evaluate a client's own model a process needs what that client keeps
-        self._evaluated_clients = [{self.plan.blocks[block].client for block in blocks} - {None} for blocks in self._blocks_of]
+        self._evaluated_clients = [
+            {client for block in blocks if (client := self.plan.blocks[block].client) is not None} for blocks in self._blocks_of
+        ]
 
     # The rounds
 
