@@ -17,7 +17,7 @@ from federated import algorithms, models
 from federated.data import datasets, partition
 from federated.learning import worker as workers
 from federated.learning.client_row import RowLayout
-from federated.learning.evaluation import BLOCK, Plan
+from federated.learning.evaluation import BLOCK, EvaluationPlan
 from federated.learning.flat import Flat
 from federated.learning.memory import SharedMatrices
 from federated.settings import Settings
@@ -45,7 +45,7 @@ def prepare(device, algorithm, hparams=(), **settings):
             "broadcast": (this.broadcasts, flat.size),
             "updates": (2, this.uploads * flat.size),
             "clients": (2, RowLayout.of(settings, hparams, flat).length),
-            "evaluation": (len(Plan(parts, len(data.test_labels), this.personal).blocks), 2 * BLOCK),
+            "evaluation": (len(EvaluationPlan(parts, len(data.test_labels), this.personal).blocks), 2 * BLOCK),
         }
     )
     with mock.patch.object(workers, "resolve_device", lambda settings: torch.device(device)):

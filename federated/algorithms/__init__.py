@@ -4,6 +4,10 @@ None imports torch as it is loaded, so that what an algorithm asks for can be lo
 """
 
 import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from federated.algorithms.fedavg import Fedavg
 
 # name: module of this package; the class has the name
 REGISTRY = {
@@ -40,7 +44,7 @@ def canonical(name: str) -> str:
     raise KeyError(f"unknown algorithm {name!r}: the algorithms are {', '.join(REGISTRY)}")
 
 
-def load(name: str) -> type:
+def load(name: str) -> "type[Fedavg]":
     """The class of the algorithm called `name`."""
     known = canonical(name)
     return getattr(importlib.import_module(f"{__name__}.{REGISTRY[known]}"), known)

@@ -28,7 +28,7 @@ def resolve_device(settings: Settings) -> torch.device:
     if name == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to give the same bits each time
         torch.set_deterministic_debug_mode("warn")  # logs each operation that has no deterministic algorithm
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device(name)
 
 

@@ -23,13 +23,13 @@ class Block:
     client: int | None
 
 
-class Plan:
+class EvaluationPlan:
     """All blocks of an evaluation. The global model is evaluated on the test set and on what clients hold out. If the
     algorithm is personal, it is evaluated on the test set only, and each client's own model on what the client holds out
     and on its share of the test set."""
 
     def __init__(self, parts: list[Part], test_samples: int, personal: bool) -> None:
-        wanted = [(True, np.arange(test_samples), None)]
+        wanted: list[tuple[bool, np.ndarray, int | None]] = [(True, np.arange(test_samples), None)]
         if personal:
             for client, part in enumerate(parts):
                 wanted += [(False, part.val, client), (True, part.test, client)]

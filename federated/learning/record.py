@@ -7,7 +7,7 @@ import numpy as np
 
 from federated import algorithms
 from federated.data.partition import Part
-from federated.learning.evaluation import Plan
+from federated.learning.evaluation import EvaluationPlan
 from federated.learning.log_lines import RoundLine
 from federated.metrics import over_clients, weighted_mean
 from federated.settings import Settings
@@ -22,7 +22,9 @@ class Record:
     is of the model after r rounds.
     """
 
-    def __init__(self, settings: Settings, plan: Plan, parts: list[Part], exchanged_bytes: int, selected_size: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, plan: EvaluationPlan, parts: list[Part], exchanged_bytes: int, selected_size: int = 0
+    ) -> None:
         """The server and a participant send each other `exchanged_bytes` in a round. With `selected_size`, the size of the
         flat model, the record keeps the weights of the best round so far."""
         self.rounds, self._plan, self._exchanged_bytes = settings.rounds, plan, exchanged_bytes
@@ -53,7 +55,7 @@ class Record:
             self.arrays[SELECTED][:] = weights
         if time.monotonic() - self._printed > 1 or round == self.rounds:
             self._printed = time.monotonic()
-            val_acc = weighted_mean(metrics["val"][1], self._val_samples)
+            val_acc = float(weighted_mean(metrics["val"][1], self._val_samples))
             print(RoundLine(round, self.rounds, metrics["test"][1], val_acc), flush=True)
 
     def best_round(self) -> int | None:

@@ -47,6 +47,7 @@ class Events:
         """Write the remaining rounds, and the values of the round with the best validation accuracy, which tables show."""
         self.write(self._record.rounds)
         best = self._record.best_round()
+        assert best is not None, "the last round is always evaluated"
         columns = self._record.over_clients(best - 1, best)
         self._add_scalars(best, {f"best/{name}": columns[name][0] for name in ("val_acc", "accuracy")})
         self._writer.flush()

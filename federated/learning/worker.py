@@ -9,7 +9,7 @@ from federated.learning.client import Client, TrainingClient
 from federated.learning.client_row import ClientRow, RowLayout
 from federated.learning.device import resolve_device
 from federated.learning.device_data import DeviceData
-from federated.learning.evaluation import BLOCK, Plan
+from federated.learning.evaluation import BLOCK, EvaluationPlan
 from federated.learning.evaluator import evaluate_blocks
 from federated.learning.local_model import LocalModel
 from federated.learning.memory import SharedMatrices
@@ -48,7 +48,7 @@ class Worker:
         if self.algorithm.pooled:
             self.train_indices = [torch.cat(self.train_indices)]
         self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
-        self.plan = Plan(parts, len(dataset.test_labels), self.algorithm.personal)
+        self.plan = EvaluationPlan(parts, len(dataset.test_labels), self.algorithm.personal)
 
     @property
     def progress(self) -> int:

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import struct
+import typing
 import zipfile
 
 import numpy as np
@@ -20,11 +21,11 @@ _STATE = "state"
 
 def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray]) -> None:
     """Write `arrays` and `state`, which JSON can hold, as the checkpoint in `directory`, and keep the one before it."""
-    encoded = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    members: dict[str, typing.Any] = {_STATE: np.frombuffer(json.dumps(state).encode(), np.uint8), **arrays}
     latest = directory / CHECKPOINT
 
     def write(file):
-        np.savez(file, **{_STATE: encoded}, **arrays)
+        np.savez(file, **members)
         with contextlib.suppress(FileNotFoundError):
             os.replace(latest, directory / PREVIOUS)
 

@@ -2,7 +2,9 @@
 
 import time
 import typing
+from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from federated import models
@@ -55,10 +57,13 @@ class Clock(Observer):
         self.note("rounds")
 
 
+Snapshot = Callable[[int], tuple[dict, dict[str, np.ndarray]]]
+
+
 class Checkpoints(Observer):
     """Saves what a trial needs to resume, after a round, if the last checkpoint is old enough."""
 
-    def __init__(self, trial: Trial, record: Record, snapshot, every_seconds: float, clock: Clock) -> None:
+    def __init__(self, trial: Trial, record: Record, snapshot: Snapshot, every_seconds: float, clock: Clock) -> None:
         """snapshot(round) returns the state and the arrays to save. With `every_seconds` 0, save after each round."""
         self._trial, self._record, self._snapshot = trial, record, snapshot
         self._every_seconds, self._clock = every_seconds, clock

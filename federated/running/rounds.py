@@ -19,7 +19,7 @@ from federated.algorithms.fedavg import Server
 from federated.data import datasets, partition
 from federated.learning.client_row import RowLayout
 from federated.learning.device_data import batch_sizes
-from federated.learning.evaluation import BLOCK, Plan
+from federated.learning.evaluation import BLOCK, EvaluationPlan
 from federated.learning.flat import Flat
 from federated.learning.memory import SharedMatrices
 from federated.learning.record import SELECTED, Record
@@ -65,7 +65,7 @@ class TrialServer:
         data = datasets.load(self.settings.dataset, options.data_dir)
         self.spec = data.spec
         parts = partition.split(data, self.settings, trial.trial_seed)
-        self.plan = Plan(parts, len(data.test_labels), self.algorithm.personal)
+        self.plan = EvaluationPlan(parts, len(data.test_labels), self.algorithm.personal)
         seed = stream_seed(trial.trial_seed, "model")
         flat = Flat(models.build(self.settings.model_arch, data.spec, hparams["dropout_rate"], seed))
         self.memory = self._shared_memory(flat)
@@ -165,7 +165,9 @@ class TrialServer:
             self.devices[process] = message["ready"]
         self._blocks_of = [self.plan.blocks_of(process, self.processes) for process in range(self.processes)]
         # To evaluate a client's own model a process needs what that client keeps
-        self._evaluated_clients = [{self.plan.blocks[block].client for block in blocks} - {None} for blocks in self._blocks_of]
+        self._evaluated_clients = [
+            {client for block in blocks if (client := self.plan.blocks[block].client) is not None} for blocks in self._blocks_of
+        ]
 
     # The rounds
 
