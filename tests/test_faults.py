@@ -76,13 +76,13 @@ def test_a_client_that_never_joins_is_named(run, tmp_path):
 @pytest.mark.parametrize("victim", ["server", "client_process_1"])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_silent_process_is_named(tmp_path, victim):
-    sweep = Sweep(tmp_path / "out", *ENDLESS, "--timeout", "2")
+    sweep = Sweep(tmp_path / "out", *ENDLESS, "--timeout", "4")
     os.kill(sweep.pids()[victim], signal.SIGSTOP)
     code, _ = sweep.wait()
     assert code == 1
     recorded = failure(tmp_path / "out")
     told = recorded["reason"] if victim == "server" else recorded["log"][-1]
-    assert told == {"server": "was silent for 2 s", "client_process_1": "client process 1 was silent for 2 s"}[victim]
+    assert told == {"server": "was silent for 4 s", "client_process_1": "client process 1 was silent for 4 s"}[victim]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import time
 import types
 
 import pytest
-from helpers import PROJECT, TINY, cannot, results, wait_until
+from helpers import HUNG, PROJECT, TINY, cannot, results, wait_until
 
 from federated.trial import EVENTS, MODEL
 
@@ -70,7 +70,7 @@ SlurmdParameters=config_overrides
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory, need_programs):
     need_programs(COMMANDS, ["slurm-wlm", "munge"])
     if os.geteuid():
@@ -110,7 +110,7 @@ def cluster(tmp_path_factory, need_programs):
         for process in reversed(started.values()):
             process.terminate()
         for process in started.values():
-            process.wait(20)
+            process.wait(HUNG)
         os.environ.pop("SLURM_CONF", None)
         if before is not None:
             os.environ["SLURM_CONF"] = before
