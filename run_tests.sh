@@ -14,4 +14,4 @@ case "${1:-}" in
     *) chosen="not slow and not slurm" ;;
 esac
 export OMP_NUM_THREADS=1  # more threads in each of the two workers would only wait for a core
-exec "$PYTHON" -m pytest -n 2 --dist loadgroup --durations=10 -m "$chosen" "$@"
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "$chosen" "$@"

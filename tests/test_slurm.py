@@ -18,12 +18,7 @@ from helpers import HUNG, PROJECT, TINY, cannot, results, wait_until
 
 from federated.trial import EVENTS, MODEL
 
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.slurm,
-    pytest.mark.network,
-    pytest.mark.xdist_group("slurm"),  # its ports are fixed
-]
+pytestmark = [pytest.mark.process, pytest.mark.slurm, pytest.mark.network]
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch")
 
