@@ -1,7 +1,17 @@
 #!/usr/bin/env bash
-# Set up what is missing and run the tests. Arguments go on to pytest: bash run_tests.sh -k channel
+# Set up what is missing and run the tests:
+#   bash run_tests.sh --fast    those that start no process of the project: at each save
+#   bash run_tests.sh           something real from every room: before a commit
+#   bash run_tests.sh --all     with the long ones: what the continuous integration runs
+# Further arguments go on to pytest: bash run_tests.sh --all -k channel
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./environment.sh
 use_environment requirements.txt requirements-dev.txt
-exec "$PYTHON" -m pytest "$@"
+case "${1:-}" in
+    --fast) chosen="not process and not slow"; shift ;;
+    --all) chosen=""; shift ;;
+    *) chosen="not slow and not slurm" ;;
+esac
+export OMP_NUM_THREADS=1  # more threads in each of the two workers would only wait for a core
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "$chosen" "$@"

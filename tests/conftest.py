@@ -32,10 +32,12 @@ STARTS_PROCESSES = {"run", "run_without", "launch_here", "finished_sweep"}
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that take a fixture which starts processes of the project are marked so."""
+    """Tests that take a fixture which starts processes of the project are marked so. Slurm's come first: they wait for most of
+    their time, while the other worker of pytest-xdist runs all others."""
     for item in items:
         if STARTS_PROCESSES & set(item.fixturenames):
             item.add_marker("process")
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
 
 @pytest.fixture(autouse=True)

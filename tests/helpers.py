@@ -56,6 +56,11 @@ STATEFUL = (
     "--num_hparams", "1", "--num_trials", "1", "--client_processes", "2", "--checkpoint_seconds", "0",
 )  # fmt: skip
 
+# local_sequential imports torch anew in each process; test_sweep.py runs it always
+both_launchers = pytest.mark.parametrize(
+    "launcher", [pytest.param("local_sequential", marks=pytest.mark.slow), "local_parallel"]
+)
+
 # of a server started by hand
 SMALL = ("--rounds", 2, "--num_clients", 4, "--participation", 0.75, "--optimizer_state", "keep", "--samples_per_client", 40)
 
@@ -218,10 +223,6 @@ def descendants(pid):
 
 def is_alive(pid):
     return process_start(pid) is not None
-
-
-# A launcher blames the system's want of memory for any SIGKILL while the machine counts more of its kills
-machine_counts_kills = pytest.mark.xdist_group("kills")
 
 
 def wait_until_dead(pids):

@@ -21,7 +21,13 @@ from federated.learning.client import TrainingClient
 # Tensors keep no number of their CPU, so that .to() always copies to this one, as it does to a GPU.
 APART = torch.device("cpu:0")
 
-each_case = pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case.values())) for case in CASES])
+each_case = pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, id="-".join(map(str, case.values())), marks=[pytest.mark.slow] * ("resnet18" in case.values()))
+        for number, case in enumerate(CASES)
+    ],
+)
 
 
 def two_rounds(worker, memory, updates):
@@ -159,6 +165,7 @@ def test_building_a_model_leaves_the_generators_of_gpus(monkeypatch):
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs --gpu and a CUDA device")
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_a_gpu_gives_what_the_cpu_gives_and_the_same_bits_again():
     torch.set_num_threads(1)
@@ -170,6 +177,7 @@ def test_a_gpu_gives_what_the_cpu_gives_and_the_same_bits_again():
         np.testing.assert_allclose([each["loss"] for each in gpu], [each["loss"] for each in cpu], rtol=1e-2, err_msg=str(case))
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_a_sweep_on_a_gpu(launch, tmp_path):
     results = []

@@ -1,4 +1,8 @@
-"""Whatever happens to a trial's processes, the trial ends with a named cause and the others go on."""
+"""Whatever happens to a trial's processes, the trial ends with a named cause and the others go on.
+
+What compares the cause of a SIGKILL stands in this file, which one worker of pytest-xdist runs: a launcher blames the system's
+want of memory if the machine counts more such kills meanwhile.
+"""
 
 import contextlib
 import json
@@ -14,13 +18,15 @@ import pytest
 from helpers import (
     ENDLESS,
     PROJECT,
+    STATEFUL,
     TINY,
     Sweep,
+    both_launchers,
     descendants,
     failure,
     is_alive,
-    machine_counts_kills,
     results,
+    trial_of,
     wait_until,
     wait_until_dead,
 )
@@ -31,8 +37,7 @@ from hparams_registry import default_hparams
 pytestmark = pytest.mark.process
 
 
-@machine_counts_kills
-@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@both_launchers
 @pytest.mark.parametrize("victim", ["server", "client_process_0", "client_process_1"])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_death_is_named_and_the_other_trials_go_on(tmp_path, launcher, victim):
@@ -49,6 +54,27 @@ def test_a_death_is_named_and_the_other_trials_go_on(tmp_path, launcher, victim)
         assert failure(tmp_path / "out", trial).items() >= {"role": victim, "reason": "was killed by SIGKILL"}.items()
         assert f"{trial} failed: {victim} was killed by SIGKILL" in output
     assert "2 of 2 trials failed." in output
+
+
+def test_retries_go_on_and_their_history_stays(launch_here, tmp_path):
+    out = tmp_path / "out"
+    options = (*STATEFUL, "--rounds", "600")
+    sweep = Sweep(out, *options, "--retries", "2")
+    for _ in range(2):
+        while "client_process_1" not in (pids := sweep.pids()):  # it may find the log of the attempt before
+            time.sleep(0.01)
+        os.kill(pids["client_process_1"], signal.SIGKILL)
+        wait_until_dead(pids.values())
+    code, output = sweep.wait()
+    assert code == 0, output
+    provenance = json.loads((trial_of(out) / "results.json").read_text())["provenance"]
+    assert [(each["role"], each["reason"]) for each in provenance["failures"]] == [
+        ("client_process_1", "was killed by SIGKILL")
+    ] * 2
+    assert len(provenance["runs"]) <= 3
+    assert not (trial_of(out) / "failed.json").exists()
+    assert launch_here(tmp_path / "undisturbed", *options, "--checkpoint_seconds", 10).returncode == 0
+    assert results(out) == results(tmp_path / "undisturbed")
 
 
 @pytest.mark.usefixtures("leaves_nothing")
@@ -76,13 +102,13 @@ def test_a_client_that_never_joins_is_named(run, tmp_path):
 @pytest.mark.parametrize("victim", ["server", "client_process_1"])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_silent_process_is_named(tmp_path, victim):
-    sweep = Sweep(tmp_path / "out", *ENDLESS, "--timeout", "2")
+    sweep = Sweep(tmp_path / "out", *ENDLESS, "--timeout", "4")
     os.kill(sweep.pids()[victim], signal.SIGSTOP)
     code, _ = sweep.wait()
     assert code == 1
     recorded = failure(tmp_path / "out")
     told = recorded["reason"] if victim == "server" else recorded["log"][-1]
-    assert told == {"server": "was silent for 2 s", "client_process_1": "client process 1 was silent for 2 s"}[victim]
+    assert told == {"server": "was silent for 4 s", "client_process_1": "client process 1 was silent for 4 s"}[victim]
 
 
 @pytest.mark.slow
@@ -108,7 +134,7 @@ def test_a_long_round_is_not_silence(tmp_path):
     assert json.loads(path.read_text())["curves"]["round_seconds"][0] > 4  # or else it shows nothing
 
 
-@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@both_launchers
 @pytest.mark.parametrize("own_session", [False, True])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_no_process_outlives_a_killed_sweep(tmp_path, launcher, own_session):
@@ -121,7 +147,7 @@ def test_no_process_outlives_a_killed_sweep(tmp_path, launcher, own_session):
     sweep.wait()
 
 
-@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@both_launchers
 @pytest.mark.parametrize("seconds", [1.5, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.5, 1.0, 2.0, 2.5))])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_no_process_outlives_a_sweep_killed_during_start_up(tmp_path, launcher, seconds):
@@ -191,7 +217,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", path], check=True)
 
 
-@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@both_launchers
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_full_disk_is_named_and_nothing_is_lost(launch, small_disk, tmp_path, launcher):
     """One checkpoint fits on it, a second one does not."""
@@ -255,7 +281,6 @@ def memory_group():
     group.rmdir()
 
 
-@machine_counts_kills
 @pytest.mark.usefixtures("leaves_nothing")
 def test_an_out_of_memory_kill_is_named(tmp_path, memory_group):
     sweep = Sweep(tmp_path / "out", *ENDLESS, "--model_arch", "resnet18")
@@ -335,7 +360,7 @@ def test_waiting_for_a_slower_process_is_not_silence(run, tmp_path):
     assert json.loads(path.read_text())["curves"]["round_seconds"][0] > 6  # or else it shows nothing
 
 
-@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@both_launchers
 @pytest.mark.usefixtures("leaves_nothing")
 def test_two_sweeps_share_the_work(call, tmp_path, launcher):
     """Both have the same trials; each is run by one of them, and none is harmed by the other."""

@@ -6,6 +6,7 @@ import resource
 import subprocess
 
 import pytest
+from helpers import both_launchers
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 
@@ -35,7 +36,7 @@ def refused(result, path):
     return line
 
 
-@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@both_launchers
 def test_a_read_only_output_directory(launch_here, call, read_only, launcher):
     line = refused(launch_here(read_only / "out", "--command_launcher", launcher), read_only)
     assert "Read-only file system" in line and "name another" in line
@@ -80,7 +81,7 @@ def test_a_working_directory_that_has_vanished(launch, tmp_path):
 
 
 @pytest.mark.parametrize("most", [12, 24, 34])
-@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@both_launchers
 @pytest.mark.usefixtures("leaves_nothing")
 def test_too_few_file_descriptors(launch, tmp_path, most, launcher):
     limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # noqa: E731

@@ -106,6 +106,8 @@ def make_sweeps(out):
                 make_trial(out, hparams_seed, trial, [curve] * 2, curve, Settings(algorithm=algorithm), local=local)
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_the_page_fits_every_screen_and_asks_for_nothing(browser, tmp_path):
     make_sweeps(tmp_path / "out")
     page = tmp_path / "page.html"
@@ -135,6 +137,7 @@ def test_the_page_fits_every_screen_and_asks_for_nothing(browser, tmp_path):
     assert sum(url.startswith("file:") for url in browser.requests) == 2
 
 
+@pytest.mark.slow
 def test_pictures_are_written_as_png_and_svg(tmp_path):
     make_sweeps(tmp_path / "out")
     arguments = ["--output_dir", str(tmp_path / "out"), "--plots", str(tmp_path / "plots" / "new")]

@@ -21,7 +21,6 @@ from helpers import (
     failure,
     kill_after,
     launch,
-    machine_counts_kills,
     processes_of,
     results,
     trial_of,
@@ -138,26 +137,6 @@ def test_kills_at_random_instants_do_not_change_a_bit(tmp_path, undisturbed, req
         assert results(out) == undisturbed(1500)
 
 
-@machine_counts_kills
-def test_retries_go_on_and_their_history_stays(tmp_path, undisturbed):
-    out = tmp_path / "out"
-    sweep = Sweep(out, *STATEFUL, "--rounds", "600", "--retries", "2")
-    for _ in range(2):
-        while "client_process_1" not in (pids := sweep.pids()):  # it may find the log of the attempt before
-            time.sleep(0.01)
-        os.kill(pids["client_process_1"], signal.SIGKILL)
-        wait_until_dead(pids.values())
-    code, output = sweep.wait()
-    assert code == 0, output
-    provenance = json.loads((trial_of(out) / "results.json").read_text())["provenance"]
-    assert [(each["role"], each["reason"]) for each in provenance["failures"]] == [
-        ("client_process_1", "was killed by SIGKILL")
-    ] * 2
-    assert len(provenance["runs"]) <= 3
-    assert not (trial_of(out) / "failed.json").exists()
-    assert results(out) == undisturbed(600)
-
-
 def test_what_fails_by_logic_is_not_retried(launch_here, call, tmp_path):
     options = ("--local_optimizer", "sgd", "--hparams", '{"learning_rate": 1e30}', "--num_hparams", "1", "--retries", "3")
     failed = launch_here(tmp_path / "out", *options)
@@ -169,6 +148,7 @@ def test_what_fails_by_logic_is_not_retried(launch_here, call, tmp_path):
     assert [each["reason"] for each in failure(tmp_path / "out")["earlier"]] == ["diverged"]
 
 
+@pytest.mark.slow
 def test_a_resumed_trial_says_that_the_code_has_changed(tmp_path, copy_of_project):
     project, out = copy_of_project, tmp_path / "out"
     options = (*STATEFUL, "--rounds", "400")

@@ -2,19 +2,23 @@
 
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import types
 
 import pytest
-from helpers import PROJECT, TINY, cannot, results
+from helpers import HUNG, PROJECT, TINY, cannot, results, wait_until
 
 from federated.trial import EVENTS, MODEL
+
+pytestmark = [pytest.mark.process, pytest.mark.slurm, pytest.mark.network]
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch")
 
@@ -61,13 +65,13 @@ SlurmdParameters=config_overrides
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory, need_programs):
     need_programs(COMMANDS, ["slurm-wlm", "munge"])
     if os.geteuid():
         cannot("only root can start a Slurm cluster")
     directory = tmp_path_factory.mktemp("slurm")
-    for parent in (directory, directory.parent, directory.parent.parent):
+    for parent in (directory, *directory.parents[: -len(pathlib.Path(tempfile.gettempdir()).parts)]):
         parent.chmod(0o755)  # munged distrusts others
     for name in ("state", "spool"):
         (directory / name).mkdir()
@@ -96,12 +100,12 @@ def cluster(tmp_path_factory, need_programs):
         wait_until(all_idle)
         yield types.SimpleNamespace(start=start, started=started)
         slurm("scancel", "--user=root", check=False)
-        wait_until(lambda: not slurm("squeue", "-h"), 20)
+        wait_until(lambda: not slurm("squeue", "-h"))
     finally:
         for process in reversed(started.values()):
             process.terminate()
         for process in started.values():
-            process.wait(20)
+            process.wait(HUNG)
         os.environ.pop("SLURM_CONF", None)
         if before is not None:
             os.environ["SLURM_CONF"] = before
@@ -113,13 +117,6 @@ def slurm(*command, check=True):
 
 def all_idle():
     return slurm("sinfo", "-h", "-o", "%T %D", check=False).strip() == "idle 2"
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.1)
 
 
 LONG = ("--rounds", 600, "--num_hparams", 1, "--checkpoint_seconds", 0)
@@ -204,7 +201,7 @@ def test_what_is_ended_and_requeued_goes_on_to_the_same_bits(cluster, launch, tm
     else:
         node = slurm("squeue", "-h", "-j", job, "-o", "%N").strip()
         lose(cluster, node)
-    wait_until(lambda: (trial / "done").exists(), 120)
+    wait_until(lambda: (trial / "done").exists())
     if how == "node":
         cluster.start(node)
     assert_it_went_on(trial)
@@ -238,7 +235,7 @@ def test_what_was_ended_says_why_and_goes_on(cluster, launch, run, tmp_path, und
     status = run("sweep.py", "status", "--output_dir", out, *SIZE)
     assert "1 incomplete" in status.stdout and told in status.stdout, status.stdout
     if how == "memory":
-        wait_until(lambda: array not in slurm("squeue", "-h", "--states=all", "-o", "%F"), 120)
+        wait_until(lambda: array not in slurm("squeue", "-h", "--states=all", "-o", "%F"))
         status = run("sweep.py", "status", "--output_dir", out, *SIZE)
         assert "1 incomplete" in status.stdout and told in status.stdout, status.stdout
     waited = launch(out, *LONG, *SLURM, "--wait")

@@ -15,7 +15,8 @@ import textwrap
 
 import numpy as np
 import pytest
-from helpers import HUNG, PROJECT, TINY, results
+from conftest import server_options
+from helpers import HUNG, PROJECT, TINY, Sweep, results
 
 import sweep
 from federated.running import resources
@@ -197,7 +198,7 @@ def answer(command, text, cwd):
     process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
     os.close(theirs)
     os.write(terminal, text.encode())
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HUNG)
     os.close(terminal)
     return process.returncode, output
 
@@ -304,22 +305,19 @@ LONG = ("--rounds", "3000", "--num_hparams", "1", "--num_trials", "1", "--sample
 
 @pytest.mark.process
 def test_a_sweep_is_watched_from_elsewhere(call, tmp_path):
-    command = [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", tmp_path / "out", *LONG]
-    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    sweep = Sweep(tmp_path / "out", "--num_hparams", "1", "--rounds", "1000")
     one = ("--output_dir", tmp_path / "out", "--num_hparams", 1, "--num_trials", 1)
-    while not any("round " in log.read_text() for log in tmp_path.rglob("server.log")):
-        assert sweep.poll() is None, sweep.stderr.read()
+    sweep.pids()
     (job,) = json.loads(call("sweep.py", "status", "--json", *one).stdout)
     (trial,) = job["trials"]
-    assert (job["state"], trial["state"], trial["rounds"], trial["failures"]) == ("Running", "Running", 3000, [])
-    assert 0 <= trial["round"] < 3000 and 0 <= trial["val_acc"] <= 1 and 0 <= trial["test_acc"] <= 1
+    assert (job["state"], trial["state"], trial["rounds"], trial["failures"]) == ("Running", "Running", 1000, [])
+    assert 0 <= trial["round"] < 1000 and 0 <= trial["val_acc"] <= 1 and 0 <= trial["test_acc"] <= 1
     watched = call("sweep.py", "status", "--watch", *one)
     assert watched.returncode == 0, watched.stderr
     lines = watched.stdout.split(" running.\n\n")[1].splitlines()
-    assert re.match(r"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/3000 \(\d\.\d{4}\)", lines[0])
+    assert re.match(r"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/1000 \(\d\.\d{4}\)", lines[0])
     assert lines[-1].startswith("1/1 trials done, 0 running, 0 failed")
-    assert sweep.wait(60) == 0
-    sweep.stderr.close()
+    assert sweep.wait()[0] == 0
 
 
 @pytest.mark.process
@@ -335,6 +333,6 @@ def test_a_launch_tells_how_far_it_is_on_a_terminal(tmp_path):
         while more := os.read(terminal, 1 << 16):
             shown += more
     os.close(terminal)
-    assert process.wait(60) == 0
+    assert process.wait(HUNG) == 0
     line = rb"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/3000 .*; \d+ trials an hour, \d+ s left"
     assert re.search(line, shown), shown
