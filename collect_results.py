@@ -104,7 +104,7 @@ def main(argv=None) -> int:
     return 0
 
 
-def print_text(report: Report, top):
+def print_text(report: Report, top) -> None:
     for _, row in report.best.iterrows():
         settings = report.settings[tuple(row[SWEEP])]
         print(f"Best hyperparameter setting: {row['hash']} with mean test accuracy: {row['accuracy']:.4f}")
@@ -123,14 +123,14 @@ def print_text(report: Report, top):
         print(f"Bytes sent: {job['MB Sent a Trial']} MB a trial")
 
 
-def print_tables(report: Report, form, top):
+def print_tables(report: Report, form, top) -> None:
     sections = [("Table", report.table(form), report.notes()), *report.sections(form, top)]
     escape = tables.ESCAPE[form]
     texts = ["\n\n".join([f"{escape(heading)}:", table, *map(escape, notes)]) for heading, table, notes in sections]
     print("\n\n".join(texts))
 
 
-def print_json(report: Report, top):
+def print_json(report: Report, top) -> None:
     tests = report.comparison.to_json(orient="records")
     print(json.dumps(
         {
@@ -143,11 +143,11 @@ def print_json(report: Report, top):
     ))  # fmt: skip
 
 
-def export(rounds: pandas.DataFrame, path: pathlib.Path):
+def export(rounds: pandas.DataFrame, path: pathlib.Path) -> None:
     """Write the rows of all trials and rounds. Raises UsageError where a package for it is missing."""
     suffix = path.suffix.lower()
 
-    def write(file):
+    def write(file) -> None:
         if suffix == ".csv":
             rounds.to_csv(file, index=False)
         elif suffix == ".json":
@@ -186,7 +186,7 @@ def best_commands(report: Report, output_dir: str) -> list[str]:
 MORE_TRIALS = 10  # of the best setting, at least
 
 
-def tell(lines):
+def tell(lines) -> None:
     for line in lines:
         print(line, file=sys.stderr)
 

@@ -35,7 +35,7 @@ def _hparams(algorithm, dataset, local_optimizer, seed):
         raise KeyError(f"unknown dataset {dataset!r}: the datasets are {', '.join(datasets.REGISTRY)}")
     hparams = {}
 
-    def add(name, default, draw, low, high=MAX_FLOAT32):
+    def add(name, default, draw, low, high=MAX_FLOAT32) -> None:
         hparams[name] = Hparam(default, draw(np.random.RandomState(seed_hash(seed, name))), low, high)
 
     if algorithm != "Fedsgd":

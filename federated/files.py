@@ -6,7 +6,7 @@ import pathlib
 import stat
 
 
-def write_atomically(path: pathlib.Path, content):
+def write_atomically(path: pathlib.Path, content) -> None:
     """Write a file that is whole or absent, whatever happens meanwhile. `content` is a text, or a function that is given the
     file to write to and called before the file gets its name."""
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")  # a pid may be one on another host too

@@ -160,7 +160,7 @@ def _torchvision_names():
     return models.list_models(module=models)
 
 
-def check(name: str, spec):
+def check(name: str, spec) -> None:
     """Raises UsageError where the model `name` does not fit the data; torch is imported for torchvision's only."""
     if name not in REGISTRY:
         build(name, spec, 0.0, 0)

@@ -27,13 +27,13 @@ def say(text: str) -> None:
 class Parser(argparse.ArgumentParser):
     """An argparse parser without abbreviations whose errors are one line."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs) -> None:
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
         text = f"FedSweep {VERSION}, code {CODE}"
         self.add_argument("--version", action="version", version=text, help="print the version and the digest of the code")
 
-    def error(self, message):
+    def error(self, message: str) -> typing.NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
 
 
@@ -48,7 +48,7 @@ def option(default: typing.Any, parse: typing.Callable | None, help: str, metava
 def add_options(parser, options: type, given_only: bool = False, several: typing.Collection[str] = ()) -> None:
     """Add to `parser` the option of each field of the dataclass `options`. With `given_only`, the namespace holds only what
     the user gave. An option in `several` takes one value or more."""
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+    for field in dataclasses.fields(options):
         parse, default = field.metadata["parse"], field.default
         what: dict[str, typing.Any] = {"action": "store_true"}
         if parse is not None:
@@ -70,7 +70,7 @@ def options_from(options: type[Options], namespace: argparse.Namespace) -> Optio
 
 def names_of(options: type) -> list[str]:
     """The names of the options in a dataclass."""
-    return [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]
+    return [field.name for field in dataclasses.fields(options)]
 
 
 def command_words(values: dict[str, typing.Any]) -> list[str]:
@@ -201,7 +201,7 @@ def output_file(suffixes):
     return parse
 
 
-def _exists(path):
+def _exists(path) -> bool:
     """Whether something has the name `path`. Raises OSError where nothing ever could."""
     try:
         os.lstat(path)

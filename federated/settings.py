@@ -85,7 +85,7 @@ class Settings:
         if self.optimizer_state == "keep" and not algorithm.keeps_moments:
             raise UsageError(f"--optimizer_state keep: {self.algorithm} is defined for moments that start anew each round")
 
-    def _default(self, name, value):
+    def _default(self, name, value) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
 
@@ -159,7 +159,7 @@ class RunOptions(ServerOptions):
     )
 
 
-def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Settings | None):
+def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Settings | None) -> None:
     """Raises UsageError where the sweep in `directory` was made with settings other than `settings`."""
     if stored is None:
         return
@@ -172,26 +172,26 @@ def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Set
             )
 
 
-def check_has_model(settings: Settings):
+def check_has_model(settings: Settings) -> None:
     """Raises UsageError where trials with `settings` have no global model that could be kept."""
     if not algorithms.load(settings.algorithm).has_global_model:
         raise UsageError(f"--save_model: {settings.algorithm} has no global model to keep, only those of its clients")
 
 
-def check_tensorboard():
+def check_tensorboard() -> None:
     """Raises UsageError where --tensorboard cannot be had."""
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
 
 
-def write_sweep_file(directory: pathlib.Path, settings: Settings):
+def write_sweep_file(directory: pathlib.Path, settings: Settings) -> None:
     """Note the settings that all trials in `directory` share."""
     if not (directory / SWEEP).exists():
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / SWEEP, json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
 
 
-def remove_sweep_file(directory: pathlib.Path):
+def remove_sweep_file(directory: pathlib.Path) -> None:
     """Forget the settings once no job is left, so that the next sweep here may have others. Raises OSError where one is."""
     if [path.name for path in directory.iterdir()] == [SWEEP]:
         (directory / SWEEP).unlink()

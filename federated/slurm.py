@@ -54,7 +54,7 @@ class Element:
     state: str  # squeue's, such as PENDING
     reason: str  # squeue's, such as Priority; may be empty
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.state} ({self.reason})" if self.reason else self.state
 
     def is_plain(self) -> bool:
@@ -72,7 +72,7 @@ def elements(names: list[str]) -> dict[tuple[str, int], Element]:
     return found
 
 
-def cancel(jobs: list[str]):
+def cancel(jobs: list[str]) -> None:
     """Cancel elements, given as ARRAY_INDEX, and wait until they have ended. Raises UnavailableError where they do not."""
     refused = "they are still there"
     for start in range(0, len(jobs), 1000):  # as many as a command line takes
@@ -87,7 +87,7 @@ def cancel(jobs: list[str]):
         time.sleep(0.5)
 
 
-def requeue(job: str):
+def requeue(job: str) -> None:
     """End an element, given as ARRAY_INDEX, and have it run again. Raises UnavailableError, as where it is not allowed to."""
     _run("scontrol", "requeue", job)
 

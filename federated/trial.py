@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import time
+import typing
 
 import numpy as np
 
@@ -125,12 +126,12 @@ class Trial:
             "trial_seed": self.trial_seed,
         }
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Make the directory of the trial and write its sweep's settings."""
         write_sweep_file(self.sweep_dir, self.settings)
         self.directory.mkdir(parents=True, exist_ok=True)
 
-    def delete(self):
+    def delete(self) -> None:
         """Delete the files that this trial made, and its directory if nothing else is left in it. Raises LockedError."""
         if self.directory.is_symlink() or not self.directory.is_dir():
             return
@@ -142,12 +143,12 @@ class Trial:
         with contextlib.suppress(OSError):
             self.directory.rmdir()
 
-    def remove_half_written(self):
+    def remove_half_written(self) -> None:
         """Remove what a process that was killed had not finished writing."""
         for path in self.directory.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
-    def record_failure(self, role: str, reason: str, log_lines: list[str] = ()):
+    def record_failure(self, role: str, reason: str, log_lines: typing.Sequence[str] = ()) -> None:
         """Write failed.json: which process ended the trial, why, the last lines of its log, and the earlier failures."""
         record = {
             "role": role,
@@ -166,20 +167,20 @@ class Trial:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return []
 
-    def check_not_taken_over(self):
+    def check_not_taken_over(self) -> None:
         """Raises LockedError if another process has taken over the lock that this one held."""
         owner = read_lock(self.directory)
         if owner is not None and owner != Owner.this_process():
             raise LockedError(f"{str(self.directory)!r} was taken over by {owner}")
 
-    def forget_attempts(self):
+    def forget_attempts(self) -> None:
         """Once the trial is done: remove what only unfinished ones need. Their history is in the results."""
         for name in (FAILED, *CHECKPOINTS):
             (self.directory / name).unlink(missing_ok=True)
 
-    def write_results(self, results: dict, clients: dict[str, np.ndarray]):
+    def write_results(self, results: dict, clients: dict[str, np.ndarray]) -> None:
         """Write clients.npz and results.json, each whole or absent, and then the mark that the trial is done."""
-        write_atomically(self.directory / CLIENTS, lambda file: np.savez_compressed(file, **clients))
+        write_atomically(self.directory / CLIENTS, lambda file: np.savez_compressed(file, allow_pickle=False, **clients))
         write_atomically(self.directory / RESULTS, json.dumps(results, allow_nan=False) + "\n")
         write_atomically(self.directory / DONE, "")
 

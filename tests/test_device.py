@@ -148,6 +148,7 @@ def test_evaluation_starts_no_turn_of_training(algorithm, monkeypatch):
     worker.evaluate(range(len(memory.evaluation)))
 
 
+@pytest.mark.process
 @each_case
 def test_evaluation_waits_for_the_device_at_its_end(number):
     seen = observed()[number]["evaluation"]

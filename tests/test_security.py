@@ -134,7 +134,7 @@ def listener(monkeypatch, free_port):
 class Accepting(threading.Thread):
     """Accepts processes in the background."""
 
-    def __init__(self, door, count, timeout=HUNG):
+    def __init__(self, listener, count, timeout=HUNG):
         super().__init__(daemon=True)
         self._arguments = listener, count, timeout
         self.result = None
@@ -159,13 +159,13 @@ def test_who_has_the_key_is_accepted_while_others_idle(listener, have_key):
     port = int(listener.address.rpartition(":")[2])
     idlers = bother(port, 500)
     if have_key:
-        idlers += [channels._connect(("127.0.0.1", port), b"key", HUNG) for _ in range(2 * channels.NEWCOMERS)]
-    friends = [knock(door.address, process, HUNG) for process in (1, 0)]
-    admitted = admitting.end()
-    assert len(admitted) == 2  # else a PeerLost; the idle ones are still there
-    names = {id(thread) for thread in threading.enumerate() if isinstance(thread, channels._Newcomer)}
-    assert names == set()  # nobody is left at the door
-    for each in [*idlers, *friends, *admitted]:
+        idlers += [listeners._connect_once(("127.0.0.1", port), b"key", HUNG) for _ in range(2 * listeners.MAX_PENDING)]
+    friends = [connect(listener.address, process, HUNG) for process in (1, 0)]
+    accepted = accepting.end()
+    assert len(accepted) == 2  # else a PeerLostError; the idle ones are still there
+    names = {id(thread) for thread in threading.enumerate() if isinstance(thread, listeners.PendingConnection)}
+    assert names == set()  # nobody is left at the listener
+    for each in [*idlers, *friends, *accepted]:
         each.close()
 
 
@@ -180,17 +180,17 @@ def test_strangers_do_not_put_off_the_end_of_waiting(listener):
     assert time.monotonic() - start < HUNG
 
 
-def test_nobody_takes_the_number_of_another(door):
-    admitting = Admitting(door, 2)
-    honest = knock(door.address, 0, HUNG)
+def test_nobody_takes_the_number_of_another(listener):
+    accepting = Accepting(listener, 2)
+    honest = connect(listener.address, 0, HUNG)
     for claim in (0, -1, 2, True, "1", 1.0, [1], {"process": 1}, 10**30):
-        liar = knock(door.address, claim, HUNG)
-        with contextlib.suppress(PeerLost):
+        liar = connect(listener.address, claim, HUNG)
+        with contextlib.suppress(PeerLostError):
             assert "is not one of the missing" in liar.receive()["refused"]
         liar.close()
-    other = knock(door.address, 1, HUNG)
-    admitted = admitting.end()
-    for process, (theirs, ours) in enumerate(zip((honest, other), admitted)):
+    other = connect(listener.address, 1, HUNG)
+    accepted = accepting.end()
+    for process, (theirs, ours) in enumerate(zip((honest, other), accepted)):
         ours.send({"you are": process})
         assert theirs.receive() == {"you are": process}
         theirs.close()
@@ -212,7 +212,7 @@ class Liar(threading.Thread):
             self._play()
 
     def _play(self):
-        self._channel = knock(self._address, 0, HUNG)
+        self._channel = connect(self._address, 0, HUNG)
         welcome = self._channel.receive()
         self.memory = self._channel.receive_memory(welcome["memory"])
         self._say({"ready": "cpu"})
@@ -359,10 +359,10 @@ def test_a_lie_ends_the_trial_with_a_named_cause(listener, tmp_path, monkeypatch
     settings = Settings(rounds=2, samples_per_client=40, threads=2)
     this = Trial(settings, default_hparams("Fedavg", "digits"), 0, 0, tmp_path / "trial")
     this.directory.mkdir()
-    Liar(door.address, kind, lie).start()
-    with pytest.raises((PeerLost, Diverged), match=cause) as raised:
-        serve(this, door, 1, server_options(timeout=2.0, checkpoint_seconds=0.0))
-    assert (raised.type is Diverged) == ("diverged" in cause)
+    Liar(listener.address, kind, lie).start()
+    with pytest.raises((PeerLostError, DivergedError), match=cause) as raised:
+        serve(this, listener, 1, ServerOptions(timeout=2.0, checkpoint_seconds=0.0))
+    assert (raised.type is DivergedError) == ("diverged" in cause)
     assert not (tmp_path / "sprung").exists()
     assert list(tmp_path.rglob("results.json")) == [] and list(tmp_path.rglob("*.npz")) == []
 
@@ -370,8 +370,8 @@ def test_a_lie_ends_the_trial_with_a_named_cause(listener, tmp_path, monkeypatch
 def test_who_does_not_lie_gets_results(listener, tmp_path):
     """So that the test above shows something."""
     this = Trial(Settings(rounds=2, samples_per_client=40), default_hparams("Fedavg", "digits"), 0, 0, tmp_path)
-    Liar(door.address, None, None).start()
-    serve(this, door, 1, server_options(timeout=HUNG, checkpoint_seconds=0.0))
+    Liar(listener.address, None, None).start()
+    serve(this, listener, 1, ServerOptions(timeout=HUNG, checkpoint_seconds=0.0))
     assert json.loads((tmp_path / "results.json").read_text())["curves"]["train_loss"] == [1.0, 1.0]
 
 

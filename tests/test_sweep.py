@@ -15,7 +15,6 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import server_options
 from helpers import HUNG, PROJECT, TINY, Sweep, results
 
 import sweep

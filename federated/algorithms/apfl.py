@@ -11,7 +11,7 @@ class Apfl(Fedavg):
     optimizers = 2  # of w, of v
     personal = True
 
-    def train(self, client):
+    def train(self, client) -> None:
         own = (client.global_weights if client.is_new else client.state[0]).clone()
         size = len(client.gradient)
         for batch in client.batches():
@@ -27,11 +27,11 @@ class Apfl(Fedavg):
             client.weights.copy_(local)
         client.state[0].copy_(own)
 
-    def personalize(self, client):
+    def personalize(self, client) -> None:
         if not client.is_new:
             self._mix(client, client.state[0])
 
-    def _mix(self, client, own):
+    def _mix(self, client, own) -> None:
         """Make client.weights the mixture, with BatchNorm's statistics of its own."""
         size = len(client.gradient)
         client.parameters.lerp_(own[:size], self.hparams["alpha"])

@@ -11,7 +11,7 @@ class Ditto(Fedavg):
     optimizers = 2  # of the global model, of its own
     personal = True
 
-    def train(self, client):
+    def train(self, client) -> None:
         super().train(client)
         reached = client.weights.clone()
         client.weights.copy_(client.global_weights if client.is_new else client.state[0])
@@ -22,6 +22,6 @@ class Ditto(Fedavg):
         client.state[0].copy_(client.weights)
         client.weights.copy_(reached)
 
-    def personalize(self, client):
+    def personalize(self, client) -> None:
         if not client.is_new:
             client.weights.copy_(client.state[0])

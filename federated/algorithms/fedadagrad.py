@@ -10,10 +10,10 @@ class Fedadagrad(Fedavg):
 
     server_vectors = 2  # m, v
 
-    def start(self, server):
+    def start(self, server) -> None:
         server.state[1].fill_(self.hparams["tau"] ** 2)
 
-    def step(self, server, average):
+    def step(self, server, average) -> None:
         beta1, tau = self.hparams.get("beta1", 0.0), self.hparams["tau"]
         delta = average[0][: server.num_parameters] - server.parameters
         m, v = server.state[:, : server.num_parameters]
@@ -23,6 +23,6 @@ class Fedadagrad(Fedavg):
         server.weights.copy_(average[0])  # BatchNorm's statistics are averaged as they are
         server.parameters.copy_(parameters)
 
-    def second_moment(self, v, square):
+    def second_moment(self, v, square) -> None:
         """Update v [num_parameters] in place by delta^2 (line 10 of Algorithm 2)."""
         v.add_(square)

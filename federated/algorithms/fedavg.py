@@ -43,7 +43,7 @@ class Fedavg:
     client_vectors = 0  # vectors a client keeps between rounds
     server_vectors = 0  # vectors the server keeps besides the broadcast ones
     optimizers = 1  # local optimizers of a client, each with moments of its own
-    local_optimizers = ("adam", "sgd")  # those it is defined for, the default first
+    local_optimizers: tuple[str, ...] = ("adam", "sgd")  # those it is defined for, the default first
     takes_momentum = True  # whether SGD may have momentum
     keeps_moments = True  # whether moments may outlive a round
     personal = False  # whether each client ends up with a model of its own
@@ -51,19 +51,19 @@ class Fedavg:
     pooled = False  # whether all data lies in one place
     uses_features = False  # whether it needs what goes into the classifier, the model's last linear layer
 
-    def __init__(self, hparams: dict):
+    def __init__(self, hparams: dict) -> None:
         self.hparams = hparams
 
     # The client half
 
-    def train(self, client):
+    def train(self, client) -> None:
         """Local training, from the global weights, which client.weights holds as this is called."""
         for batch in client.batches():
             client.backward(batch)
             self.correct_gradient(client)
             client.step()
 
-    def correct_gradient(self, client):
+    def correct_gradient(self, client) -> None:
         """Change client.gradient [num_parameters], that of a batch's loss, before a step is made."""
 
     def loss(self, client, inputs, logits, labels):
@@ -72,16 +72,16 @@ class Fedavg:
 
         return functional.cross_entropy(logits, labels)
 
-    def upload(self, client, updates):
+    def upload(self, client, updates) -> None:
         """Fill `updates` [uploads, size] from what training has reached, and client.state for the next round."""
         updates[0].copy_(client.weights)
 
-    def personalize(self, client):
+    def personalize(self, client) -> None:
         """Make client.weights, which holds the global ones, this client's own model."""
 
     # The server half
 
-    def start(self, server: Server):
+    def start(self, server: Server) -> None:
         """Set up server.state before the first round."""
 
     def weights(self, server: Server):
@@ -89,6 +89,6 @@ class Fedavg:
         the samples (line 8 of the server in Algorithm 1)."""
         return [server.samples / server.samples.sum()]
 
-    def step(self, server: Server, average):
+    def step(self, server: Server, average) -> None:
         """Move `server` by `average` [uploads, size], the weighted sum of the participants' uploads."""
         server.weights.copy_(average[0])

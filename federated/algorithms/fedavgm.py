@@ -8,7 +8,7 @@ class Fedavgm(Fedavg):
 
     server_vectors = 1
 
-    def step(self, server, average):
+    def step(self, server, average) -> None:
         delta = average[0][: server.num_parameters] - server.parameters
         velocity = server.state[0][: server.num_parameters]
         velocity.mul_(self.hparams["server_momentum"]).add_(delta)

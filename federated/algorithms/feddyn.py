@@ -16,11 +16,11 @@ class Feddyn(Fedavg):
     server_vectors = 1  # h
     local_optimizers = ("sgd",)
 
-    def correct_gradient(self, client):
+    def correct_gradient(self, client) -> None:
         client.gradient.sub_(client.state[0][: len(client.gradient)])
         client.gradient.add_(client.parameters - client.global_parameters, alpha=self.hparams["alpha"] / client.relative_size)
 
-    def upload(self, client, updates):
+    def upload(self, client, updates) -> None:
         updates[0].copy_(client.weights)
         change = client.parameters - client.global_parameters
         client.state[0][: len(change)].sub_(change, alpha=self.hparams["alpha"] / client.relative_size)
@@ -28,7 +28,7 @@ class Feddyn(Fedavg):
     def weights(self, server):
         return [[1 / len(server.samples)] * len(server.samples)]
 
-    def step(self, server, average):
+    def step(self, server, average) -> None:
         alpha = self.hparams["alpha"]
         h = server.state[0][: server.num_parameters]
         change = average[0][: server.num_parameters] - server.parameters

@@ -16,13 +16,13 @@ class Fednova(Fedavg):
     local_optimizers = ("sgd",)
     keeps_moments = False  # the count of momentum starts with each round
 
-    def upload(self, client, updates):
+    def upload(self, client, updates) -> None:
         updates[0].copy_(client.weights)
         steps = effective_steps(client.steps, self.hparams["momentum"])
         change = client.parameters - client.global_parameters
         updates[0][: len(change)].copy_(client.global_parameters).add_(change, alpha=1 / steps)
 
-    def step(self, server, average):
+    def step(self, server, average) -> None:
         shares = server.samples / server.samples.sum()
         steps = (shares * effective_steps(server.steps, self.hparams["momentum"])).sum()
         direction = average[0][: server.num_parameters] - server.parameters

@@ -15,14 +15,14 @@ class Fedper(Fedavg):
         """Which entries of the weights are the client's own, bool [size]."""
         return client.mask_of([client.classifier])
 
-    def personalize(self, client):
+    def personalize(self, client) -> None:
         if not client.is_new:
             client.weights.copy_(client.state[0].where(self.kept(client), client.weights))
 
-    def train(self, client):
+    def train(self, client) -> None:
         self.personalize(client)
         super().train(client)
 
-    def upload(self, client, updates):
+    def upload(self, client, updates) -> None:
         client.state[0].copy_(client.weights)
         updates[0].copy_(client.global_weights.where(self.kept(client), client.weights))

@@ -6,5 +6,5 @@ from federated.algorithms.fedavg import Fedavg
 class Fedprox(Fedavg):
     """A proximal term mu/2 |w - w_global|^2 holds local weights near the global ones."""
 
-    def correct_gradient(self, client):
+    def correct_gradient(self, client) -> None:
         client.gradient.add_(client.parameters - client.global_parameters, alpha=self.hparams["mu"])

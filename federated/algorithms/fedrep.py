@@ -9,7 +9,7 @@ class Fedrep(Fedper):
 
     optimizers = 2  # of the classifier, of the layers below
 
-    def train(self, client):
+    def train(self, client) -> None:
         self.personalize(client)
         head = self.kept(client)
         for batch in client.batches(self.hparams["head_epochs"]):

@@ -10,7 +10,7 @@ class Fedsgd(Fedavg):
     local_optimizers = ("sgd",)
     takes_momentum = False
 
-    def train(self, client):
+    def train(self, client) -> None:
         gradient = client.gradient.new_zeros(len(client.gradient))
         for batch in client.batches(epochs=1):  # a gradient is summed over batches that fit into memory
             client.backward(batch)

@@ -13,7 +13,7 @@ class Moon(Fedavg):
     client_vectors = 1  # the weights that its last training reached
     uses_features = True
 
-    def train(self, client):
+    def train(self, client) -> None:
         self._global = client.frozen(client.global_weights)
         self._previous = client.frozen(client.global_weights if client.is_new else client.state[0])
         super().train(client)
@@ -28,6 +28,6 @@ class Moon(Fedavg):
         towards_global = functional.cross_entropy(contrast, torch.zeros_like(labels))
         return super().loss(client, inputs, logits, labels) + self.hparams["mu"] * towards_global
 
-    def upload(self, client, updates):
+    def upload(self, client, updates) -> None:
         super().upload(client, updates)
         client.state[0].copy_(client.weights)

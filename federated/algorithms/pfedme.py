@@ -13,7 +13,7 @@ class Pfedme(Fedavg):
     takes_momentum = False
     personal = True
 
-    def train(self, client):
+    def train(self, client) -> None:
         lambda_, rate = self.hparams["lambda"], self.hparams["personal_learning_rate"]
         local = client.weights.clone()  # w; client.weights is theta, which the gradient is taken at
         parameters = local[: len(client.gradient)]
@@ -26,11 +26,11 @@ class Pfedme(Fedavg):
         client.state[0].copy_(client.weights)
         client.parameters.copy_(parameters)
 
-    def personalize(self, client):
+    def personalize(self, client) -> None:
         if not client.is_new:
             client.weights.copy_(client.state[0])
 
-    def step(self, server, average):
+    def step(self, server, average) -> None:
         parameters = server.parameters.lerp(average[0][: server.num_parameters], self.hparams["beta"])
         server.weights.copy_(average[0])
         server.parameters.copy_(parameters)

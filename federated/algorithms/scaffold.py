@@ -16,11 +16,11 @@ class Scaffold(Fedavg):
     local_optimizers = ("sgd",)
     takes_momentum = False  # c_i takes the steps for gradients
 
-    def correct_gradient(self, client):
+    def correct_gradient(self, client) -> None:
         size = len(client.gradient)
         client.gradient.add_(client.broadcast[1][:size]).sub_(client.state[0][:size])
 
-    def upload(self, client, updates):
+    def upload(self, client, updates) -> None:
         size = len(client.gradient)
         updates[0].copy_(client.weights)
         change = updates[1].zero_()[:size]
@@ -31,7 +31,7 @@ class Scaffold(Fedavg):
     def weights(self, server):
         return [*super().weights(server), [1 / server.num_clients] * len(server.samples)]
 
-    def step(self, server, average):
+    def step(self, server, average) -> None:
         parameters = server.parameters.lerp(average[0][: server.num_parameters], self.hparams["server_learning_rate"])
         server.weights.copy_(average[0])
         server.parameters.copy_(parameters)

@@ -29,7 +29,7 @@ def crop_flip(images, generator):
 REGISTRY = {"none": None, "crop_flip": crop_flip}
 
 
-def check(name: str, spec):
+def check(name: str, spec) -> None:
     """Raises UsageError where the augmentation `name` does not fit the data."""
     if REGISTRY[name] is not None and not spec.is_image:
         raise UsageError(f"--augmentation {name} does not fit {spec}: it takes images only")

@@ -46,7 +46,7 @@ class Spec:
         """That of one number a channel or feature, to go with samples."""
         return self.shape[0], *[1] * (len(self.shape) - 1)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "x".join(map(str, self.shape)) + (" images" if self.is_image else " features")
 
 
@@ -142,7 +142,7 @@ def _read_images(name, reader, folder, parts, data_dir):
     return arrays
 
 
-def _decode(name, reader, folder, parts, data_dir, decoded):
+def _decode(name, reader, folder, parts, data_dir, decoded) -> None:
     """Have torchvision read the files, after a download where they are missing, and write them as arrays."""
     from torchvision import datasets
 
@@ -163,7 +163,7 @@ def _decode(name, reader, folder, parts, data_dir, decoded):
         ) from error
 
 
-def _write(parts, decoded):
+def _write(parts, decoded) -> None:
     """Write the arrays and then give their directory its name. Where another process was first, its arrays stay."""
     decoded.parent.mkdir(exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{decoded.name}-", dir=decoded.parent))

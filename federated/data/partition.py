@@ -36,7 +36,7 @@ def dirichlet(data, settings, rng):
     of_label = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
     def draw():
-        shares = [[] for _ in range(clients)]
+        shares: list[list] = [[] for _ in range(clients)]
         sizes = np.zeros(clients)
         for indices in of_label:
             proportions = rng.dirichlet(np.full(clients, settings.partition_alpha)) * (sizes < fair_share)
@@ -58,13 +58,13 @@ def by_labels(data, settings, rng):
     known = np.unique(labels)
     if settings.labels_per_client > len(known):
         raise UsageError(f"--labels_per_client {settings.labels_per_client} is more than the {len(known)} labels there are")
-    holders = [[] for _ in known]
+    holders: list[list] = [[] for _ in known]
     for client in range(settings.num_clients):
         first = client % len(known)
         others = rng.choice(np.delete(np.arange(len(known)), first), settings.labels_per_client - 1, replace=False)
         for label in (first, *others):
             holders[label].append(client)
-    shares = [[] for _ in range(settings.num_clients)]
+    shares: list[list] = [[] for _ in range(settings.num_clients)]
     for label, clients in zip(known, holders):
         indices = rng.permutation(np.flatnonzero(labels == label))
         for client, share in zip(clients, np.array_split(indices, max(1, len(clients)))):
@@ -152,7 +152,7 @@ def _test_shares(data, shares, rng):
     """The test samples of each client: of every label in proportion to how much of it each client's share of the training set
     holds, by largest remainders, equal ones in random order. A sample goes to one client, to none if nobody holds its label."""
     held = np.array([np.bincount(data.train_labels[share], minlength=data.spec.num_classes) for share in shares])
-    tests = [[] for _ in shares]
+    tests: list[list] = [[] for _ in shares]
     for label in range(data.spec.num_classes):
         indices, order = rng.permutation(np.flatnonzero(data.test_labels == label)), rng.permutation(len(shares))
         total = held[:, label].sum()

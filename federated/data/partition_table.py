@@ -27,7 +27,7 @@ def table(data: Dataset, parts: list[Part]) -> str:
     return tabulate(rows, headers=headers, tablefmt="github")
 
 
-def save_picture(data: Dataset, parts: list[Part], title: str, path: pathlib.Path):
+def save_picture(data: Dataset, parts: list[Part], title: str, path: pathlib.Path) -> None:
     """Draw the label counts, the darker the more, and write them to `path`, whose suffix says the format."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -64,7 +64,7 @@ class LocalModel:
         """Let `frozen` use all copies again."""
         self._copies_in_use = 0
 
-    def _note_features(self, model):
+    def _note_features(self, model) -> None:
         classifier_of(model).register_forward_pre_hook(lambda module, inputs: self.features.update({module: inputs[0]}))
 
 

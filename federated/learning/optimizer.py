@@ -49,11 +49,11 @@ class LocalOptimizer:
         """Move the weights along the gradient and update `moments` [num_moments] in place, which are zeros at first."""
         self._step(moments)
 
-    def _adam(self, moments):
+    def _adam(self, moments) -> None:
         size = len(self._gradient)
         first, second, steps = moments[:size], moments[size:-1], moments[-1]
         adam([self._weights], [self._gradient], [first], [second], [], [steps], fused=True, maximize=False, **self._arguments)
 
-    def _sgd(self, moments):
+    def _sgd(self, moments) -> None:
         momentum = moments if self.num_moments else None
         sgd([self._weights], [self._gradient], [momentum], fused=True, maximize=False, **self._arguments)

@@ -52,7 +52,7 @@ class Events:
         self._add_scalars(best, {f"best/{name}": columns[name][0] for name in ("val_acc", "accuracy")})
         self._writer.flush()
 
-    def _add_scalars(self, step, values):
+    def _add_scalars(self, step, values) -> None:
         """Write `values`, {name: value}, and leave out NaN."""
         summary = Summary()
         for name, value in values.items():
@@ -60,5 +60,5 @@ class Events:
                 summary.value.add(tag=name, simple_value=value)
         self._add(step=step, summary=summary)
 
-    def _add(self, **content):
+    def _add(self, **content) -> None:
         self._writer.write(Event(wall_time=time.time(), **content).SerializeToString())

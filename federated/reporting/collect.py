@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pathlib
+import typing
 import zipfile
 import zlib
 
@@ -91,7 +92,8 @@ COLUMNS = {
 
 def collect(output_dirs: list[pathlib.Path]) -> Collected:
     """Read the finished trials of all sweeps. Raises UsageError where a directory is missing or sweeps do not fit together."""
-    trials, of_clients, settings, kinds, data_dirs, seen = [], {}, {}, {}, {}, set()
+    trials, of_clients, kinds, data_dirs, seen = [], {}, {}, {}, set()
+    settings: dict[tuple[str, ...], Settings] = {}
     not_done, diverged, mixed, broken = [], [], [], []
     for output_dir in output_dirs:
         if not output_dir.is_dir():
@@ -182,21 +184,22 @@ def _read_results(directory: pathlib.Path, settings: Settings) -> dict:
     """The object in a trial's results.json, with its curves as float64 [curves, rounds]. Raises BrokenError or OSError."""
     path = directory / trial.RESULTS
 
-    def refuse(constant):
+    def refuse(constant) -> typing.Never:
         raise ValueError(f"it holds {constant}")
 
     try:
-        results = json.loads(read_regular(path, MAX_BYTES), parse_constant=refuse)
+        results: typing.Any = json.loads(read_regular(path, MAX_BYTES), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise BrokenError(f"{str(path)!r}: {error}") from error
     if not isinstance(results, dict):
         raise BrokenError(f"{str(path)!r} holds no JSON object")
 
-    def require(holds, name, value):
+    def require(holds, name, value) -> None:
         if not holds:
             raise BrokenError(f"{str(path)!r}: {name} has no valid value: {shown(value)}")
 
-    ours, theirs = vars(settings), results.get("settings")
+    ours: dict = vars(settings)
+    theirs: typing.Any = results.get("settings")
     require(isinstance(theirs, dict) and theirs.keys() <= ours.keys(), "settings", theirs)
     for name, value in theirs.items():
         same = str(value).lower() == ours[name].lower() if name == "algorithm" else value == ours[name]
@@ -206,13 +209,13 @@ def _read_results(directory: pathlib.Path, settings: Settings) -> dict:
     require(type(results.get("hparams_seed")) is int, "hparams_seed", results.get("hparams_seed"))
     for name in ("personal", "has_global_model"):
         require(type(results.get(name)) is bool, name, results.get(name))
-    hparams = results.get("hparams")
+    hparams: typing.Any = results.get("hparams")
     require(isinstance(hparams, dict), "hparams", hparams)
     for name, value in hparams.items():
         require(type(value) in (int, float), f"hparams.{name}", value)
     if hparams_hash(hparams) != directory.parent.name:
         raise BrokenError(f"{str(path)!r} is of other hyper-parameters than its directory: {shown(hparams)}")
-    curves = results.get("curves")
+    curves: typing.Any = results.get("curves")
     require(isinstance(curves, dict), "curves", curves)
     for name in CURVES:
         listed = curves.get(name)
@@ -278,7 +281,7 @@ def _header(kind: type, shape: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
-def _check_clients(directory, by_round, clients, personal: bool):
+def _check_clients(directory, by_round, clients, personal: bool) -> None:
     """Raises BrokenError if the curves are not those of these clients, as if one of the files came from another trial."""
     train, val, local = (np.stack([clients[f"{name}_loss"], clients[f"{name}_acc"]], 1) for name in ("train", "val", "local"))
     test = np.stack([by_round["test_loss"], by_round["test_acc"]])

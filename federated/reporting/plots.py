@@ -35,12 +35,12 @@ def pictures(report) -> dict[str, tuple[str, Figure]]:
             if draw(axes, report, sweeps):
                 drawn[f"{name}_{model}_{dataset}"] = f"{what}: {title}", figure
     for sweep in report.chosen:
-        if (figure := hparams(report, sweep)) is not None:
-            drawn[f"hparams_{'_'.join(sweep)}"] = f"Validation accuracy by hyper-parameter: {' '.join(sweep)}", figure
+        if (by_hparam := hparams(report, sweep)) is not None:
+            drawn[f"hparams_{'_'.join(sweep)}"] = f"Validation accuracy by hyper-parameter: {' '.join(sweep)}", by_hparam
     return drawn
 
 
-def save_all(report, directory: pathlib.Path):
+def save_all(report, directory: pathlib.Path) -> None:
     """Write all pictures into `directory`, in each of FORMATS."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, (_, figure) in pictures(report).items():
@@ -54,7 +54,7 @@ def svg_of(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _save(figure, form, file):
+def _save(figure, form, file) -> None:
     figure.savefig(file, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
 
 
@@ -67,7 +67,7 @@ def style(place: int) -> dict:
     }
 
 
-def _curves(axes, report, sweeps, value, band):
+def _curves(axes, report, sweeps, value, band) -> None:
     """Draw the reported accuracy of each sweep's best setting against the column `value`, by round: mean over trials, with a
     band of ± one sample deviation if asked for."""
     of_sweep = dict(iter(report.sweeps()))
@@ -86,21 +86,21 @@ def _curves(axes, report, sweeps, value, band):
     _legend(axes, len(sweeps))
 
 
-def _legend(axes, entries):
+def _legend(axes, entries) -> None:
     if entries > 10:
         axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small", handlelength=3)
     else:
         axes.legend(fontsize="small", handlelength=3)
 
 
-def learning_curves(axes, report, sweeps):
+def learning_curves(axes, report, sweeps) -> bool:
     _curves(axes, report, sweeps, "round", band=True)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return True
 
 
-def accuracy_by_bytes(axes, report, sweeps):
+def accuracy_by_bytes(axes, report, sweeps) -> bool:
     _curves(axes, report, sweeps, "bytes_sent", band=False)
     axes.set_xlabel("bytes sent between server and clients")
     axes.xaxis.set_major_formatter(EngFormatter("B"))
@@ -110,7 +110,7 @@ def accuracy_by_bytes(axes, report, sweeps):
 def clients(axes, report, sweeps):
     """A point for each client of each trial of the best settings, the clients side by side in the order of their numbers, and
     a box of them. Draws nothing where no client has test samples."""
-    drawn = []
+    drawn: list[tuple] = []
     for sweep in sweeps:
         accuracies = report.of_clients[sweep]
         has_samples = ~np.isnan(accuracies)

@@ -23,7 +23,7 @@ class Report:
     ignored     lines on what is left out or doubtful
     """
 
-    def __init__(self, collected: Collected, rule: str, target: float | None = None, against: str | None = None):
+    def __init__(self, collected: Collected, rule: str, target: float | None = None, against: str | None = None) -> None:
         self.rounds, self.settings, self.data_dirs = collected.rounds, collected.settings, collected.data_dirs
         self.selection, self.target = rule, target
         self.rankings, self.chosen, self.of_clients, self.hparams, left_out, rows = {}, {}, {}, {}, 0, []

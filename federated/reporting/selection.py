@@ -103,7 +103,8 @@ def compare(bests: list[pandas.DataFrame], against: str | None = None) -> pandas
     """Paired t-tests of the chosen rows of each sweep's best setting against those of the algorithm `against`, or else of the
     first one, with the same model and data, over the trial seeds that both have; none where that algorithm is missing. p_holm
     is corrected for the tests with that model and data (Holm, 1979)."""
-    tests, references = [], {}
+    tests = []
+    references: dict[tuple, tuple] = {}
     for rows in bests:
         model, dataset, algorithm = rows[SWEEP].iloc[0]
         if against in (None, algorithm):

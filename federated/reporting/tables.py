@@ -1,6 +1,7 @@
 """Results as text: the columns that people read, in each of the formats."""
 
 import html
+from collections.abc import Callable
 
 import pandas
 from tabulate import tabulate
@@ -163,7 +164,7 @@ def job_statistics(results: pandas.DataFrame, settings: dict) -> pandas.DataFram
 
 BOLD = {"github": "**{}**", "latex": r"\textbf{{{}}}", "html": "<b>{}</b>"}
 _IN_LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--", "|": "$|$", "<": "$<$"})
-ESCAPE = {"github": str, "latex": lambda text: text.translate(_IN_LATEX), "html": html.escape}
+ESCAPE: dict[str, Callable[[str], str]] = {"github": str, "latex": lambda text: text.translate(_IN_LATEX), "html": html.escape}
 
 
 def render(table: pandas.DataFrame, form: str, bold: frozenset[tuple[int, str]] = frozenset()) -> str:
@@ -180,7 +181,7 @@ def render(table: pandas.DataFrame, form: str, bold: frozenset[tuple[int, str]] 
     )
 
 
-def _html(headings, rows):
+def _html(headings, rows) -> str:
     """Cells name their column, so that a narrow page can show each row as a list."""
     head = "".join(f"<th>{heading}</th>" for heading in headings)
     body = "\n".join(

@@ -102,7 +102,7 @@ class Channel:
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise PeerLostError(f"it sent something that is no message ({str(error)[:200]})") from error
 
-    def _check(self, message, rows):
+    def _check(self, message, rows) -> None:
         if not self._expected:
             raise PeerLostError(f"it sent a message that it was not asked for: {shown(message)}")
         schema, due_rows = self._expected.popleft()
@@ -157,7 +157,7 @@ def socket_of(connection: Connection) -> Iterator[socket.socket]:
         connected.detach()
 
 
-def _is_local(connection):
+def _is_local(connection) -> bool:
     with socket_of(connection) as connected:
         if connected.family == socket.AF_UNIX:
             return True

@@ -24,7 +24,7 @@ def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray]) ->
     members: dict[str, typing.Any] = {_STATE: np.frombuffer(json.dumps(state).encode(), np.uint8), **arrays}
     latest = directory / CHECKPOINT
 
-    def write(file):
+    def write(file) -> None:
         np.savez(file, **members)
         with contextlib.suppress(FileNotFoundError):
             os.replace(latest, directory / PREVIOUS)

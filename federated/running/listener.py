@@ -99,7 +99,7 @@ class Listener:
                     connection.channel.close()
         return [joined[process] for process in range(count)]
 
-    def _accept_one(self, pending, finish):
+    def _accept_one(self, pending, finish) -> None:
         """Start to authenticate the next connection. If too many are pending, evict one first: the next call is the next
         connection's."""
         if len(pending) == MAX_PENDING:
@@ -254,7 +254,7 @@ def unix_address(name: str) -> str:
     return os.path.join(tempfile.gettempdir(), f"federated-{os.getuid()}-{digest}", SOCKET)
 
 
-def _make_private(directory):
+def _make_private(directory) -> None:
     """Make `directory`. Raises UsageError if other users can get at what lies in it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.lstat()

@@ -104,7 +104,7 @@ class TrialServer:
     def resume(self) -> None:
         """Resume from the checkpoint of an earlier run, if there is one. Raises UsageError if it belongs to another trial."""
         run = {"round": 0, "code": version.CODE, "git_revision": version.git_revision(), "time": time.strftime("%FT%T%z")}
-        self.runs = [run]
+        self.runs: list[dict] = [run]
         stored = checkpoint.load(self.trial.directory)
         if stored is None:
             return
