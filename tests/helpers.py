@@ -36,9 +36,9 @@ def cannot(reason):
 HUNG = 120  # seconds: what has not happened by then, on however busy a machine, never will
 
 
-def wait_until(condition, every=0.02):
+def wait_until(condition, every=0.02, seconds=HUNG):
     """Return what condition() returns once that is true; ask each `every` seconds."""
-    deadline = time.monotonic() + HUNG
+    deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(every)

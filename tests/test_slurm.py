@@ -133,9 +133,9 @@ def array_of(launched):
     return re.search(r"Submitted job (\d+)", launched.stderr)[1]
 
 
-def assert_it_went_on(trial):
+def assert_it_went_on(trial, once=True):
     runs = json.loads((trial / "results.json").read_text())["provenance"]["runs"]
-    assert len(runs) == 2 and runs[1]["round"] > 0, runs
+    assert (len(runs) == 2 if once else len(runs) >= 2) and all(run["round"] > 0 for run in runs[1:]), runs
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +201,10 @@ def test_what_is_ended_and_requeued_goes_on_to_the_same_bits(cluster, launch, tm
     else:
         node = slurm("squeue", "-h", "-j", job, "-o", "%N").strip()
         lose(cluster, node)
-    wait_until(lambda: (trial / "done").exists())
+    wait_until(lambda: (trial / "done").exists(), seconds=5 * HUNG)  # a busy machine may come to the limit again
     if how == "node":
         cluster.start(node)
-    assert_it_went_on(trial)
+    assert_it_went_on(trial, once=how != "limit")
     same_as_local(launch, tmp_path, undisturbed, out)
     wait_until(all_idle)
 
