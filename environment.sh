@@ -31,7 +31,7 @@ use_environment() {
     PYTHON="$venv/bin/python"
 }
 
-# Whether an interpreter is new enough and has every NAME>=VERSION of the requirements files.
+# Whether an interpreter is new enough and has every NAME>=VERSION and NAME==VERSION of the requirements files.
 _has_packages() {
     local python=$1 here
     here=$(dirname "${BASH_SOURCE[0]}")
@@ -48,8 +48,9 @@ if sys.version_info < (3, 11):
 for path in sys.argv[1:]:
     for line in open(path):
         if line.strip():
-            name, least = line.strip().split(">=")
-            if numbers(version(name)) < numbers(least):
+            name, operator, wanted = re.split("(>=|==)", line.strip())
+            found, wanted = numbers(version(name)), numbers(wanted)
+            if found < wanted or operator == "==" and found != wanted:
                 sys.exit(1)
 PYTHON
 }
