@@ -4,18 +4,20 @@ For each trial the round with the best validation accuracy counts. The best sett
 accuracy over its trials is highest; its test accuracy is given as mean ± sample standard deviation over the trials.
 """
 
+import argparse
 import dataclasses
 import json
 import os
 import pathlib
 import shlex
 import sys
+import typing
 
 import pandas
 
 from federated import algorithms, options
 from federated.files import write_atomically
-from federated.options import USAGE_ERROR, Parser, UsageError, integer, number, one_of, output_file
+from federated.options import USAGE_ERROR, Parser, UsageError, integer, number, one_of, output_file, say
 from federated.reporting import tables
 from federated.reporting.collect import SWEEP, collect
 from federated.reporting.report import Report, ignored
@@ -26,7 +28,7 @@ NOTHING_DONE = 1
 EXPORTS = (".csv", ".parquet", ".json")
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="collect_results.py", description=__doc__)
     parser.add_argument(
         "--output_dir", nargs="+", type=options.directory, default=["sweep_logs"], metavar="DIR", help="of the sweeps"
@@ -63,13 +65,12 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         collected = collect([pathlib.Path(directory) for directory in args.output_dir])
         if collected.rounds.empty:
-            tell(ignored(collected))
-            tell([f"No finished trials in {', '.join(map(str, args.output_dir))}."])
+            say("\n".join([*ignored(collected), f"No finished trials in {', '.join(args.output_dir)}."]))
             return NOTHING_DONE
         against = args.against and algorithms.canonical(args.against)
         report = Report(collected, args.selection, args.target, against)
@@ -84,10 +85,10 @@ def main(argv=None) -> int:
 
             write_atomically(args.html, page.html_of(report))
     except UsageError as error:
-        tell([f"collect_results.py: error: {error}"])
+        say(f"collect_results.py: error: {error}")
         return USAGE_ERROR
     except OSError as error:
-        tell([f"collect_results.py: error: {str(error.filename)!r} cannot be written: {error.strerror}"])
+        say(f"collect_results.py: error: {str(error.filename)!r} cannot be written: {error.strerror}")
         return USAGE_ERROR
     if args.best_command:
         print(*best_commands(report, args.output_dir[0]), sep="\n")
@@ -100,11 +101,12 @@ def main(argv=None) -> int:
     else:
         print_tables(report, args.format, args.top)
     sys.stdout.flush()
-    tell(report.ignored)
+    for line in report.ignored:
+        say(line)
     return 0
 
 
-def print_text(report: Report, top) -> None:
+def print_text(report: Report, top: int | None) -> None:
     for _, row in report.best.iterrows():
         settings = report.settings[tuple(row[SWEEP])]
         print(f"Best hyperparameter setting: {row['hash']} with mean test accuracy: {row['accuracy']:.4f}")
@@ -123,14 +125,14 @@ def print_text(report: Report, top) -> None:
         print(f"Bytes sent: {job['MB Sent a Trial']} MB a trial")
 
 
-def print_tables(report: Report, form, top) -> None:
+def print_tables(report: Report, form: str, top: int | None) -> None:
     sections = [("Table", report.table(form), report.notes()), *report.sections(form, top)]
     escape = tables.ESCAPE[form]
     texts = ["\n\n".join([f"{escape(heading)}:", table, *map(escape, notes)]) for heading, table, notes in sections]
     print("\n\n".join(texts))
 
 
-def print_json(report: Report, top) -> None:
+def print_json(report: Report, top: int) -> None:
     tests = report.comparison.to_json(orient="records")
     print(json.dumps(
         {
@@ -147,7 +149,7 @@ def export(rounds: pandas.DataFrame, path: pathlib.Path) -> None:
     """Write the rows of all trials and rounds. Raises UsageError where a package for it is missing."""
     suffix = path.suffix.lower()
 
-    def write(file) -> None:
+    def write(file: typing.BinaryIO) -> None:
         if suffix == ".csv":
             rounds.to_csv(file, index=False)
         elif suffix == ".json":
@@ -184,11 +186,6 @@ def best_commands(report: Report, output_dir: str) -> list[str]:
 
 
 MORE_TRIALS = 10  # of the best setting, at least
-
-
-def tell(lines) -> None:
-    for line in lines:
-        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":
