@@ -115,7 +115,7 @@ REGISTRY: dict[str, type[Launcher]] = {
 DEFAULT = "local_parallel"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse._ActionsContainer) -> None:
     """Add the options that choose a launcher, those of how trials are run, and those that single launchers have."""
     parser.add_argument(
         "--command_launcher",

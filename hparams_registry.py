@@ -6,6 +6,7 @@ so that adding one leaves the draws of the others as they were.
 
 import dataclasses
 import json
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Hparam:
     high: float
 
 
-def _hparams(algorithm, dataset, local_optimizer, seed):
+def _hparams(algorithm: str, dataset: str, local_optimizer: str | None, seed: int) -> dict[str, Hparam]:
     """{name: Hparam} of every hyper-parameter that applies."""
     algorithm = algorithms.canonical(algorithm)
     local_optimizer = local_optimizer or algorithms.load(algorithm).local_optimizers[0]
@@ -35,7 +36,9 @@ def _hparams(algorithm, dataset, local_optimizer, seed):
         raise KeyError(f"unknown dataset {dataset!r}: the datasets are {', '.join(datasets.REGISTRY)}")
     hparams = {}
 
-    def add(name, default, draw, low, high=MAX_FLOAT32) -> None:
+    def add(
+        name: str, default: float, draw: Callable[[np.random.RandomState], float], low: float, high: float = MAX_FLOAT32
+    ) -> None:
         hparams[name] = Hparam(default, draw(np.random.RandomState(seed_hash(seed, name))), low, high)
 
     if algorithm != "Fedsgd":

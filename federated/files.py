@@ -4,9 +4,11 @@ import errno
 import os
 import pathlib
 import stat
+import typing
+from collections.abc import Callable
 
 
-def write_atomically(path: pathlib.Path, content) -> None:
+def write_atomically(path: pathlib.Path, content: str | Callable[[typing.BinaryIO], object]) -> None:
     """Write a file that is whole or absent, whatever happens meanwhile. `content` is a text, or a function that is given the
     file to write to and called before the file gets its name."""
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")  # a pid may be one on another host too

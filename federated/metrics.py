@@ -1,9 +1,12 @@
 """Means over clients: what a trial records of a round, and what reading its results checks."""
 
+import typing
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def weighted_mean(values, weights) -> np.ndarray:
+def weighted_mean(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
     """Weighted mean over axis 0, ignoring NaN; NaN if a column has no value. values [clients, …]; weights [clients] or a prefix
     of that shape."""
     values, weights = np.asarray(values, dtype=float), np.asarray(weights)
@@ -13,7 +16,14 @@ def weighted_mean(values, weights) -> np.ndarray:
         return (np.where(has_none, 0, values) * weights).sum(axis=0) / weights.sum(axis=0)
 
 
-def over_clients(train, val, test, local_test, samples, personal: bool) -> dict[str, np.ndarray]:
+def over_clients(
+    train: np.ndarray,
+    val: np.ndarray,
+    test: np.ndarray,
+    local_test: np.ndarray,
+    samples: typing.Sequence[ArrayLike],
+    personal: bool,
+) -> dict[str, np.ndarray]:
     """The curves of a trial over its rounds, {name: [rounds]}, from train_loss to accuracy; reporting.collect.COLUMNS says what
     each is. train, val and local_test [clients, 2, rounds] are losses, then accuracies; test is [2, rounds]; samples
     [3, clients] are those of train, val and local_test. `accuracy` is the one that tables report."""

@@ -5,30 +5,36 @@ import argparse
 import dataclasses
 import itertools
 import math
+import typing
 from collections.abc import Callable
 
 from federated.options import UsageError, shown
 
+if typing.TYPE_CHECKING:
+    from torch import nn
 
-def logistic(spec, dropout_rate):
+    from federated.data.datasets import Spec
+
+
+def logistic(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """Multinomial logistic regression. It has no dropout."""
     from torch import nn
 
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.shape), spec.num_classes))
 
 
-def mlp(spec, dropout_rate):
+def mlp(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """Two hidden layers of 128 units, dropout after each."""
     return _perceptron(spec, dropout_rate, 128)
 
 
-def two_layers_of_200(spec, dropout_rate):
+def two_layers_of_200(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The 2NN of McMahan et al. (AISTATS 2017, section 3): 199,210 parameters on 28x28x1 and ten classes. They have no
     dropout; here it comes after each hidden layer."""
     return _perceptron(spec, dropout_rate, 200)
 
 
-def _perceptron(spec, dropout_rate, units):
+def _perceptron(spec: "Spec", dropout_rate: float, units: int):
     from torch import nn
 
     sizes = (math.prod(spec.shape), units, units)
@@ -40,7 +46,7 @@ def _perceptron(spec, dropout_rate, units):
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], spec.num_classes))
 
 
-def cnn(spec, dropout_rate):
+def cnn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The CNN of McMahan et al. (AISTATS 2017, section 3): 1,663,370 parameters on 28x28x1 and ten classes. Dropout before the
     last layer."""
     from torch import nn
@@ -61,7 +67,7 @@ def cnn(spec, dropout_rate):
     )
 
 
-def lenet(spec, dropout_rate):
+def lenet(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The CNN of NIID-Bench (Li et al., ICDE 2022, section 5): 62,006 parameters on 32x32x3 and ten classes. They have no
     dropout; here it comes after each hidden fully connected layer."""
     from torch import nn
@@ -86,7 +92,7 @@ def lenet(spec, dropout_rate):
     )
 
 
-def resnet18(spec, dropout_rate):
+def resnet18(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """ResNet-18 (He et al., CVPR 2016) as is usual on 32x32 images: a 3x3 first convolution and no first max-pool. Dropout
     before the last layer."""
     from torch import nn
@@ -94,7 +100,7 @@ def resnet18(spec, dropout_rate):
     return _resnet18(spec, dropout_rate, nn.BatchNorm2d)
 
 
-def resnet18_gn(spec, dropout_rate):
+def resnet18_gn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """`resnet18` with GroupNorm of two groups in place of BatchNorm, as in Reddi et al. (ICLR 2021, section 5), which follow
     Hsieh et al. (ICML 2020): on skewed data the clients' BatchNorm statistics do not fit together."""
     from torch import nn
@@ -102,7 +108,7 @@ def resnet18_gn(spec, dropout_rate):
     return _resnet18(spec, dropout_rate, lambda channels: nn.GroupNorm(2, channels))
 
 
-def _resnet18(spec, dropout_rate, norm_layer):
+def _resnet18(spec: "Spec", dropout_rate: float, norm_layer: "Callable[[int], nn.Module]"):
     from torch import nn
     from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -160,7 +166,7 @@ def _torchvision_names():
     return models.list_models(module=models)
 
 
-def check(name: str, spec) -> None:
+def check(name: str, spec: "Spec") -> None:
     """Raises UsageError where the model `name` does not fit the data; torch is imported for torchvision's only."""
     if name not in REGISTRY:
         build(name, spec, 0.0, 0)
@@ -172,11 +178,11 @@ def check(name: str, spec) -> None:
         raise _misfit(name, spec, f"it takes images of at least {least}x{least}")
 
 
-def _misfit(name, spec, reason):
+def _misfit(name: str, spec: "Spec", reason: object):
     return UsageError(f"--model_arch {name} does not fit {spec}: {reason}")
 
 
-def build(name: str, spec, dropout_rate: float, seed: int):
+def build(name: str, spec: "Spec", dropout_rate: float, seed: int) -> "nn.Module":
     """The model `name` with initial weights drawn from `seed`; torch's global generator is left as it was.
 
     Raises UsageError where it does not fit the data.
@@ -191,7 +197,7 @@ def build(name: str, spec, dropout_rate: float, seed: int):
         return REGISTRY[name].build(spec, dropout_rate)
 
 
-def _from_torchvision(name, spec, dropout_rate):
+def _from_torchvision(name: str, spec: "Spec", dropout_rate: float):
     """torchvision's model as it is, without pretrained weights. `dropout_rate` is that of the dropout layers it has by
     default. Whether it fits is found by two zero images, in training and in evaluation."""
     import torch

@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import typing
+from collections.abc import Callable, Iterable
 
 from federated.version import CODE, VERSION
 
@@ -45,7 +46,7 @@ def option(default: typing.Any, parse: typing.Callable | None, help: str, metava
     return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar})
 
 
-def add_options(parser, options: type, given_only: bool = False, several: typing.Collection[str] = ()) -> None:
+def add_options(parser: typing.Any, options: type, given_only: bool = False, several: typing.Collection[str] = ()) -> None:
     """Add to `parser` the option of each field of the dataclass `options`. With `given_only`, the namespace holds only what
     the user gave. An option in `several` takes one value or more."""
     for field in dataclasses.fields(options):
@@ -88,20 +89,20 @@ def command_words(values: dict[str, typing.Any]) -> list[str]:
 MAX_INTEGER = 10**9  # where nothing else bounds a whole number
 
 
-def integer(low, high=MAX_INTEGER):
+def integer(low: float, high: float = MAX_INTEGER) -> Callable[[str], float]:
     """A parser of whole numbers in [low, high]."""
     return _number(int, "a whole number", low, high)
 
 
-def number(low, high, above=False):
+def number(low: float, high: float, above: bool = False) -> Callable[[str], float]:
     """A parser of numbers in [low, high], or in (low, high] with `above`."""
     return _number(float, "a number", low, high, above)
 
 
-def _number(kind, what, low, high, above=False):
+def _number(kind: Callable[[str], float], what: str, low: float, high: float, above: bool = False) -> Callable[[str], float]:
     bounds = f"{'above' if above else 'of at least'} {low} and at most {high}"
 
-    def parse(text):
+    def parse(text: str):
         try:
             value = kind(text)
         except ValueError:
@@ -113,12 +114,12 @@ def _number(kind, what, low, high, above=False):
     return parse
 
 
-def one_of(names, ignore_case=False):
+def one_of(names: Iterable[str], ignore_case: bool = False) -> Callable[[str], str]:
     """A parser of one of `names`; with `ignore_case` the user's own spelling is kept."""
     names = list(names)
     fold = str.lower if ignore_case else str
 
-    def parse(text):
+    def parse(text: str):
         if fold(text) not in map(fold, names):
             raise argparse.ArgumentTypeError(f"{shown(text)} is not one of {', '.join(names)}")
         return text
@@ -126,7 +127,7 @@ def one_of(names, ignore_case=False):
     return parse
 
 
-def host_and_port(text):
+def host_and_port(text: str) -> str:
     """HOST:PORT as given, checked."""
     host, _, port = text.rpartition(":")
     if not (is_plain(host) and port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
@@ -134,7 +135,7 @@ def host_and_port(text):
     return text
 
 
-def address(text):
+def address(text: str) -> str:
     """HOST:PORT, or the path of a Unix socket."""
     if "/" not in text:
         return host_and_port(text)
@@ -145,7 +146,7 @@ def address(text):
     return text
 
 
-def json_object(text):
+def json_object(text: str) -> dict:
     """A JSON object."""
     try:
         value = json.loads(text, object_pairs_hook=_each_name_once)
@@ -161,7 +162,7 @@ class _TwiceError(ValueError):
     """A name stands twice in a JSON object."""
 
 
-def _each_name_once(pairs):
+def _each_name_once(pairs: list[tuple[str, typing.Any]]) -> dict:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
@@ -169,7 +170,7 @@ def _each_name_once(pairs):
     return value
 
 
-def directory(text):
+def directory(text: str) -> str:
     """A path that is a directory or could become one."""
     if not is_plain(text):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory: it is empty or has characters no name may have")
@@ -187,10 +188,10 @@ def directory(text):
     return text
 
 
-def output_file(suffixes):
+def output_file(suffixes: tuple[str, ...]) -> Callable[[str], pathlib.Path]:
     """A parser of the path of a file to write, whose name ends in one of `suffixes`."""
 
-    def parse(text):
+    def parse(text: str):
         path = pathlib.Path(text)
         if not is_plain(text) or path.suffix.lower() not in suffixes:
             raise argparse.ArgumentTypeError(f"{shown(text)} is not a file's name that ends in {', '.join(suffixes)}")
@@ -201,7 +202,7 @@ def output_file(suffixes):
     return parse
 
 
-def _exists(path) -> bool:
+def _exists(path: str) -> bool:
     """Whether something has the name `path`. Raises OSError where nothing ever could."""
     try:
         os.lstat(path)
@@ -210,12 +211,12 @@ def _exists(path) -> bool:
     return True
 
 
-def is_plain(text):
+def is_plain(text: str) -> bool:
     """Whether `text` may be part of a name: neither empty nor with NUL or bytes that are no UTF-8."""
     return bool(text) and "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def shown(value) -> str:
+def shown(value: object) -> str:
     """`value` as an error message quotes it: on one line, and not without end."""
     return shortened(repr(value))
 

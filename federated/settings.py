@@ -212,7 +212,7 @@ def stored_settings(directory: pathlib.Path) -> Settings | None:
         ) from error
 
 
-def _checked_settings(values) -> Settings:
+def _checked_settings(values: object) -> Settings:
     """The settings that a file names, each as its option would take it. Raises ValueError that names a wrong one."""
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     if not isinstance(values, dict):

@@ -3,6 +3,11 @@
 import dataclasses
 import typing
 
+if typing.TYPE_CHECKING:
+    import torch
+
+    from federated.learning.client import Client, TrainingClient
+
 
 @dataclasses.dataclass
 class Server:
@@ -15,19 +20,19 @@ class Server:
     samples, steps  [participants] of this round, in the order of their numbers: training samples, local steps
     """
 
-    broadcast: typing.Any
-    state: typing.Any
+    broadcast: "torch.Tensor"
+    state: "torch.Tensor"
     num_parameters: int
     num_clients: int
     samples: typing.Any = None
     steps: typing.Any = None
 
     @property
-    def weights(self):
+    def weights(self) -> "torch.Tensor":
         return self.broadcast[0]
 
     @property
-    def parameters(self):
+    def parameters(self) -> "torch.Tensor":
         return self.broadcast[0][: self.num_parameters]
 
 
@@ -56,27 +61,29 @@ class Fedavg:
 
     # The client half
 
-    def train(self, client) -> None:
+    def train(self, client: "TrainingClient") -> None:
         """Local training, from the global weights, which client.weights holds as this is called."""
         for batch in client.batches():
             client.backward(batch)
             self.correct_gradient(client)
             client.step()
 
-    def correct_gradient(self, client) -> None:
+    def correct_gradient(self, client: "TrainingClient") -> None:
         """Change client.gradient [num_parameters], that of a batch's loss, before a step is made."""
 
-    def loss(self, client, inputs, logits, labels):
+    def loss(
+        self, client: "TrainingClient", inputs: "torch.Tensor", logits: "torch.Tensor", labels: "torch.Tensor"
+    ) -> "torch.Tensor":
         """The loss of a batch, a scalar."""
         from torch.nn import functional
 
         return functional.cross_entropy(logits, labels)
 
-    def upload(self, client, updates) -> None:
+    def upload(self, client: "TrainingClient", updates: "torch.Tensor") -> None:
         """Fill `updates` [uploads, size] from what training has reached, and client.state for the next round."""
         updates[0].copy_(client.weights)
 
-    def personalize(self, client) -> None:
+    def personalize(self, client: "Client") -> None:
         """Make client.weights, which holds the global ones, this client's own model."""
 
     # The server half
@@ -84,11 +91,11 @@ class Fedavg:
     def start(self, server: Server) -> None:
         """Set up server.state before the first round."""
 
-    def weights(self, server: Server):
+    def weights(self, server: Server) -> list:
         """What each participant's uploads count in the sum that `step` gets [uploads or 1, participants]: the shares of
         the samples (line 8 of the server in Algorithm 1)."""
         return [server.samples / server.samples.sum()]
 
-    def step(self, server: Server, average) -> None:
+    def step(self, server: Server, average: "torch.Tensor") -> None:
         """Move `server` by `average` [uploads, size], the weighted sum of the participants' uploads."""
         server.weights.copy_(average[0])

@@ -1,11 +1,17 @@
 """Augmentation of training images: whole batches at once, on the device they are on."""
 
+import typing
+
+from federated.data.datasets import Spec
 from federated.options import UsageError
+
+if typing.TYPE_CHECKING:
+    import torch
 
 PADDING = 4  # pixels on each side, as in He et al. (CVPR 2016, section 4.2)
 
 
-def crop_flip(images, generator):
+def crop_flip(images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
     """A random crop of each image padded with zeros, mirrored left to right or not with equal chance.
 
     images [samples, channels, height, width] are raw, so that zeros are black. What is drawn comes from the CPU's `generator`
@@ -29,7 +35,7 @@ def crop_flip(images, generator):
 REGISTRY = {"none": None, "crop_flip": crop_flip}
 
 
-def check(name: str, spec) -> None:
+def check(name: str, spec: Spec) -> None:
     """Raises UsageError where the augmentation `name` does not fit the data."""
     if REGISTRY[name] is not None and not spec.is_image:
         raise UsageError(f"--augmentation {name} does not fit {spec}: it takes images only")

@@ -4,12 +4,18 @@ Every process of a trial computes the partition anew from the trial's seed inste
 """
 
 import dataclasses
+import typing
+from collections.abc import Callable
 
 import numpy as np
 
 from federated.data import datasets
+from federated.data.datasets import Dataset
 from federated.options import UsageError
 from federated.seeds import stream_seed
+
+if typing.TYPE_CHECKING:
+    from federated.settings import Settings
 
 MIN_SAMPLES = 10  # a draw that leaves a client with fewer is drawn again, as in NIID-Bench
 MAX_DRAWS = 1000
@@ -25,11 +31,11 @@ class Part:
     test: np.ndarray
 
 
-def iid(data, settings, rng):
+def iid(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     return np.array_split(rng.permutation(len(data.train_labels)), settings.num_clients)
 
 
-def dirichlet(data, settings, rng):
+def dirichlet(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Each label's samples go to the clients in proportions drawn from Dirichlet(alpha); full clients get no more."""
     labels, clients = data.train_labels, settings.num_clients
     fair_share = len(labels) / clients
@@ -51,7 +57,7 @@ def dirichlet(data, settings, rng):
     return _draw_until_large_enough(draw, settings, len(labels))
 
 
-def by_labels(data, settings, rng):
+def by_labels(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Client i holds label i, counted round, and `labels_per_client` - 1 others; a label's samples are split evenly among its
     holders."""
     labels = data.train_labels
@@ -72,7 +78,7 @@ def by_labels(data, settings, rng):
     return [np.concatenate(share) for share in shares]
 
 
-def quantity(data, settings, rng):
+def quantity(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Labels as in iid, sizes in proportions drawn from Dirichlet(alpha)."""
     order = rng.permutation(len(data.train_labels))
 
@@ -83,7 +89,7 @@ def quantity(data, settings, rng):
     return _draw_until_large_enough(draw, settings, len(order))
 
 
-def natural(data, settings, rng):
+def natural(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Client i holds what owner i of the data has."""
     owners = data.spec.num_owners
     if owners is None:
@@ -102,7 +108,7 @@ def natural(data, settings, rng):
 REGISTRY = {"iid": iid, "dirichlet": dirichlet, "labels": by_labels, "quantity": quantity, "natural": natural}
 
 
-def _draw_until_large_enough(draw, settings, samples):
+def _draw_until_large_enough(draw: Callable[[], list[np.ndarray] | None], settings: "Settings", samples: int):
     if MIN_SAMPLES * settings.num_clients > samples:  # which no draw can mend
         raise UsageError(
             f"--num_clients {settings.num_clients}: under --partition {settings.partition} each has at least {MIN_SAMPLES} "
@@ -118,7 +124,7 @@ def _draw_until_large_enough(draw, settings, samples):
     )
 
 
-def split(data: datasets.Dataset, settings, trial_seed: int) -> list[Part]:
+def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list[Part]:
     """The part of each client, by the partition, sizes and holdout of `settings`, a function of them and the seed.
 
     The test set goes to the clients as their training samples do: see `_test_shares`, or by owner under natural.
@@ -148,7 +154,7 @@ def split(data: datasets.Dataset, settings, trial_seed: int) -> list[Part]:
     return parts
 
 
-def _test_shares(data, shares, rng):
+def _test_shares(data: Dataset, shares: list[np.ndarray], rng: np.random.Generator):
     """The test samples of each client: of every label in proportion to how much of it each client's share of the training set
     holds, by largest remainders, equal ones in random order. A sample goes to one client, to none if nobody holds its label."""
     held = np.array([np.bincount(data.train_labels[share], minlength=data.spec.num_classes) for share in shares])

@@ -44,7 +44,7 @@ class EvaluationPlan:
         # The places of each result's losses in the flattened rows, and how many samples of it each client has
         places = [np.arange(len(block.indices)) + row * 2 * BLOCK for row, block in enumerate(self.blocks)]
 
-        def places_of(is_test, personal):
+        def places_of(is_test: bool, personal: bool):
             chosen = [
                 places[row]
                 for row, block in enumerate(self.blocks)
@@ -70,7 +70,7 @@ class EvaluationPlan:
         """Return test [2], val [2, clients] and local_test [2, clients]: mean losses, then accuracies, NaN without samples."""
         values = rows.reshape(-1)
 
-        def per_client(places, sizes):
+        def per_client(places: np.ndarray, sizes: list[int]):
             clients = np.repeat(np.arange(len(sizes)), sizes)
             sums = [
                 np.bincount(clients, values[places + offset].astype(np.float64), minlength=len(sizes)) for offset in (0, BLOCK)
