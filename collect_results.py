@@ -38,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help=f"what counts: {', '.join(SELECTIONS)}; README says what they are",
     )  # fmt: skip
     parser.add_argument(
-        "--target", type=number(0, 1), metavar="ACC", help="tell when this test accuracy was reached; default: do not"
+        "--target", type=number(0, 1), metavar="ACC", help="report when this test accuracy was reached; default: do not"
     )
     parser.add_argument(
         "--against", type=one_of(algorithms.REGISTRY, ignore_case=True), metavar="ALGORITHM",
@@ -146,7 +146,7 @@ def print_json(report: Report, top: int) -> None:
 
 
 def export(rounds: pandas.DataFrame, path: pathlib.Path) -> None:
-    """Write the rows of all trials and rounds. Raises UsageError where a package for it is missing."""
+    """Write the rows of all trials and rounds. Raises UsageError if a package for it is missing."""
     suffix = path.suffix.lower()
 
     def write(file: typing.BinaryIO) -> None:

@@ -95,12 +95,12 @@ def _hparams(algorithm: str, dataset: str, local_optimizer: str | None, seed: in
 
 
 def default_hparams(algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict:
-    """The defaults. Raises KeyError with the valid names where one is unknown."""
+    """The defaults. Raises KeyError with the valid names if one is unknown."""
     return {name: hparam.default for name, hparam in _hparams(algorithm, dataset, local_optimizer, 0).items()}
 
 
 def random_hparams(algorithm: str, dataset: str, seed: int, local_optimizer: str | None = None) -> dict:
-    """The random draw of `seed`. Raises KeyError with the valid names where one is unknown."""
+    """The random draw of `seed`. Raises KeyError with the valid names if one is unknown."""
     return {name: hparam.draw for name, hparam in _hparams(algorithm, dataset, local_optimizer, seed).items()}
 
 

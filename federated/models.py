@@ -167,7 +167,7 @@ def _torchvision_names():
 
 
 def check(name: str, spec: "Spec") -> None:
-    """Raises UsageError where the model `name` does not fit the data; torch is imported for torchvision's only."""
+    """Raises UsageError if the model `name` does not fit the data; torch is imported for torchvision's only."""
     if name not in REGISTRY:
         build(name, spec, 0.0, 0)
         return
@@ -183,14 +183,14 @@ def _misfit(name: str, spec: "Spec", reason: object):
 
 
 def build(name: str, spec: "Spec", dropout_rate: float, seed: int) -> "nn.Module":
-    """The model `name` with initial weights drawn from `seed`; torch's global generator is left as it was.
+    """The model `name` with initial weights drawn from `seed`; torch's global generator stays unchanged.
 
-    Raises UsageError where it does not fit the data.
+    Raises UsageError if it does not fit the data.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's, where models are made; a GPU's goes on with dropout
+        torch.default_generator.manual_seed(seed)  # the CPU's, where models are made; a GPU's is dropout's
         if name not in REGISTRY:
             return _from_torchvision(name, spec, dropout_rate)
         check(name, spec)

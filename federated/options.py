@@ -86,7 +86,7 @@ def command_words(values: dict[str, typing.Any]) -> list[str]:
     return words
 
 
-MAX_INTEGER = 10**9  # where nothing else bounds a whole number
+MAX_INTEGER = 10**9  # if nothing else bounds an integer
 
 
 def integer(low: float, high: float = MAX_INTEGER) -> Callable[[str], float]:
@@ -203,7 +203,7 @@ def output_file(suffixes: tuple[str, ...]) -> Callable[[str], pathlib.Path]:
 
 
 def _exists(path: str) -> bool:
-    """Whether something has the name `path`. Raises OSError where nothing ever could."""
+    """True if something has the name `path`. Raises OSError if nothing can have it."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

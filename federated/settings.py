@@ -46,7 +46,7 @@ class Settings:
     partition: str = option(
         None,
         one_of(partition.REGISTRY),
-        f"how samples go to clients: {', '.join(partition.REGISTRY)}; default: natural where the data have owners, else iid",
+        f"how samples go to clients: {', '.join(partition.REGISTRY)}; default: natural if the data have owners, else iid",
     )
     partition_alpha: float = option(
         0.5, number(0, 1e6, above=True), "concentration of dirichlet and quantity; less is more skewed"
@@ -55,16 +55,16 @@ class Settings:
     holdout_fraction: float = option(0.1, number(0, 0.9, above=True), "share of its samples a client validates on")
     augmentation: str = option("none", one_of(augmentation.REGISTRY), f"of training images: {', '.join(augmentation.REGISTRY)}")
     local_optimizer: str = option(
-        None, one_of(("adam", "sgd")), "the clients' optimizer: adam, sgd; default: adam where the algorithm allows it"
+        None, one_of(("adam", "sgd")), "the clients' optimizer: adam, sgd; default: adam if the algorithm allows it"
     )
     optimizer_state: str = option(
         None,
         one_of(("keep", "reset")),
-        "keep a client's optimizer moments over rounds or reset them; default: keep where all clients train each round",
+        "keep a client's optimizer moments over rounds or reset them; default: keep if all clients train each round",
     )
     precision: str = option("fp32", one_of(("fp32", "bf16")), "arithmetic of the forward pass: fp32, bf16 (autocast)")
     eval_every: int = option(1, integer(1), "rounds between evaluations; the first and the last model always are")
-    device: str = option("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda where there is one")
+    device: str = option("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda if there is one")
     threads: int = option(1, integer(1, 1024), "threads of each process; it changes the last bits of results")
 
     def __post_init__(self):
@@ -83,7 +83,9 @@ class Settings:
                 f"{' and '.join(algorithm.local_optimizers)} only"
             )
         if self.optimizer_state == "keep" and not algorithm.keeps_moments:
-            raise UsageError(f"--optimizer_state keep: {self.algorithm} is defined for moments that start anew each round")
+            raise UsageError(
+                f"--optimizer_state keep: {self.algorithm} is defined for moments that start at zero in each round"
+            )
 
     def _default(self, name, value) -> None:
         if getattr(self, name) is None:
@@ -114,7 +116,7 @@ class ProcessOptions:
 
     data_dir: str = option("data", directory, "where data sets are stored or downloaded to", metavar="DIR")
     timeout: float = option(
-        600.0, number(0, 1e6, above=True), "a process that is silent for so long has failed", metavar="SECONDS"
+        600.0, number(0, 1e6, above=True), "a process that is silent for this long has failed", metavar="SECONDS"
     )
 
 
@@ -160,7 +162,7 @@ class RunOptions(ServerOptions):
 
 
 def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Settings | None) -> None:
-    """Raises UsageError where the sweep in `directory` was made with settings other than `settings`."""
+    """Raises UsageError if the sweep in `directory` was made with settings other than `settings`."""
     if stored is None:
         return
     ours, theirs = (dataclasses.asdict(s) | {"algorithm": algorithms.canonical(s.algorithm)} for s in (settings, stored))
@@ -173,13 +175,13 @@ def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Set
 
 
 def check_has_model(settings: Settings) -> None:
-    """Raises UsageError where trials with `settings` have no global model that could be kept."""
+    """Raises UsageError if trials with `settings` have no global model that could be kept."""
     if not algorithms.load(settings.algorithm).has_global_model:
         raise UsageError(f"--save_model: {settings.algorithm} has no global model to keep, only those of its clients")
 
 
 def check_tensorboard() -> None:
-    """Raises UsageError where --tensorboard cannot be had."""
+    """Raises UsageError if --tensorboard cannot be had."""
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
 
@@ -192,14 +194,14 @@ def write_sweep_file(directory: pathlib.Path, settings: Settings) -> None:
 
 
 def remove_sweep_file(directory: pathlib.Path) -> None:
-    """Forget the settings once no job is left, so that the next sweep here may have others. Raises OSError where one is."""
+    """Forget the settings once no job is left, so that the next sweep here may have others. Raises OSError if one is."""
     if [path.name for path in directory.iterdir()] == [SWEEP]:
         (directory / SWEEP).unlink()
         directory.rmdir()
 
 
 def stored_settings(directory: pathlib.Path) -> Settings | None:
-    """The settings of the sweep in `directory`, None where there is no sweep. Raises UsageError where it can't be read."""
+    """The settings of the sweep in `directory`, None if there is no sweep. Raises UsageError if it can't be read."""
     path = directory / SWEEP
     try:
         return _checked_settings(json.loads(path.read_text()))

@@ -27,7 +27,7 @@ class UnavailableError(Exception):
 
 
 def _run(*command) -> str:
-    """What a command of Slurm prints. Raises UnavailableError with its last line where it fails."""
+    """What a command of Slurm prints. Raises UnavailableError with its last line if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
@@ -39,7 +39,7 @@ def _run(*command) -> str:
 
 
 def submit(command: list[str]) -> str:
-    """Run an sbatch command with --parsable. Returns the job id. Raises UsageError where Slurm refuses the job."""
+    """Run an sbatch command with --parsable. Returns the job id. Raises UsageError if Slurm refuses the job."""
     try:
         return _run(*command).strip().partition(";")[0]
     except UnavailableError as error:
@@ -73,12 +73,12 @@ def elements(names: list[str]) -> dict[tuple[str, int], Element]:
 
 
 def cancel(jobs: list[str]) -> None:
-    """Cancel elements, given as ARRAY_INDEX, and wait until they have ended. Raises UnavailableError where they do not."""
+    """Cancel elements, given as ARRAY_INDEX, and wait until they have ended. Raises UnavailableError if they do not."""
     refused = "they are still there"
     for start in range(0, len(jobs), 1000):  # as many as a command line takes
         try:
             _run("scancel", *jobs[start : start + 1000])
-        except UnavailableError as error:  # also where one has ended meanwhile
+        except UnavailableError as error:  # also if one has ended meanwhile
             refused = str(error)
     deadline = time.monotonic() + CANCEL_SECONDS
     while set(jobs).intersection(_run("squeue", "--noheader", "--array", "--format=%F_%K").split()):
@@ -96,7 +96,7 @@ CANCEL_SECONDS = 120.0  # a job gets half a minute to end by itself, unless the 
 
 
 def last_errors(log: pathlib.Path) -> list[str]:
-    """What Slurm's daemons said last in the log of a job, such as that it had too much memory; nothing where it is gone."""
+    """What Slurm's daemons said last in the log of a job, such as that it had too much memory; nothing if it is gone."""
     try:
         said = re.findall(r"^slurmstepd\S*: error: (.*)$", log.read_text(errors="replace"), re.MULTILINE)
     except OSError:
@@ -110,7 +110,7 @@ def config(name: str) -> str:
         key, _, value = line.partition("=")
         if key.strip() == name:
             return value.strip()
-    raise UnavailableError(f"scontrol show config tells no {name}")
+    raise UnavailableError(f"scontrol show config has no {name}")
 
 
 def this_job() -> str:
@@ -124,7 +124,7 @@ def this_element() -> str:
 
 
 def is_being_ended() -> bool:
-    """Whether Slurm has begun to end the job that this process is part of, and so can tell why."""
+    """Whether Slurm has begun to end the job that this process is part of, and so can say why."""
     try:
         return _run("squeue", "--noheader", "--format=%T", f"--jobs={this_element()}").strip() != "RUNNING"
     except UnavailableError:
@@ -143,8 +143,8 @@ def host_of(place: str) -> str:
 
 
 def is_over(place: str) -> bool:
-    """Whether nothing can run any more in `place`, which here() returned on another host: its job has ended, or runs anew and
-    here. False where that cannot be known."""
+    """True if the Slurm job of `place` (from another host, as here() said it) has ended or was requeued to this host; False if
+    that is unknown."""
     job = place.partition(_IN_JOB)[2]
     if not job:
         return False

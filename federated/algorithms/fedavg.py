@@ -15,7 +15,7 @@ class Server:
 
     broadcast       [broadcasts, size]: what every participant is sent; the first vector is the global weights
     state           [server_vectors, size]: the algorithm's own, zeros at first
-    num_parameters  the weights' first so many entries are parameters, the others are BatchNorm's statistics
+    num_parameters  the first num_parameters entries of the weights are parameters, the others BatchNorm's statistics
     num_clients     of the federation
     samples, steps  [participants] of this round, in the order of their numbers: training samples, local steps
     """

@@ -11,7 +11,7 @@ def effective_steps(steps, momentum: float):
 
 class Fednova(Fedavg):
     """Clients' changes are divided by how many steps they made, so that who makes more has no more say; their mean is
-    multiplied by the mean number of steps. Plain FedAvg where all make the same number."""
+    multiplied by the mean number of steps. Plain FedAvg if all make the same number."""
 
     local_optimizers = ("sgd",)
     keeps_moments = False  # the count of momentum starts with each round

@@ -36,6 +36,6 @@ REGISTRY = {"none": None, "crop_flip": crop_flip}
 
 
 def check(name: str, spec: Spec) -> None:
-    """Raises UsageError where the augmentation `name` does not fit the data."""
+    """Raises UsageError if the augmentation `name` does not fit the data."""
     if REGISTRY[name] is not None and not spec.is_image:
         raise UsageError(f"--augmentation {name} does not fit {spec}: it takes images only")

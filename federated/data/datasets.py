@@ -1,7 +1,7 @@
 """The data sets: samples as arrays, one entry of REGISTRY each.
 
-torchvision reads and, where it has to, downloads the large ones. It is imported for that alone, since it takes a second to
-import: what it read is kept as arrays that every process of the machine maps.
+torchvision reads the large ones and downloads them if they are missing. It is imported for that alone, as that takes a
+second: what it read is kept as arrays that every process of the machine maps.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Spec:
     read: Callable[[str], dict]
     scale: float = 1.0  # the largest value of a pixel
     mean: tuple[float, ...] | None = None  # of each channel or feature of the training set, in units of scale;
-    std: tuple[float, ...] | None = None  # where they are not given, they are computed
+    std: tuple[float, ...] | None = None  # computed if not given
     num_owners: int | None = None
 
     @property
@@ -66,7 +66,7 @@ class Dataset:
 def load(name: str, data_dir: str) -> Dataset:
     """The data set `name`, checked and with its normalisation.
 
-    Raises UsageError where its files are missing and cannot be downloaded, or its arrays are not what its Spec says.
+    Raises UsageError if its files are missing and cannot be downloaded, or its arrays are not what its Spec says.
     """
     spec = REGISTRY[name]
     try:
@@ -143,7 +143,7 @@ def _read_images(name, reader, folder, parts, data_dir):
 
 
 def _decode(name, reader, folder, parts, data_dir, decoded) -> None:
-    """Have torchvision read the files, after a download where they are missing, and write them as arrays."""
+    """Have torchvision read the files, after a download if they are missing, and write them as arrays."""
     from torchvision import datasets
 
     try:

@@ -1,6 +1,6 @@
 """Which client holds which samples: the partitions of NIID-Bench (Li et al., ICDE 2022, section 4), and the data's own.
 
-Every process of a trial computes the partition anew from the trial's seed instead of sending it around.
+Every process of a trial computes the partition from the trial's seed, so that nothing is sent around.
 """
 
 import dataclasses
@@ -128,7 +128,7 @@ def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list
     """The part of each client, by the partition, sizes and holdout of `settings`, a function of them and the seed.
 
     The test set goes to the clients as their training samples do: see `_test_shares`, or by owner under natural.
-    Raises UsageError where the samples do not suffice.
+    Raises UsageError if the samples do not suffice.
     """
     rng = np.random.default_rng(stream_seed(trial_seed, "partition"))
     labels, wanted = data.train_labels, settings.samples_per_client

@@ -36,10 +36,10 @@ class Collected:
 
     rounds      one row a trial and round, see COLUMNS; the sweeps in the order of the algorithms' registry
     of_clients  {(model, dataset, algorithm, hash, trial_seed): float32 [clients, rounds]}: each client's accuracy on its share
-                of the test set, NaN where it has none or nothing was evaluated
+                of the test set, NaN if it has none or nothing was evaluated
     settings    {(model, dataset, algorithm): Settings}
     kinds       {algorithm: Kind}
-    data_dirs   {(model, dataset, algorithm): where the data lay}, of those that tell
+    data_dirs   {(model, dataset, algorithm): where the data lay}, if the results say so
     not_done    directories of trials that are not done
     diverged    those of them whose loss was no longer finite
     mixed       directories of trials that more than one version of the code computed
@@ -57,8 +57,8 @@ class Collected:
     broken: list
 
 
-SWEEP = ["model", "dataset", "algorithm"]  # the columns that tell sweeps apart
-TRIAL = [*SWEEP, "hash", "trial_seed"]  # those that tell trials apart
+SWEEP = ["model", "dataset", "algorithm"]  # the columns that identify a sweep
+TRIAL = [*SWEEP, "hash", "trial_seed"]  # those that identify a trial
 
 # Of each row; the hyper-parameters follow, each in a column of its own, whose name keeps them apart from these and from what
 # statistics adds
@@ -71,7 +71,7 @@ COLUMNS = {
     "hparams": "the hyper-parameters as JSON",
     "hparams_seed": "0 for the defaults, else that of the draw",
     "trial_seed": "",
-    "round": "from 1; what follows is of the model after so many rounds",
+    "round": "from 1; what follows is of the model after that many rounds",
     "train_loss": "mean over those that trained, by their training samples, like train_acc",
     "train_acc": "",
     "val_loss": "mean over clients, by what they hold out, like val_acc",
@@ -83,7 +83,7 @@ COLUMNS = {
     "local_acc_mean": "the same, each client counting the same",
     "local_acc_worst": "of the worst client",
     "local_acc_std": "standard deviation over clients",
-    "accuracy": "the one that tables report: local_acc_weighted where clients have models of their own, else test_acc",
+    "accuracy": "the one that tables report: local_acc_weighted if clients have models of their own, else test_acc",
     "round_seconds": "",
     "seconds": "so far",
     "bytes_sent": "so far, between server and clients, both ways",
@@ -91,7 +91,7 @@ COLUMNS = {
 
 
 def collect(output_dirs: list[pathlib.Path]) -> Collected:
-    """Read the finished trials of all sweeps. Raises UsageError where a directory is missing or sweeps do not fit together."""
+    """Read the finished trials of all sweeps. Raises UsageError if a directory is missing or sweeps do not fit together."""
     trials, of_clients, kinds, data_dirs, seen = [], {}, {}, {}, set()
     settings: dict[tuple[str, ...], Settings] = {}
     not_done, diverged, mixed, broken = [], [], [], []

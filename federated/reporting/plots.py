@@ -1,5 +1,5 @@
 """Pictures of results. Lines and points differ by style and marker as well as by colour: the eight colours of Okabe and Ito
-(2008), which colour-blind readers tell apart, in an order in which neighbours differ in lightness too."""
+(2008), which colour-blind readers can distinguish, in an order in which neighbours differ in lightness too."""
 
 import functools
 import io
@@ -109,7 +109,7 @@ def accuracy_by_bytes(axes, report, sweeps) -> bool:
 
 def clients(axes, report, sweeps):
     """A point for each client of each trial of the best settings, the clients side by side in the order of their numbers, and
-    a box of them. Draws nothing where no client has test samples."""
+    a box of them. Draws nothing if no client has test samples."""
     drawn: list[tuple] = []
     for sweep in sweeps:
         accuracies = report.of_clients[sweep]
@@ -137,7 +137,7 @@ def clients(axes, report, sweeps):
 
 
 def expected_best(axes, report, sweeps):
-    """See federated.reporting.selection.expected_best. Draws nothing where no sweep has two random draws."""
+    """See federated.reporting.selection.expected_best. Draws nothing if no sweep has two random draws."""
     curves = {sweep: selection.expected_best(report.rankings[sweep]) for sweep in sweeps}
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
     for place, (sweep, curve) in enumerate(curves.items()):
@@ -162,7 +162,7 @@ OF_DATA = {
 
 
 def hparams(report, sweep) -> Figure | None:
-    """Each varied hyper-parameter of a sweep against the validation accuracy of its settings; None where none varies."""
+    """Each varied hyper-parameter of a sweep against the validation accuracy of its settings; None if none varies."""
     ranking = report.rankings[sweep]
     varied = [name for name in report.hparams[sweep] if ranking[name].nunique() > 1]
     if not varied:

@@ -1,4 +1,4 @@
-"""All that is said of collected trials: what tables, pictures and pages are made from."""
+"""A report on collected trials: what tables, pictures and pages are made from."""
 
 import pandas
 
@@ -8,8 +8,8 @@ from federated.reporting.collect import SWEEP, Collected, hparams_of
 
 
 class Report:
-    """Of finished trials, by a selection, up to a target accuracy, if one is given, and compared with the algorithm `against`,
-    by default the first. Raises UsageError where there is nothing to compare with.
+    """A report on finished trials. `rule` names the selection; `target` is a test accuracy to be reached; all algorithms are
+    compared with `against`, by default the first. Raises UsageError if there is nothing to compare with.
 
     rounds      see federated.reporting.collect.COLUMNS
     settings    {(model, dataset, algorithm): Settings}
@@ -52,7 +52,7 @@ class Report:
             self.ignored.append(f"Ignored: {left_out} settings with fewer finished trials than others.")
 
     def _check_against(self, against: str) -> list[str]:
-        """Lines on the data on which nothing is compared. Raises UsageError where nothing is on any."""
+        """Lines that name the data on which nothing is compared. Raises UsageError if that is all data."""
         if self.selection == "original":
             raise UsageError("--against: --selection original compares nothing, as its accuracies are of rounds, not of trials")
         there = list(dict.fromkeys(algorithm for _, _, algorithm in self.chosen))
@@ -75,7 +75,7 @@ class Report:
         return tables.notes(self.personal, self.selection)
 
     def sections(self, form: str, top: int | None) -> list[tuple[str, str, list[str]]]:
-        """(heading, table, notes) of what follows the first table; with `top` also the best so many settings of each sweep. In
+        """(heading, table, notes) of what follows the first table; with `top` also the best `top` settings of each sweep. In
         github what the jobs took is no table, but lines of its own."""
         sections = []
         if len(self.comparison):

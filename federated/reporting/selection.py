@@ -67,13 +67,13 @@ def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION, has_globa
 def of_clients(rows: pandas.DataFrame, accuracies: dict) -> np.ndarray:
     """The accuracy of each client of each trial of one setting's `chosen` rows, [trials, clients], from what
     Collected.of_clients has: its mean over the rounds that count, of which `original` alone has several.
-    NaN where a client has no test samples."""
+    NaN if a client has no test samples."""
     trials = rows.groupby(TRIAL, sort=False)["round"]
     return np.array([accuracies[trial][:, rounds.to_numpy() - 1].mean(axis=1, dtype=float) for trial, rounds in trials])
 
 
 def mean_and_interval(values: pandas.Series, independent: bool = True) -> tuple[float, float, float, float]:
-    """Mean, sample standard deviation, and the bounds of the 95 % interval of the mean by Student's t; NaN where there is
+    """Mean, sample standard deviation, and the bounds of the 95 % interval of the mean by Student's t; NaN if there is
     one value, and the bounds where values are not `independent` of each other."""
     from scipy.special import stdtrit  # the quantiles of t, without the rest of scipy.stats
 
@@ -101,7 +101,7 @@ def cost(rounds: pandas.DataFrame, best: str, target: float | None = None) -> di
 
 def compare(bests: list[pandas.DataFrame], against: str | None = None) -> pandas.DataFrame:
     """Paired t-tests of the chosen rows of each sweep's best setting against those of the algorithm `against`, or else of the
-    first one, with the same model and data, over the trial seeds that both have; none where that algorithm is missing. p_holm
+    first one, with the same model and data, over the trial seeds that both have; none if that algorithm is missing. p_holm
     is corrected for the tests with that model and data (Holm, 1979)."""
     tests = []
     references: dict[tuple, tuple] = {}
@@ -136,7 +136,7 @@ def compare(bests: list[pandas.DataFrame], against: str | None = None) -> pandas
 
 
 def _paired_p(ours, theirs) -> float:
-    """Of the two-sided test; NaN where the differences do not vary, on which it cannot be based."""
+    """The p-value of the two-sided test; NaN if the differences do not vary, on which it cannot be based."""
     from scipy.stats import ttest_rel
 
     if (ours - theirs).nunique() < 2:
@@ -167,7 +167,7 @@ ENOUGH_PAIRS = 10  # of which a paired t-test finds a difference as large as its
 def importance(ranking: pandas.DataFrame, hparams: list[str]) -> pandas.DataFrame:
     """How much each of `hparams` mattered in one sweep's `ranked` settings: the absolute value of Spearman's rank
     correlation with the validation accuracy. It sees what rises or falls with a hyper-parameter, not an optimum within its
-    range. NaN where a hyper-parameter has one value only."""
+    range. NaN if a hyper-parameter has one value only."""
     from scipy.stats import spearmanr
 
     rows = []

@@ -10,7 +10,7 @@ from federated.reporting.collect import HPARAM, SWEEP
 from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, detectable
 
 FORMATS = ("github", "latex", "csv", "json", "html")
-NONE = "–"  # where there is no number
+NONE = "–"  # stands for a number that does not exist
 
 HEADINGS = {
     "validation": "Best Test Accuracy",
@@ -21,7 +21,7 @@ HEADINGS = {
 
 
 def with_deviation(mean: float, deviation: float) -> str:
-    """Mean ± sample standard deviation; the mean alone where there is one value."""
+    """Mean ± sample standard deviation; the mean alone if there is one value."""
     return f"{mean:.4f}" if pandas.isna(deviation) else f"{mean:.4f} ± {deviation:.4f}"
 
 
@@ -98,7 +98,7 @@ def comparison(tests: pandas.DataFrame, settings: dict) -> pandas.DataFrame:
 
 
 def comparison_notes(tests: pandas.DataFrame) -> list[str]:
-    """What the tests are, and a warning where they have too few pairs to tell."""
+    """What the tests are, and a warning if they have too few pairs to decide."""
     lines = ["Paired t-tests over trial seeds, two-sided, of the best settings; corrected by Holm's method on each data set."]
     fewest = tests["n"].min()
     if fewest < 2:
