@@ -9,12 +9,11 @@ On another machine ADDRESS is the server's HOST:PORT, FEDERATED_KEY must hold th
 """
 
 import argparse
-import sys
 import threading
 import time
 import typing
 
-from federated.options import Parser, UsageError, add_options, address, integer, options_from
+from federated.options import Parser, UsageError, add_options, address, exit_with, integer, options_from
 from federated.running import protocol
 from federated.running.channel import Channel, PeerLostError
 from federated.running.listener import connect
@@ -123,4 +122,4 @@ class ChannelHeartbeat:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

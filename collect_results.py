@@ -17,7 +17,7 @@ import pandas
 
 from federated import algorithms, options
 from federated.files import write_atomically
-from federated.options import USAGE_ERROR, Parser, UsageError, integer, number, one_of, output_file, say
+from federated.options import USAGE_ERROR, Parser, UsageError, exit_with, integer, number, one_of, output_file, say
 from federated.reporting import tables
 from federated.reporting.collect import SWEEP, collect
 from federated.reporting.report import Report, ignored
@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         say(f"collect_results.py: error: {error}")
         return USAGE_ERROR
+    except BrokenPipeError:
+        raise  # see exit_with
     except OSError as error:
         say(f"collect_results.py: error: {str(error.filename)!r} cannot be written: {error.strerror}")
         return USAGE_ERROR
@@ -189,4 +191,4 @@ MORE_TRIALS = 10  # of the best setting, at least
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

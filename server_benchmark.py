@@ -13,10 +13,9 @@ import argparse
 import functools
 import os
 import pathlib
-import sys
 
 from federated.lock import Lock
-from federated.options import Parser, UsageError, add_options, address, directory, integer, json_object, options_from
+from federated.options import Parser, UsageError, add_options, address, directory, exit_with, integer, json_object, options_from
 from federated.running.channel import PeerLostError
 from federated.running.listener import Listener
 from federated.running.processes import LAUNCHER_VARIABLE, end_with_parent, exit_code_of
@@ -88,4 +87,4 @@ def close_and_release(listener: Listener, lock: Lock) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -4,11 +4,10 @@ import argparse
 import contextlib
 import os
 import pathlib
-import sys
 
 from command_launchers import LocalParallel
 from federated import slurm
-from federated.options import Parser, add_options, options_from, shown
+from federated.options import Parser, add_options, exit_with, options_from, shown
 from federated.running.processes import Interrupted, exit_code_of, interrupt_on_signals
 from federated.running.progress import Progress
 from federated.running.slurm_launcher import listed_trials
@@ -75,4 +74,4 @@ def requeue_or_fail(trials: list[Trial], has_advanced: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

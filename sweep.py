@@ -23,6 +23,7 @@ from federated.options import (
     UsageError,
     add_options,
     directory,
+    exit_with,
     integer,
     json_object,
     names_of,
@@ -345,6 +346,8 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         say(f"sweep.py {args.command}: error: {error}")
         return USAGE_ERROR
+    except BrokenPipeError:
+        raise  # see exit_with
     except OSError as error:
         say(f"sweep.py {args.command}: error: {error}")
         return FAILED
@@ -486,4 +489,4 @@ def as_json(jobs: list[Job]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterable
@@ -23,6 +24,24 @@ class UsageError(Exception):
 def say(text: str) -> None:
     """Print a message for the user. Data go to stdout, messages to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+PIPE_CLOSED = 128 + signal.SIGPIPE  # the exit code of a command whose reader has gone, as a shell reports it
+
+
+def exit_with(main: Callable[[], int]) -> typing.NoReturn:
+    """End this process with the exit code of main(). If the reader of its output goes away, as in `… | head -3`, end without a
+    word."""
+    try:
+        try:
+            code: typing.Any = main()
+        except SystemExit as ended:  # argparse's, after --help or a wrong option
+            code = ended.code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more as it ends
+        code = PIPE_CLOSED
+    sys.exit(code)
 
 
 class Parser(argparse.ArgumentParser):

@@ -72,6 +72,8 @@ def exit_code_of(work: typing.Callable[[], object]) -> int:
         reason, code = str(error), LOST_PEER_EXIT
     except DivergedError as error:
         reason, code = str(error), DIVERGED_EXIT
+    except BrokenPipeError:
+        raise  # of stdout, as those of channels are PeerLostErrors: see exit_with
     except OSError as error:
         reason, code = str(error), SYSTEM_ERROR_EXIT + (error.errno or 0)
     except (MemoryError, RuntimeError) as error:
