@@ -335,3 +335,24 @@ def test_a_launch_tells_how_far_it_is_on_a_terminal(tmp_path):
     assert process.wait(HUNG) == 0
     line = rb"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/3000 .*; \d+ trials an hour, \d+ s left"
     assert re.search(line, shown), shown
+
+
+@pytest.mark.process
+def test_directories_whose_names_look_like_something_else(run, tmp_path):
+    """A dash in front, a space, quotes, Slurm's and the shell's own characters, a newline: a value stays that value, from
+    process to process and in what dry_run prints for a shell."""
+    out, data = "-x y'\"%A[,=\nz", "-d %[=,"
+    (tmp_path / data).mkdir()
+
+    def launch(num_trials, launcher):
+        options = [*TINY, "--num_hparams", 1, "--num_trials", num_trials, f"--output_dir={out}", f"--data_dir={data}"]
+        done = run("sweep.py", "launch", "--skip_confirmation", *options, "--command_launcher", launcher)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    launch(1, "local_parallel")
+    launch(2, "local_sequential")
+    printed = launch(3, "dry_run")
+    script = printed[printed.index(sys.executable) :] + "wait\n"
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, timeout=HUNG, stdin=subprocess.DEVNULL)
+    assert [path.rpartition("/trial_")[2] for path in results(tmp_path / out)] == [f"{n}/results.json" for n in range(3)]
