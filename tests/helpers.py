@@ -33,7 +33,7 @@ def cannot(reason):
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
-HUNG = 120  # seconds: what has not happened by then, on however busy a machine, never will
+HUNG = 600  # seconds: what has not happened by then, on however busy a machine, never will
 
 
 def wait_until(condition, every=0.02, seconds=HUNG):

@@ -608,7 +608,7 @@ def test_the_readmes_own_algorithm(tmp_path, copy_of_project):
         tmp_path,
         *options,
     ]
-    launched = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    launched = subprocess.run(command, capture_output=True, text=True, timeout=HUNG, check=False)
     assert launched.returncode == 0, launched.stderr
     found = [json.loads(path.read_text()) for path in tmp_path.glob("mlp_digits_Halfway/*/*/results.json")]
     assert len({record["hparams"]["pull"] for record in found}) == 2 and 0.1 in {record["hparams"]["pull"] for record in found}

@@ -305,7 +305,7 @@ def test_collecting_asks_neither_the_registry_of_hyper_parameters_nor_torch(tmp_
         "sys.exit(collect_results.main())"
     )
     command = [sys.executable, "-c", program, "--output_dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=PROJECT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG, check=False, cwd=PROJECT)
     assert done.returncode == 0 and "Best Test Accuracy: 0.5000" in done.stdout, done.stderr
 
 

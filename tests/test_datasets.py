@@ -242,7 +242,7 @@ def test_the_readmes_own_data(tmp_path, copy_of_project):
 
     def sweep(*options):
         command = [sys.executable, project / "sweep.py", *options, "--dataset", "patients", "--data_dir", data]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HUNG, cwd=tmp_path, check=True)
 
     hparams = '{"learning_rate": 0.5, "batch_size": 16}'
     options = ("--rounds", 5, "--num_hparams", 1, "--num_trials", 1, "--local_optimizer", "sgd", "--hparams", hparams)

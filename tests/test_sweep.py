@@ -258,7 +258,7 @@ def test_the_readmes_own_launcher(tmp_path, copy_of_project):
     algorithm.write_text(algorithm.read_text() + "\nimport os\n\nprint('niceness', os.nice(0))\n")
     command = [sys.executable, copy_of_project / "sweep.py", "launch", "--skip_confirmation", "--output_dir", tmp_path / "out"]
     options = [*TINY, "--num_hparams", "1", "--command_launcher", "patient"]
-    launched = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+    launched = subprocess.run([*command, *options], capture_output=True, text=True, timeout=HUNG, check=False)
     assert launched.returncode == 0 and "niceness 19\n" in launched.stdout + launched.stderr, launched.stderr
     assert len(results(tmp_path / "out")) == 1
 
