@@ -14,7 +14,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from helpers import Sweep, processes_of, results
+from helpers import HUNG, Sweep, processes_of, results
 from torch.nn import functional
 
 import client_benchmark

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pandas
 import pytest
-from helpers import PROJECT, make_trial, results
+from helpers import HUNG, PROJECT, make_trial, results
 
 import collect_results
 import hparams_registry

@@ -11,7 +11,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from helpers import PROJECT, SHARED_DATA
+from helpers import HUNG, PROJECT, SHARED_DATA
 
 from federated.data import datasets
 from federated.options import UsageError
