@@ -39,6 +39,6 @@ def read_regular(path: pathlib.Path, max_bytes: int) -> bytes:
         if status.st_size > max_bytes:
             raise ValueError(f"it is larger than {max_bytes >> 20} MB")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(max_bytes)
+            return file.read(status.st_size)
     finally:
         os.close(descriptor)

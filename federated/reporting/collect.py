@@ -148,15 +148,15 @@ def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
     """One row a trial and round, from the columns of each trial that have one value and those that have one a round."""
     if not trials:
         return pandas.DataFrame(columns=list(COLUMNS))
+    order = {name: place for place, name in enumerate(algorithms.REGISTRY)}
+    trials = sorted(trials, key=lambda trial: [(order.get(trial[0][name], len(order)), trial[0][name]) for name in SWEEP])
     constant = pandas.DataFrame([once for once, _ in trials])
     lengths = [len(by_round["round"]) for _, by_round in trials]
     frame = constant.loc[constant.index.repeat(lengths)].reset_index(drop=True)
     varying = {name: np.concatenate([by_round[name] for _, by_round in trials]) for name in trials[0][1]}
     frame = pandas.concat([frame, pandas.DataFrame(varying)], axis=1)
-    order = {name: place for place, name in enumerate(algorithms.REGISTRY)}
-    frame = frame.sort_values(SWEEP, kind="stable", key=lambda column: column.map(lambda name: order.get(name, name)))
     hparams = [name for name in constant if name not in COLUMNS]
-    return frame[[*COLUMNS, *hparams]].reset_index(drop=True)
+    return frame[[*COLUMNS, *hparams]]
 
 
 def hparams_of(rounds: pandas.DataFrame) -> list[str]:
@@ -252,8 +252,8 @@ def _read_clients(path: pathlib.Path, settings: Settings) -> dict[str, np.ndarra
     except (ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise BrokenError(f"{str(path)!r}: {error}") from error
     for name, values in arrays.items():
-        largest = 1 if name.endswith("_acc") else np.inf
-        if ((values < 0) | (values > largest) | np.isinf(values)).any():
+        largest = 1 if name.endswith("_acc") else np.finfo(np.float32).max
+        if np.fmin.reduce(values, axis=None) < 0 or np.fmax.reduce(values, axis=None) > largest:  # both pass over NaN
             raise BrokenError(f"{str(path)!r}: {name} has values that cannot be")
     return arrays
 
