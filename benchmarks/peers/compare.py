@@ -1,7 +1,10 @@
 """Trials an hour of the sweep, of Flower, and of the original's way, in one run. See run.sh."""
 
+import contextlib
 import json
+import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -14,15 +17,28 @@ sys.path.insert(0, str(HERE.parent))
 from overhead import sweep  # noqa: E402
 from work import WORK  # noqa: E402
 
+LIMIT = 1800  # seconds, about ten times what the slowest took on two cores
 
-def peer(script, work, data_dir, count):
+
+def peer(name, script, work, data_dir, count):
+    """(seconds, final test accuracies) of a peer's trials. Exits if the peer fails or does not end within LIMIT."""
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as elsewhere:
+    with tempfile.TemporaryDirectory() as elsewhere, open(f"{elsewhere}/log", "w+") as log:
         command = [sys.executable, HERE / script, work, data_dir, str(count)]
-        output = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=elsewhere
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=elsewhere, start_new_session=True
         )
-    return time.perf_counter() - start, json.loads(output.stdout.splitlines()[-1])
+        try:
+            output, _ = process.communicate(timeout=LIMIT)
+            failure = f"ended with exit code {process.returncode}" if process.returncode else None
+        except subprocess.TimeoutExpired:
+            failure = f"did not end within {LIMIT} s"
+        with contextlib.suppress(ProcessLookupError):  # what it started, too
+            os.killpg(process.pid, signal.SIGKILL)
+        if failure:
+            log.seek(0)
+            sys.exit(f"{name} {failure}. The end of its log:\n{''.join(log.readlines()[-20:])}")
+    return time.perf_counter() - start, json.loads(output.splitlines()[-1])
 
 
 def main(work, data_dir="data"):
@@ -32,8 +48,8 @@ def main(work, data_dir="data"):
     rates = {}
     ways = {
         "this sweep": lambda: sweep(WORK[work], sets, trials, data_dir)[:2],
-        "Flower": lambda: peer("flower_trials.py", work, data_dir, peer_trials),
-        "the original's way": lambda: peer("original_trials.py", work, data_dir, peer_trials),
+        "Flower": lambda: peer("Flower", "flower_trials.py", work, data_dir, peer_trials),
+        "the original's way": lambda: peer("The original's way", "original_trials.py", work, data_dir, peer_trials),
     }
     for name, run in ways.items():
         seconds, accuracies = run()
