@@ -535,6 +535,7 @@ def test_clients_keep_their_state_in_whichever_process_they_are(launch_here, tmp
     assert len(found) == len(algorithms.REGISTRY) and found == results(tmp_path / "3")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_clients_keep_their_state_over_a_kill(launch_here, tmp_path):
     """One trial of each algorithm, interrupted after some rounds by SIGKILL of all its processes."""

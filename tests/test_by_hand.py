@@ -50,6 +50,7 @@ def test_tcp_needs_a_key(call, tmp_path, free_port, monkeypatch):
         assert result.returncode == 2 and "set FEDERATED_KEY" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_refused_and_the_trial_goes_on(tmp_path, free_port):
     host = ("--host", f"127.0.0.1:{free_port}")
     server = terminal(

@@ -56,6 +56,7 @@ def test_a_death_is_named_and_the_other_trials_go_on(tmp_path, launcher, victim)
     assert "2 of 2 trials failed." in output
 
 
+@pytest.mark.slow
 def test_retries_go_on_and_their_history_stays(launch_here, tmp_path):
     out = tmp_path / "out"
     options = (*STATEFUL, "--rounds", "600")
@@ -99,7 +100,7 @@ def test_a_client_that_never_joins_is_named(run, tmp_path):
     )
 
 
-@pytest.mark.parametrize("victim", ["server", "client_process_1"])
+@pytest.mark.parametrize("victim", ["server", pytest.param("client_process_1", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_silent_process_is_named(tmp_path, victim):
     sweep = Sweep(tmp_path / "out", *ENDLESS, "--timeout", "4")
@@ -188,6 +189,7 @@ def test_ctrl_c_again_and_again_ends_at_once_and_leaves_nothing(tmp_path):
     wait_until_dead(roles.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_nothing")
 def test_all_killed_at_once_is_cleaned_up_by_the_next_launch(launch, tmp_path):
     out, options = tmp_path / "out", ("--rounds", "600", "--num_hparams", "1")
@@ -245,6 +247,7 @@ def test_a_disk_without_room_for_anything_is_named(launch, small_disk):
     assert "No space left on device" in full.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_vanished_directory_is_named_and_the_other_trials_go_on(tmp_path):
     options = ("--rounds", "1000", "--num_hparams", "1", "--num_trials", "2", "--jobs", "1")
@@ -281,6 +284,7 @@ def memory_group():
     group.rmdir()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_nothing")
 def test_an_out_of_memory_kill_is_named(tmp_path, memory_group):
     sweep = Sweep(tmp_path / "out", *ENDLESS, "--model_arch", "resnet18")

@@ -54,9 +54,10 @@ SGD = {"batch_size": 32, "dropout_rate": 0.5, "learning_rate": 0.05, "momentum":
         (Settings(rounds=2, local_optimizer="sgd", local_epochs=2), SGD),
         (Settings(rounds=2, num_clients=3, partition="quantity", samples_per_client=None), ADAM),
         (Settings(rounds=3, num_clients=3, optimizer_state="reset"), ADAM),
-        (
+        pytest.param(
             Settings(model_arch="resnet18", rounds=2, samples_per_client=60, local_optimizer="sgd"),
             SGD | {"learning_rate": 0.01},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["cnn", "mlp-sgd", "unbalanced", "reset", "resnet18"],

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from helpers import STATEFUL, Sweep, kill_after, results, trial_of
 from torch import nn
@@ -29,6 +30,7 @@ def selected_round(curves):
     return curves["val_acc"].index(max(curves["val_acc"]))
 
 
+@pytest.mark.slow
 def test_a_fresh_resnet18_of_torchvision_reaches_the_same_accuracy(launch_here, tmp_path):
     hparams = '{"learning_rate": 0.001, "batch_size": 16}'
     options = ("--model_arch", "resnet18", "--rounds", 3, "--num_hparams", 1, "--hparams", hparams, "--samples_per_client", 60)
@@ -52,6 +54,7 @@ def test_a_fresh_resnet18_of_torchvision_reaches_the_same_accuracy(launch_here, 
     assert not list((tmp_path / "plain").rglob(MODEL))
 
 
+@pytest.mark.slow
 def test_the_selected_model_survives_a_kill(launch_here, tmp_path):
     """With a learning rate at which the best round is an early one, so that it lies before the checkpoint."""
     options = (*STATEFUL, "--rounds", "300", "--local_optimizer", "sgd", "--hparams", '{"learning_rate": 1.5}', "--save_model")
@@ -65,6 +68,7 @@ def test_the_selected_model_survives_a_kill(launch_here, tmp_path):
     assert whole.keys() == killed.keys() and all(whole[name].equal(killed[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_or_without_a_selected_model_is_gone_on_from(launch_here, tmp_path):
     for first, then, said in (((), ("--save_model",), "starts again"), (("--save_model",), (), "resumes after")):
         out = tmp_path / said

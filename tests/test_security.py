@@ -91,6 +91,7 @@ def bother(port, idle):
     return [socket.create_connection(("127.0.0.1", port)) for _ in range(idle)]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_strangers_neither_stop_nor_delay_nor_bloat_a_server(tmp_path, free_port):
     """Before the server looks for clients, while it waits for them, and after the first has joined."""

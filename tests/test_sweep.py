@@ -319,6 +319,7 @@ def test_a_sweep_is_watched_from_elsewhere(call, tmp_path):
     assert sweep.wait()[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_launch_tells_how_far_it_is_on_a_terminal(tmp_path):
     command = [sys.executable, str(PROJECT / "sweep.py"), "launch", *LONG]

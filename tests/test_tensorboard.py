@@ -52,6 +52,7 @@ def test_tensorboard_reads_the_frame(launch_here, call, tmp_path):
     assert deleted.returncode == 0 and list(out.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_resumed_trial_has_one_curve(launch_here, tmp_path):
     out, options = tmp_path / "out", (*STATEFUL, "--rounds", "300", "--tensorboard")
     trial = kill_after(Sweep(out, *options), 20)
