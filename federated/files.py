@@ -1,5 +1,6 @@
 """Reading files with care and writing them whole."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -26,19 +27,30 @@ def write_atomically(path: pathlib.Path, content: str | Callable[[typing.BinaryI
         raise
 
 
-def read_regular(path: pathlib.Path, max_bytes: int) -> bytes:
-    """The content of a regular file. A pipe or a device, which may never end, is not opened for reading.
-
-    Raises OSError if the file cannot be read or is not regular, ValueError if it has more than `max_bytes`.
-    """
+@contextlib.contextmanager
+def open_regular(path: pathlib.Path) -> typing.Iterator[typing.BinaryIO]:
+    """A regular file, open for reading. A pipe or a device, which may never end, is not read. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        if status.st_size > max_bytes:
-            raise ValueError(f"it is larger than {max_bytes >> 20} MB")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)
+            yield file
     finally:
         os.close(descriptor)
+
+
+def read_regular(path: pathlib.Path, max_bytes: int) -> bytes:
+    """The content of a regular file. Raises OSError if it cannot be read, ValueError if it has more than `max_bytes`."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise ValueError(f"it is larger than {max_bytes >> 20} MB")
+        return file.read(size)
+
+
+def read_end(path: pathlib.Path, max_bytes: int) -> bytes:
+    """The last bytes of a regular file, at most `max_bytes`. Raises OSError."""
+    with open_regular(path) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - max_bytes))
+        return file.read(max_bytes)

@@ -12,7 +12,7 @@ import shlex
 
 from federated import algorithms, models
 from federated.data import augmentation, datasets, partition
-from federated.files import write_atomically
+from federated.files import read_regular, write_atomically
 from federated.options import (
     UsageError,
     command_words,
@@ -26,6 +26,7 @@ from federated.options import (
 )
 
 SWEEP = "sweep.json"
+_MAX_BYTES = 1 << 20  # of sweep.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +205,7 @@ def stored_settings(directory: pathlib.Path) -> Settings | None:
     """The settings of the sweep in `directory`, None if there is no sweep. Raises UsageError if it can't be read."""
     path = directory / SWEEP
     try:
-        return _checked_settings(json.loads(path.read_text()))
+        return _checked_settings(json.loads(read_regular(path, _MAX_BYTES)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as error:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 
+from federated.files import read_end
 from federated.options import UsageError
 
 # Set in the jobs of the slurm launcher: names the job and its cluster.
@@ -92,13 +93,14 @@ def requeue(job: str) -> None:
     _run("scontrol", "requeue", job)
 
 
+_TAIL_BYTES = 1 << 16  # of a log
 CANCEL_SECONDS = 120.0  # a job gets half a minute to end by itself, unless the cluster's KillWait is another
 
 
 def last_errors(log: pathlib.Path) -> list[str]:
     """What Slurm's daemons said last in the log of a job, such as that it had too much memory; nothing if it is gone."""
     try:
-        said = re.findall(r"^slurmstepd\S*: error: (.*)$", log.read_text(errors="replace"), re.MULTILINE)
+        said = re.findall(r"^slurmstepd\S*: error: (.*)$", read_end(log, _TAIL_BYTES).decode(errors="replace"), re.MULTILINE)
     except OSError:
         return []
     return list(dict.fromkeys(reversed(said)))[1::-1]  # they repeat themselves

@@ -20,7 +20,7 @@ import typing
 import numpy as np
 
 from federated import algorithms
-from federated.files import write_atomically
+from federated.files import open_regular, read_regular, write_atomically
 from federated.lock import Lock, LockedError, Owner, is_held, read_lock
 from federated.settings import Settings, write_sweep_file
 
@@ -39,6 +39,7 @@ def trial_path(output_dir: pathlib.Path, settings: Settings, hparams: dict, tria
 RESULTS, CLIENTS, DONE, FAILED, MODEL = "results.json", "clients.npz", "done", "failed.json", "model.pt"
 CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
 EVENTS = "events.out.tfevents.*.trial"  # TensorBoard looks for names that begin so
+_MAX_FAILED_BYTES = 1 << 24
 # All that a trial writes there: nothing else is ever deleted
 _OWN_FILES = re.compile(
     "|".join(map(re.escape, (RESULTS, CLIENTS, DONE, FAILED, MODEL, *CHECKPOINTS)))
@@ -78,7 +79,7 @@ class Trial:
         return self.directory / f"{role}.log"
 
     def is_done(self) -> bool:
-        return (self.directory / DONE).exists()
+        return (self.directory / DONE).is_file()
 
     def broken_results(self) -> list[pathlib.Path]:
         """The result files of a done trial that are missing or cut, by their first and last bytes. collect_results.py reads
@@ -162,7 +163,7 @@ class Trial:
     def failures(self) -> list[dict]:
         """How the attempts at this trial failed so far, the first one first."""
         try:
-            last = json.loads((self.directory / FAILED).read_text())
+            last = json.loads(read_regular(self.directory / FAILED, _MAX_FAILED_BYTES))
             return [*last.pop("earlier"), last]
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return []
@@ -191,7 +192,7 @@ _FRAMES = {RESULTS: (b"{", b"}\n", 2), CLIENTS: (b"PK\x03\x04", b"PK\x05\x06", 2
 
 def _is_framed(path: pathlib.Path, start: bytes, end: bytes, end_bytes: int) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             first = file.read(len(start))
             file.seek(-end_bytes, os.SEEK_END)
             return first == start and file.read(len(end)) == end

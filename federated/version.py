@@ -6,6 +6,7 @@ import hashlib
 import pathlib
 import subprocess
 import tomllib
+import typing
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = "pyproject.toml"  # names the version and the scripts
@@ -18,9 +19,18 @@ def _project(directory: pathlib.Path) -> dict:
 
 
 def files_of(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The project's own Python files in a checkout: the scripts that pyproject.toml names, and the package."""
+    """The project's own Python files in a checkout: the scripts that pyproject.toml names, and the modules of the package.
+    What else lies around, such as an editor's lock files or a virtual environment, is not among them."""
     scripts = [directory / f"{name}.py" for name in _project(directory)["tool"]["setuptools"]["py-modules"]]
-    return sorted([*scripts, *(directory / "federated").rglob("*.py")])
+    return sorted([*scripts, *_modules(directory / "federated")])
+
+
+def _modules(package: pathlib.Path) -> typing.Iterator[pathlib.Path]:
+    for path in package.iterdir():
+        if (path / "__init__.py").is_file():
+            yield from _modules(path)
+        elif path.suffix == ".py" and path.stem.isidentifier() and path.is_file():
+            yield path
 
 
 def digest_of(directory: pathlib.Path) -> str:
@@ -38,10 +48,12 @@ CODE = digest_of(HERE)
 
 @functools.cache
 def git_revision() -> str | None:
-    """The commit of the checkout, with "-dirty" if files differ from it; None if there is no checkout. A frozen copy returns
-    that of the checkout it was made from."""
+    """The commit of the checkout, with "-dirty" if files differ from it; None if there is no checkout, whatever repository may
+    lie around it. A frozen copy returns that of the checkout it was made from."""
     with contextlib.suppress(FileNotFoundError):
         return (HERE / REVISION).read_text() or None
+    if not (HERE / ".git").exists():
+        return None
     described = subprocess.run(
         ["git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
     )

@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 
-from federated.files import write_atomically
+from federated.files import open_regular, write_atomically
 from federated.trial import CHECKPOINT, DAMAGED, PREVIOUS
 
 _STATE = "state"
@@ -37,10 +37,12 @@ def load(directory: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]] | None:
     for name in (CHECKPOINT, PREVIOUS):
         path = directory / name
         try:
-            if (member := zipfile.ZipFile(path).testzip()) is not None:
-                raise zipfile.BadZipFile(f"{member} has a wrong checksum")
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            with open_regular(path) as file:
+                if (member := zipfile.ZipFile(file).testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{member} has a wrong checksum")
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as members:
+                    arrays = {name: members[name] for name in members.files}
             return json.loads(arrays.pop(_STATE).tobytes()), arrays
         except FileNotFoundError:
             continue

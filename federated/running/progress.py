@@ -8,6 +8,7 @@ import typing
 
 from tqdm import tqdm
 
+from federated.files import read_end
 from federated.learning.log_lines import RoundLine
 from federated.lock import is_held
 from federated.options import ALL_LOCKED, FAILED, say
@@ -22,9 +23,7 @@ _REDRAW_SECONDS, _LINE_SECONDS = 1, 10
 def last_round(trial: Trial) -> RoundLine | None:
     """The last progress line in the log of a trial's server; None if there is none yet."""
     try:
-        with open(trial.log("server"), "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-            return RoundLine.last_in(file.read())
+        return RoundLine.last_in(read_end(trial.log("server"), _TAIL_BYTES))
     except OSError:
         return None
 

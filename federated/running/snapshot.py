@@ -15,7 +15,7 @@ def take(directory: pathlib.Path) -> pathlib.Path:
     copied = directory / CODE
     if not copied.exists():
         copy = directory / f".{CODE}.{os.getpid()}.tmp"
-        shutil.copytree(HERE / "federated", copy / "federated", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(HERE / "federated", copy / "federated", ignore=shutil.ignore_patterns("__pycache__", ".*"))
         for path in [HERE / PROJECT, *(path for path in files_of(HERE) if path.parent == HERE)]:
             shutil.copy(path, copy)
         (copy / REVISION).write_text(git_revision() or "")

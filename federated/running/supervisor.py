@@ -8,6 +8,7 @@ import typing
 from collections import Counter, deque
 from multiprocessing.connection import wait as wait_for_any
 
+from federated.files import read_end
 from federated.lock import Lock, LockedError
 from federated.running import resources
 from federated.running.listener import is_remote, remove_socket, unix_address
@@ -28,6 +29,7 @@ from federated.trial import Trial
 GRACE_SECONDS = 1.0
 # How often silence is looked for; ends are noticed at once
 POLL_SECONDS = 1.0
+_TAIL_BYTES = 1 << 16  # of a log
 
 
 class Done:
@@ -136,7 +138,7 @@ class RunningTrial:
 
     def _log_tail(self, role: str, lines: int = 20) -> list[str]:
         with contextlib.suppress(OSError):
-            return self.trial.log(role).read_text(errors="replace").splitlines()[-lines:]
+            return read_end(self.trial.log(role), _TAIL_BYTES).decode(errors="replace").splitlines()[-lines:]
         return []
 
     def kill(self) -> None:
