@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         serve(trial, listener, args.client_processes or settings.participants, options)
     except (PeerLostError, DivergedError) as error:
         if not launcher_pid:  # a launcher sees all processes, so it knows the cause better
-            trial.record_failure("server", str(error))
+            trial.record_failure("server", str(error), is_final=isinstance(error, DivergedError))
         raise
     finally:
         if listener is not None:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 import sys
 import typing
@@ -43,10 +44,23 @@ from federated.settings import (
     remove_sweep_file,
     stored_settings,
 )
-from federated.trial import DONE, Trial, trial_path
+from federated.trial import (
+    DONE,
+    Trial,
+    hparams_hash,
+    read_hparams,
+    remove_job_dir,
+    sets_there,
+    trial_path,
+    trial_seed_of,
+)
 from hparams_registry import check_hparams, default_hparams, random_hparams
 
 MAX_TRIALS = 100_000  # of one sweep
+# Options that choose hyper-parameter sets, with their defaults
+SETS: dict[str, typing.Any] = {"hparams_seed": 0, "num_hparams": 5, "hparams": {}}
+NUM_TRIALS = 3
+DELETE = ("delete_incomplete", "delete_all")
 # Options that may name several, each of which is a sweep of its own
 SEVERAL = ("algorithm", "dataset")
 
@@ -58,34 +72,42 @@ class Job:
     INCOMPLETE = trial_state.INCOMPLETE
     QUEUED = trial_state.QUEUED
     RUNNING = trial_state.RUNNING
+    FAILED = trial_state.FAILED_FOR_GOOD
     DONE = trial_state.COMPLETE
 
     def __init__(
         self,
         output_dir: pathlib.Path,
         settings: Settings,
-        hparams: dict,
-        hparams_seed: int,
-        num_trials: int,
+        known: tuple[int, dict] | None,
+        trial_seeds: typing.Iterable[int],
+        there: typing.Collection[int],
         queued: dict[pathlib.Path, QueuedTrial],
     ) -> None:
-        """`queued` has the trials that launchers have submitted, by their directories."""
-        self.settings, self.hparams, self.hparams_seed = settings, hparams, hparams_seed
+        """The job in the directory `output_dir`. `known` is the number of its set and the hyper-parameters, None if nothing
+        says them. `there` has the seeds of the trials on disk; `queued` those that launchers have submitted, by their
+        directories."""
+        self.output_dir, self.settings = output_dir, settings
+        seed, self.hparams = known if known is not None else (None, {})
+        self.hparams_seed: int | None = seed
         self.trials = [
-            Trial(settings, hparams, hparams_seed, seed, trial_path(output_dir, settings, hparams, seed))
-            for seed in range(num_trials)
+            Trial(settings, self.hparams, self.hparams_seed or 0, seed, trial_path(output_dir, seed)) for seed in trial_seeds
         ]
-        self.output_dir = self.trials[0].job_dir
-        self.queued = {each.directory: queued[each.directory] for each in self.trials if each.directory in queued}
-        self.states = [self._state_of(each) for each in self.trials]
-        if self.RUNNING in self.states:
-            self.state = self.RUNNING
-        elif self.QUEUED in self.states:
-            self.state = self.QUEUED
-        elif len(set(self.states)) == 1:
-            self.state = self.states[0]
-        else:
-            self.state = self.INCOMPLETE
+        directories = [each.directory for each in self.trials] if queued else []  # looking up 100,000 paths takes a second
+        self.queued = {each: queued[each] for each in directories if each in queued}
+        self.states = [
+            self._state_of(each) if each.trial_seed in there or self.queued else self.NOT_LAUNCHED for each in self.trials
+        ]
+        self.state = self._joint_state()
+
+    def _joint_state(self) -> str:
+        states = set(self.states)
+        for state in (self.RUNNING, self.QUEUED):
+            if state in states:
+                return state
+        if len(states) == 1:
+            return self.states[0]
+        return self.FAILED if states == {self.FAILED, self.DONE} else self.INCOMPLETE
 
     def _state_of(self, trial: Trial) -> str:
         return self.queued[trial.directory].state if self.is_queued(trial) and not trial.is_done() else trial.state()
@@ -96,20 +118,26 @@ class Job:
 
     def __str__(self) -> str:
         done = f"{self.states.count(self.DONE)}/{len(self.trials)} trials done"
+        if self.hparams_seed is None:
+            return f"{self.state}: {self.output_dir} {done}, of unknown hyper-parameters"
         return f"{self.state}: {self.output_dir} set {self.hparams_seed}, {done}, {json.dumps(self.hparams)}"
 
-    def left(self) -> list[Trial]:
-        """The trials that are neither done nor submitted."""
-        return [trial for trial in self.trials if not self.is_queued(trial) and not trial.is_done()]
+    def left(self, again: bool) -> list[Trial]:
+        """The trials that are to be run: neither done nor submitted, and those that failed for good only if `again`."""
+        return [
+            trial
+            for trial, state in zip(self.trials, self.states)
+            if not self.is_queued(trial) and not trial.is_done() and (again or state != self.FAILED)
+        ]
 
     @staticmethod
-    def launch(jobs: "list[Job]", launcher_fn: typing.Callable[[list[Trial]], None]) -> None:
-        """Have `launcher_fn` make the directories of all trials of `jobs` that are neither done nor submitted, and run them."""
+    def launch(jobs: "list[Job]", again: bool, launcher_fn: typing.Callable[[list[Trial]], None]) -> None:
+        """Have `launcher_fn` run the trials of `jobs` that are left."""
         say("Launching...")
         for job in jobs:
             for trial in filter(Trial.is_done, job.trials):
                 trial.forget_attempts()  # of processes that were killed before they could
-        launcher_fn([trial for job in jobs for trial in job.left()])
+        launcher_fn([trial for job in jobs for trial in job.left(again)])
         say(f"Launched {len(jobs)} jobs!")
 
     @staticmethod
@@ -128,10 +156,10 @@ class Job:
         if self.output_dir.is_symlink() or self.output_dir.parent.is_symlink():
             say(f"Not deleted, it is a link: {self.output_dir}")
             return False
-        for path in self.output_dir.glob("trial_*"):
-            dataclasses.replace(self.trials[0], directory=path).delete()
+        for trial in self.trials:
+            trial.delete()
         with contextlib.suppress(OSError):
-            self.output_dir.rmdir()
+            remove_job_dir(self.output_dir)
         with contextlib.suppress(OSError):
             remove_sweep_file(self.output_dir.parent)
         return True
@@ -152,20 +180,45 @@ def queued_trials(output_dir: pathlib.Path, is_status: bool) -> dict[pathlib.Pat
 
 
 def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
-    """The jobs of sets hparams_seed, hparams_seed + 1, … of each sweep; a set that equals an earlier one is left out."""
-    if args.num_hparams * args.num_trials > MAX_TRIALS:
-        raise UsageError(f"--num_hparams {args.num_hparams} x --num_trials {args.num_trials} is more than {MAX_TRIALS} trials")
-    output_dir = pathlib.Path(args.output_dir)
-    queued = queued_trials(output_dir, args.command == "status")
-    jobs: dict[pathlib.Path, Job] = {}
-    for settings, fixed in zip(sweeps, fixed_hparams(args.hparams, sweeps)):
-        algorithm, dataset, optimizer = settings.hparams_key
-        for seed in range(args.hparams_seed, args.hparams_seed + args.num_hparams):
-            hparams = random_hparams(algorithm, dataset, seed, optimizer) if seed else default_hparams(*settings.hparams_key)
-            job_dir = trial_path(output_dir, settings, hparams | fixed, 0).parent
-            if job_dir not in jobs:
-                jobs[job_dir] = Job(output_dir, settings, hparams | fixed, seed, args.num_trials, queued)
-    return list(jobs.values())
+    """The jobs that a command is about. `launch`: those that the options draw. `status`: these and what else lies in the
+    sweeps' directories. `delete_…`: what lies there; if options choose sets, only what lies there of these."""
+    is_launch, is_delete, output_dir = args.command == "launch", args.command in DELETE, pathlib.Path(args.output_dir)
+    chosen = {name: getattr(args, name) for name in SETS if getattr(args, name) is not None}
+    first, number, values = (SETS | chosen).values()
+    if number * (args.num_trials or 0) > MAX_TRIALS:
+        raise UsageError(f"--num_hparams {number} x --num_trials {args.num_trials} is more than {MAX_TRIALS} trials")
+    queued, jobs = queued_trials(output_dir, args.command == "status"), []
+    for settings, fixed in zip(sweeps, fixed_hparams(values, sweeps)):
+        sweep_dir = output_dir / settings.name
+        there = sets_there(sweep_dir)
+        for path in queued:
+            if path.parent.parent == sweep_dir:
+                there.setdefault(path.parent.name, set()).add(trial_seed_of(path))
+        sets: dict[str, tuple[int, dict] | None] = {}
+        if chosen or not is_delete:
+            sets |= drawn_sets(settings, range(first, first + number), fixed)
+        drawn = set(sets)
+        if is_delete and chosen:
+            sets = {name: known for name, known in sets.items() if name in there}
+        elif not is_launch:
+            others = {name: read_hparams(sweep_dir / name) for name in there.keys() - drawn}
+            sets |= sorted(others.items(), key=lambda item: (item[1] or (math.inf,))[0])
+        for name, known in sets.items():
+            begun = there.get(name, set())
+            wanted = set(range(args.num_trials)) if name in drawn and not is_delete else set()
+            jobs.append(Job(sweep_dir / name, settings, known, sorted(wanted if is_launch else wanted | begun), begun, queued))
+    return jobs
+
+
+def drawn_sets(settings: Settings, seeds: typing.Iterable[int], fixed: dict) -> dict[str, tuple[int, dict]]:
+    """The sets of `seeds` with the values in `fixed`, by the names of their directories: {name: (seed, hyper-parameters)}. A
+    set that equals an earlier one is left out."""
+    algorithm, dataset, optimizer = settings.hparams_key
+    drawn: dict[str, tuple[int, dict]] = {}
+    for seed in seeds:
+        hparams = random_hparams(algorithm, dataset, seed, optimizer) if seed else default_hparams(*settings.hparams_key)
+        drawn.setdefault(hparams_hash(hparams | fixed), (seed, hparams | fixed))
+    return drawn
 
 
 def fixed_hparams(values: dict, sweeps: list[Settings]) -> list[dict]:
@@ -188,21 +241,25 @@ def launch(args: argparse.Namespace) -> int:
     launcher, run = command_launchers.launcher_from(args), options_from(RunOptions, args)
     jobs = chosen_jobs(args)
     show(jobs)
-    to_launch = [job for job in jobs if {Job.NOT_LAUNCHED, Job.INCOMPLETE} & set(job.states)]
+    to_run = {Job.NOT_LAUNCHED, Job.INCOMPLETE, *([Job.FAILED] if args.again else [])}
+    to_launch = [job for job in jobs if to_run & set(job.states)]
+    failed = sum(job.states.count(Job.FAILED) for job in jobs)
+    if failed and not args.again:
+        say(f"{failed} trials failed and would again: --again runs them all the same.")
     if not to_launch:
         if any(job.state in (Job.QUEUED, Job.RUNNING) for job in jobs):
             say("Nothing to launch! What is not done is queued or being run by another sweep.")
             return ALL_LOCKED
-        say("Nothing to launch! Exiting...All jobs are done.")
+        say(f"Nothing to launch! Exiting...All jobs {'are done or failed' if failed else 'are done'}.")
         return 0
     say(f"About to launch {len(to_launch)} jobs.")
     for settings in {job.settings: None for job in to_launch}:
-        check(settings, run, args.num_trials)
+        check(settings, run, [trial for job in to_launch if job.settings == settings for trial in job.left(args.again)])
     if not confirmed(args):
         return 0
     output_dir = pathlib.Path(args.output_dir)
-    with Progress([trial for job in to_launch for trial in job.left()]) as progress:
-        Job.launch(to_launch, lambda trials: launcher.launch(trials, output_dir, run, progress.report))
+    with Progress([trial for job in to_launch for trial in job.left(args.again)]) as progress:
+        Job.launch(to_launch, args.again, lambda trials: launcher.launch(trials, output_dir, run, progress.report))
     return progress.exit_code()
 
 
@@ -220,10 +277,10 @@ def status(args: argparse.Namespace) -> int:
 
 
 def delete_incomplete(args: argparse.Namespace) -> int:
-    """Delete jobs that were begun and are not done."""
+    """Delete jobs that were begun and are not done, or failed."""
     jobs = chosen_jobs(args)
     show(jobs)
-    delete([job for job in jobs if job.state in (Job.INCOMPLETE, Job.QUEUED, Job.RUNNING)], args)
+    delete([job for job in jobs if job.state != Job.DONE], args)
     return 0
 
 
@@ -231,7 +288,7 @@ def delete_all(args: argparse.Namespace) -> int:
     """Delete all jobs of the sweep."""
     jobs = chosen_jobs(args)
     show(jobs)
-    delete([job for job in jobs if job.state != Job.NOT_LAUNCHED], args)
+    delete(jobs, args)
     return 0
 
 
@@ -295,23 +352,33 @@ def _add_sweep(parser: Parser, command: str) -> None:
     """Add the options that choose jobs."""
     group = parser.add_argument_group("the sweep")
     group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
+    is_delete = command in DELETE
+    every = "(default: all that are there)"
     group.add_argument(
-        "--num_hparams", type=integer(1, MAX_TRIALS), default=5, metavar="INT", help="hyper-parameter sets (default: 5)"
+        "--num_hparams",
+        type=integer(1, MAX_TRIALS),
+        default=None if is_delete else SETS["num_hparams"],
+        metavar="INT",
+        help=f"hyper-parameter sets {every if is_delete else '(default: 5)'}",
     )
     group.add_argument(
-        "--num_trials", type=integer(1, MAX_TRIALS), default=3, metavar="INT", help="seeds for each set (default: 3)"
+        "--num_trials",
+        type=integer(1, MAX_TRIALS),
+        default=None if is_delete else NUM_TRIALS,
+        metavar="INT",
+        help=f"seeds for each set {every if is_delete else '(default: 3)'}",
     )
     group.add_argument(
         "--hparams_seed",
         type=integer(0),
-        default=0,
+        default=None if is_delete else SETS["hparams_seed"],
         metavar="INT",
         help="seed of the first set; 0 is the defaults (default: 0)",
     )
     group.add_argument(
         "--hparams",
         type=json_object,
-        default={},
+        default=None if is_delete else SETS["hparams"],
         metavar="JSON",
         help="""values fixed in every set, e.g. '{"batch_size": 32}'""",
     )
@@ -320,6 +387,10 @@ def _add_sweep(parser: Parser, command: str) -> None:
         view.add_argument("--watch", action="store_true", help="keep reporting progress until the sweep ends")
         view.add_argument("--json", action="store_true", help="for programs: a list of jobs with their trials")
     else:
+        if command == "launch":
+            group.add_argument(
+                "--again", action="store_true", help="run trials that failed for good, such as diverged ones, too"
+            )
         group.add_argument("--skip_confirmation", action="store_true", help="do not ask")
         group.add_argument(
             "--take_over",
@@ -392,7 +463,7 @@ def show(jobs: list[Job]) -> None:
     for job in jobs:
         print(job)
         for trial, state in zip(job.trials, job.states):
-            if state == Job.INCOMPLETE and (failures := trial.failures()):
+            if state in (Job.INCOMPLETE, Job.FAILED) and (failures := trial.failures()):
                 print(f"  {trial.directory.name} failed: {failures[-1]['role']} {failures[-1]['reason']}")
             for path in trial.broken_results() if state == Job.DONE else ():
                 print(f"  {trial.directory.name}: {path} is missing or cut; delete {DONE} beside it to have it computed again")
@@ -401,14 +472,14 @@ def show(jobs: list[Job]) -> None:
     states = [job.state for job in jobs]
     counts = f"{len(jobs)} jobs: {states.count(Job.DONE)} done, {states.count(Job.INCOMPLETE)} incomplete, "
     counts += f"{states.count(Job.NOT_LAUNCHED)} not launched"
-    for state in (Job.QUEUED, Job.RUNNING):
+    for state in (Job.FAILED, Job.QUEUED, Job.RUNNING):
         if state in states:
             counts += f", {states.count(state)} {state.lower()}"
     print(f"\n{counts}.\n", flush=True)
 
 
-def check(settings: Settings, run: RunOptions, num_trials: int) -> None:
-    """Raises UsageError if trials with `settings` could not be run."""
+def check(settings: Settings, run: RunOptions, trials: list[Trial]) -> None:
+    """Raises UsageError if these trials, which all have `settings`, could not be run."""
     spec = datasets.REGISTRY[settings.dataset]
     models.check(settings.model_arch, spec)
     augmentation.check(settings.augmentation, spec)
@@ -417,8 +488,13 @@ def check(settings: Settings, run: RunOptions, num_trials: int) -> None:
     if run.tensorboard:
         check_tensorboard()
     data = datasets.load(settings.dataset, run.data_dir)
-    for seed in range(num_trials):
-        partition.split(data, settings, seed)
+    smallest = min(
+        len(part.train)
+        for seed in sorted({each.trial_seed for each in trials})
+        for part in partition.split(data, settings, seed)
+    )
+    if smallest == 1 or any(each.hparams.get("batch_size") == 1 for each in trials):
+        models.check_batch_of_one(settings.model_arch, spec)
 
 
 def delete(jobs: list[Job], args: argparse.Namespace) -> None:
@@ -460,7 +536,7 @@ def as_json(jobs: list[Job]) -> str:
     queued = {directory: each for job in jobs for directory, each in job.queued.items()}
 
     def of_trial(trial: Trial, state: str) -> dict:
-        last, failures = last_round(trial), trial.failures() if state == Job.INCOMPLETE else []
+        last, failures = last_round(trial), trial.failures() if state in (Job.INCOMPLETE, Job.FAILED) else []
         return {
             "trial_seed": trial.trial_seed,
             "state": state,

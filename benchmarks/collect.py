@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from federated.metrics import over_clients
 from federated.reporting.collect import collect
 from federated.settings import Settings, write_sweep_file
-from federated.trial import CLIENTS, DONE, RESULTS, Trial, trial_path
+from federated.trial import CLIENTS, DONE, RESULTS, Trial, hparams_hash, trial_path
 from hparams_registry import default_hparams, random_hparams
 
 SETS, TRIALS = 1000, 10
@@ -41,7 +41,7 @@ def make_tree(output_dir):
         if hparams_seed:
             hparams = random_hparams(algorithm, dataset, hparams_seed, optimizer)
         for seed in range(TRIALS):
-            directory = trial_path(output_dir, settings, hparams, seed)
+            directory = trial_path(output_dir / settings.name / hparams_hash(hparams), seed)
             trial = Trial(settings, hparams, hparams_seed, seed, directory)
             metrics = rng.random((3, 2, 2, settings.rounds), dtype=np.float32)
             curves = over_clients(*metrics[:2], rng.random((2, settings.rounds)), metrics[2], samples, personal=False)

@@ -178,6 +178,17 @@ def check(name: str, spec: "Spec") -> None:
         raise _misfit(name, spec, f"it takes images of at least {least}x{least}")
 
 
+def check_batch_of_one(name: str, spec: "Spec") -> None:
+    """Raises UsageError if the model `name` cannot train on a batch of one sample, as with BatchNorm. Imports torch."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            build(name, spec, 0.0, 0).train()(torch.zeros(1, *spec.shape))
+    except ValueError as error:
+        raise UsageError(f"--model_arch {name} cannot train on a batch of one sample of {spec}: {error}") from error
+
+
 def _misfit(name: str, spec: "Spec", reason: object):
     return UsageError(f"--model_arch {name} does not fit {spec}: {reason}")
 

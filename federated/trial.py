@@ -1,5 +1,6 @@
 """A trial and its directory, which holds all that is known of it.
 
+OUTPUT_DIR/<sweep>/<md5 of hparams>/hparams.json     the hyper-parameter set and its number
 OUTPUT_DIR/<sweep>/<md5 of hparams>/trial_<seed>/    one trial: logs, lock, checkpoint, failed.json, event file
 …/trial_<seed>/results.json                          settings, seeds, hyper-parameters, curves by round, provenance
 …/trial_<seed>/clients.npz                           the metrics of each client by round
@@ -30,11 +31,12 @@ def hparams_hash(hparams: dict) -> str:
     return hashlib.md5(json.dumps(hparams, sort_keys=True).encode()).hexdigest()
 
 
-def trial_path(output_dir: pathlib.Path, settings: Settings, hparams: dict, trial_seed: int) -> pathlib.Path:
-    """The directory of a trial in a sweep; `Trial.job_dir` and `Trial.sweep_dir` are those above it."""
-    return output_dir / settings.name / hparams_hash(hparams) / f"trial_{trial_seed}"
+def trial_path(job_dir: pathlib.Path, trial_seed: int) -> pathlib.Path:
+    """The directory of a trial, in that of its hyper-parameter set: OUTPUT_DIR / `Settings.name` / `hparams_hash`."""
+    return job_dir / f"trial_{trial_seed}"
 
 
+HPARAMS = "hparams.json"  # in the directory of a hyper-parameter set
 # Files of a trial's directory
 RESULTS, CLIENTS, DONE, FAILED, MODEL = "results.json", "clients.npz", "done", "failed.json", "model.pt"
 CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
@@ -53,6 +55,7 @@ class DivergedError(Exception):
 
 
 NOT_LAUNCHED, INCOMPLETE, RUNNING, COMPLETE = "Not launched", "Incomplete", "Running", "Done"
+FAILED_FOR_GOOD = "Failed"  # it diverged, and would again
 QUEUED = "Queued"  # only the launcher's queue knows; nothing on disk says so
 
 
@@ -91,12 +94,19 @@ class Trial:
         ]
 
     def state(self) -> str:
-        """NOT_LAUNCHED, INCOMPLETE, RUNNING or COMPLETE, by what is on disk now."""
+        """NOT_LAUNCHED, INCOMPLETE, RUNNING, COMPLETE or FAILED_FOR_GOOD, by what is on disk now."""
         if not self.directory.exists():
             return NOT_LAUNCHED
         if self.is_done():
             return COMPLETE
-        return RUNNING if is_held(self.directory) else INCOMPLETE
+        if is_held(self.directory):
+            return RUNNING
+        return FAILED_FOR_GOOD if self.has_failed() else INCOMPLETE
+
+    def has_failed(self) -> bool:
+        """True if the last attempt ended in a way in which any other would."""
+        failures = self.failures()
+        return bool(failures) and failures[-1].get("is_final") is True
 
     def server_options(self) -> dict:
         """The options of the trial's server that say what it computes, {name: value}."""
@@ -128,9 +138,12 @@ class Trial:
         }
 
     def prepare(self) -> None:
-        """Make the directory of the trial and write its sweep's settings."""
+        """Make the directory of the trial and write its sweep's settings and its hyper-parameters."""
         write_sweep_file(self.sweep_dir, self.settings)
         self.directory.mkdir(parents=True, exist_ok=True)
+        if not (self.job_dir / HPARAMS).exists():
+            known = {"hparams_seed": self.hparams_seed, "hparams": self.hparams}
+            write_atomically(self.job_dir / HPARAMS, json.dumps(known) + "\n")
 
     def delete(self) -> None:
         """Delete the files that this trial made, and its directory if nothing else is left in it. Raises LockedError."""
@@ -149,13 +162,15 @@ class Trial:
         for path in self.directory.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
-    def record_failure(self, role: str, reason: str, log_lines: typing.Sequence[str] = ()) -> None:
-        """Write failed.json: which process ended the trial, why, the last lines of its log, and the earlier failures."""
+    def record_failure(self, role: str, reason: str, log_lines: typing.Sequence[str] = (), is_final: bool = False) -> None:
+        """Write failed.json: which process ended the trial, why, the last lines of its log, and the earlier failures.
+        `is_final`: any other attempt would end so, too."""
         record = {
             "role": role,
             "reason": reason,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "log": list(log_lines),
+            "is_final": is_final,
             "earlier": self.failures(),
         }
         write_atomically(self.directory / FAILED, json.dumps(record, indent=1) + "\n")
@@ -184,6 +199,46 @@ class Trial:
         write_atomically(self.directory / CLIENTS, lambda file: np.savez_compressed(file, allow_pickle=False, **clients))
         write_atomically(self.directory / RESULTS, json.dumps(results, allow_nan=False) + "\n")
         write_atomically(self.directory / DONE, "")
+
+
+def sets_there(sweep_dir: pathlib.Path) -> dict[str, set[int]]:
+    """What lies in a sweep's directory: the seeds of the trials of each hyper-parameter set, by the set's directory."""
+    found: dict[str, set[int]] = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(sweep_dir) as entries:
+        for entry in entries:
+            if _JOB_DIR.fullmatch(entry.name) and entry.is_dir():
+                trials = map(_TRIAL_DIR.fullmatch, os.listdir(entry.path))
+                found[entry.name] = {int(trial[1]) for trial in trials if trial is not None}
+    return found
+
+
+_JOB_DIR, _TRIAL_DIR = re.compile("[0-9a-f]{32}"), re.compile("trial_(0|[1-9][0-9]*)")
+
+
+def trial_seed_of(directory: pathlib.Path) -> int:
+    """The seed of the trial in a directory. Raises ValueError if it is no trial's."""
+    if (name := _TRIAL_DIR.fullmatch(directory.name)) is None:
+        raise ValueError(f"{str(directory)!r} is not the directory of a trial")
+    return int(name[1])
+
+
+def remove_job_dir(job_dir: pathlib.Path) -> None:
+    """Remove the directory of a hyper-parameter set whose trials were deleted. Raises OSError if something is left in it."""
+    (job_dir / HPARAMS).unlink(missing_ok=True)
+    job_dir.rmdir()
+
+
+def read_hparams(job_dir: pathlib.Path) -> tuple[int, dict] | None:
+    """The number and the hyper-parameters of the set in a directory; None if its file does not say."""
+    try:
+        known = json.loads(read_regular(job_dir / HPARAMS, _MAX_HPARAMS_BYTES))
+        seed, hparams = known["hparams_seed"], known["hparams"]
+        return (seed, hparams) if type(seed) is int and hparams_hash(hparams) == job_dir.name else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+_MAX_HPARAMS_BYTES = 1 << 20
 
 
 # How a whole file begins, how its end begins, and how many bytes that end has; of a zip file, the last record

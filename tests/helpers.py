@@ -21,7 +21,7 @@ from federated.lock import process_start
 from federated.metrics import over_clients
 from federated.running import checkpoint
 from federated.settings import Settings
-from federated.trial import CHECKPOINT, Trial, trial_path
+from federated.trial import CHECKPOINT, Trial, hparams_hash, trial_path
 from hparams_registry import default_hparams, random_hparams
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -99,7 +99,7 @@ def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, d
     hparams = default_hparams(*settings.hparams_key)
     if hparams_seed:
         hparams = random_hparams(algorithm, dataset, hparams_seed, optimizer)
-    directory = trial_path(output_dir, settings, hparams, trial_seed)
+    directory = trial_path(output_dir / settings.name / hparams_hash(hparams), trial_seed)
     this = Trial(settings, hparams, hparams_seed, trial_seed, directory)
     this.prepare()
     algorithm = algorithms.load(settings.algorithm)

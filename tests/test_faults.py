@@ -90,6 +90,23 @@ def test_failed_trials_do_not_keep_others_from_being_done(launch, run, tmp_path)
     assert table.returncode == 0 and "Ignored: 2 trials that are not done, 2 of them diverged." in table.stderr
 
 
+def test_a_trial_that_diverged_is_not_run_again_unless_asked(launch_here, call, tmp_path):
+    out, options = tmp_path / "out", ("--local_optimizer", "sgd", "--num_hparams", 1, "--hparams", '{"learning_rate": 1e30}')
+    assert launch_here(out, *options).returncode == 1
+    shown = call("sweep.py", "status", "--output_dir", out).stdout
+    assert "Failed: " in shown and "trial_0 failed: server diverged" in shown and "1 failed" in shown
+    (trial,) = json.loads(call("sweep.py", "status", "--json", "--output_dir", out).stdout)[-1]["trials"]
+    assert trial["state"] == "Failed" and "diverged" in trial["failures"][-1]["reason"]
+    before = (trial_of(out) / "failed.json").read_bytes()
+    launched = launch_here(out, *options)
+    assert launched.returncode == 0 and "1 trials failed and would again: --again runs them all the same." in launched.stderr
+    assert "Nothing to launch!" in launched.stderr and (trial_of(out) / "failed.json").read_bytes() == before
+    assert launch_here(out, *options, "--again").returncode == 1
+    assert len(json.loads((trial_of(out) / "failed.json").read_text())["earlier"]) == 1
+    assert "Deleted 1 jobs!" in call("sweep.py", "delete_incomplete", "--output_dir", out, "--skip_confirmation").stderr
+    assert not list(out.iterdir())
+
+
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_client_that_never_joins_is_named(run, tmp_path):
     result = run("server_benchmark.py", "--output_dir", tmp_path / "trial", "--client_processes", 2, "--timeout", 1)

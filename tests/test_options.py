@@ -119,6 +119,7 @@ TRIAL = {
 OPTIONS = {
     "sweep.py launch": {
         **DELETE,
+        "--again": None,
         **RUN,
         **SERVER,
         **TRIAL,
@@ -276,8 +277,14 @@ def test_other_options_and_positions_are_refused(traps, capsys, command):
     ("options", "message"),
     [
         (("--num_hparams", "100000", "--num_trials", "2"), "more than 100000 trials"),
-        (("--num_clients", "2000"), "none to train on"),
-        (("--num_clients", "100000"), "none to train on"),
+        (("--num_clients", "2000"), "none to train on: lower --num_clients 2000"),
+        (("--num_clients", "100000"), "none to train on: lower --num_clients 100000"),
+        (("--samples_per_client", "2", "--holdout_fraction", "0.9"), "none to train on: lower it"),
+        (
+            ("--model_arch", "resnet18", "--hparams", '{"batch_size": 1}'),
+            "cannot train on a batch of one sample of 1x8x8 images",
+        ),
+        (("--model_arch", "resnet18", "--samples_per_client", "2"), "cannot train on a batch of one sample of 1x8x8 images"),
         (("--num_clients", "100000", "--partition", "dirichlet"), "--num_clients 100000"),
         (("--num_clients", "100000", "--partition", "quantity"), "--num_clients 100000"),
         (("--samples_per_client", "1000"), "more than the 1437 training samples"),

@@ -158,3 +158,11 @@ def test_samples_per_client_is_kept():
 def test_too_few_samples_are_an_error_that_names_the_setting(changes, message):
     with pytest.raises(UsageError, match=message):
         split(DATA, settings(**changes), 0)
+
+
+def test_an_owner_of_one_sample_needs_another_partition():
+    owners = np.where(np.arange(5000) == 4999, 9, np.arange(5000) % 9)
+    lonely = dataclasses.replace(DATA, train_owners=owners)
+    message = "^client 9 has 1 samples, of which --holdout_fraction 0.1 leaves none to train on: give another --partition$"
+    with pytest.raises(UsageError, match=message):
+        split(lonely, settings(partition="natural"), 0)

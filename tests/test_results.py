@@ -275,9 +275,10 @@ def test_what_diverged_and_what_mixes_versions_is_told(tmp_path, capsys):
     values = json.loads(mixed.read_text())
     values["provenance"]["runs"].append({"round": 1, "code": "b"})
     mixed.write_text(json.dumps(values))
-    for seed, reason in enumerate(("diverged", "was killed by SIGKILL", "diverged: a loss"), start=2):
+    for seed, is_final in enumerate((True, False, True), start=2):
         trial = make_trial(tmp_path, 0, seed, [[0.5]] * 2, [0.5], done=False)
-        (trial / "failed.json").write_text(json.dumps({"role": "server", "reason": reason, "earlier": []}))
+        failed = {"role": "server", "reason": "ended", "is_final": is_final, "earlier": []}
+        (trial / "failed.json").write_text(json.dumps(failed))
     err = collected(capsys, tmp_path).err
     assert "Ignored: 3 trials that are not done, 2 of them diverged.\n" in err
     assert "Computed by more than one version of the code: 1 trials" in err

@@ -42,6 +42,7 @@ def test_the_workflow(launch, launch_here, call, awkward, launcher):
     for hparams in sets:
         trial = f"{SWEEP}/{hparams_hash(hparams)}/trial_0"
         expected += [f"{trial}/{name}" for name in ("clients.npz", "done", "results.json", "server.log")]
+        expected.append(f"{SWEEP}/{hparams_hash(hparams)}/hparams.json")
     assert [name for name in files(awkward) if "client_process" not in name] == sorted(expected)
 
     trial = awkward / SWEEP / hparams_hash(sets[1]) / "trial_0"
@@ -182,6 +183,42 @@ def test_deleting_in_a_home_directory_loses_nothing(call, finished_sweep, tmp_pa
     assert "Not deleted, it is a link: " in deleted.stderr and "Deleted 0 jobs!" in deleted.stderr
     assert files(elsewhere) == before
     assert call("sweep.py", "delete_all", "--output_dir", "/", *TINY, "--skip_confirmation").returncode == 0
+
+
+def test_status_and_deletion_look_at_what_is_there(launch_here, call, tmp_path):
+    """Also at sets and trials that the command line would not draw."""
+    out = tmp_path / "out"
+    assert launch_here(out, "--num_hparams", 6, "--num_trials", 1).returncode == 0
+    assert launch_here(out, "--num_hparams", 1, "--num_trials", 4).returncode == 0
+    shown = call("sweep.py", "status", "--output_dir", out).stdout
+    assert "4/4 trials done" in shown and "6 jobs: 2 done, 4 incomplete" in shown
+    last = random_hparams("Fedavg", "digits", 5)
+    assert f"{hparams_hash(last)} set 5, 1/1 trials done, {json.dumps(last)}" in shown
+    some = call("sweep.py", "delete_all", "--output_dir", out, "--num_hparams", 2, "--skip_confirmation")
+    assert "Deleted 2 jobs!" in some.stderr
+    rest = call("sweep.py", "delete_all", "--output_dir", out, "--skip_confirmation")
+    assert "Deleted 4 jobs!" in rest.stderr
+    assert not list(out.iterdir())
+    assert launch_here(out, "--num_hparams", 1, "--rounds", 1).returncode == 0
+
+
+def test_a_set_that_nothing_describes_is_shown_and_deleted(launch_here, call, tmp_path):
+    assert launch_here(tmp_path / "out", "--num_hparams", 1, "--hparams", '{"batch_size": 7}').returncode == 0
+    next((tmp_path / "out").glob("*/*/hparams.json")).write_text('{"hparams_seed": 0, "hparams": {"batch_size": 8}}')
+    assert "of unknown hyper-parameters" in call("sweep.py", "status", "--output_dir", tmp_path / "out").stdout
+    deleted = call("sweep.py", "delete_all", "--output_dir", tmp_path / "out", "--skip_confirmation")
+    assert "Deleted 1 jobs!" in deleted.stderr and not list((tmp_path / "out").iterdir())
+
+
+def test_equal_values_are_one_set(launch_here, tmp_path):
+    """Minus zero and zero, 0.5 and 5e-1, 32 and 32.0."""
+    options = ("--num_hparams", 1, "--local_optimizer", "sgd", "--hparams")
+    for hparams in (
+        '{"weight_decay": 0, "momentum": 0.5, "batch_size": 32}',
+        '{"weight_decay": -0.0, "momentum": 5e-1, "batch_size": 32.0}',
+    ):
+        assert launch_here(tmp_path / "out", *options, hparams).returncode == 0
+    assert len(list((tmp_path / "out").glob("*/*/trial_0"))) == 1
 
 
 def test_deleting_what_is_not_there_is_no_error(call, tmp_path):

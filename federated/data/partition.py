@@ -146,9 +146,15 @@ def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list
     for client, (share, test) in enumerate(zip(shares, tests)):
         held_out = max(1, round(len(share) * settings.holdout_fraction))
         if held_out >= len(share):
+            if len(share) > 1:
+                mend = "lower it"
+            elif settings.partition == "natural":
+                mend = "give another --partition"
+            else:
+                mend = f"lower --num_clients {settings.num_clients}"
             raise UsageError(
                 f"client {client} has {len(share)} samples, of which --holdout_fraction {settings.holdout_fraction} leaves "
-                f"none to train on: lower --num_clients {settings.num_clients} or raise --samples_per_client"
+                f"none to train on: {mend}"
             )
         parts.append(Part(np.sort(share[held_out:]), np.sort(share[:held_out]), np.sort(test)))
     return parts

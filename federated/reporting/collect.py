@@ -117,10 +117,9 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                 try:
                     if not directory.is_dir():
                         raise BrokenError(f"{str(directory)!r} is no directory")
-                    if not (directory / trial.DONE).exists():
+                    if not (directory / trial.DONE).is_file():
                         not_done.append(directory)
-                        failures = Trial(stored, {}, 0, 0, directory).failures()
-                        if failures and str(failures[-1].get("reason")).startswith("diverged"):
+                        if Trial(stored, {}, 0, 0, directory).has_failed():
                             diverged.append(directory)
                         continue
                     if key in seen:

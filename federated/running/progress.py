@@ -13,7 +13,7 @@ from federated.learning.log_lines import RoundLine
 from federated.lock import is_held
 from federated.options import ALL_LOCKED, FAILED, say
 from federated.running.supervisor import Failure, Outcome
-from federated.trial import COMPLETE, INCOMPLETE, RUNNING, Trial
+from federated.trial import COMPLETE, FAILED_FOR_GOOD, INCOMPLETE, RUNNING, Trial
 
 _TAIL_BYTES = 4096
 _MAX_SHOWN = 4  # trials whose rounds stand in a line
@@ -132,7 +132,7 @@ def follow(states: typing.Callable[[], list[tuple[Trial, str]]]) -> None:
         pace = pace or Pace(len(trials), first=None)
         done = sum(state == COMPLETE for _, state in trials)
         running = [trial for trial, state in trials if state == RUNNING]
-        failed = sum(state == INCOMPLETE and bool(trial.failures()) for trial, state in trials)
+        failed = sum(state == FAILED_FOR_GOOD or (state == INCOMPLETE and bool(trial.failures())) for trial, state in trials)
         line = pace.line(done, failed, running)
         if on_terminal:
             width = shutil.get_terminal_size().columns - 1

@@ -13,6 +13,7 @@ from federated.lock import Lock, LockedError
 from federated.running import resources
 from federated.running.listener import is_remote, remove_socket, unix_address
 from federated.running.processes import (
+    DIVERGED_EXIT,
     LOCKED_EXIT,
     LOST_PEER_EXIT,
     OUT_OF_MEMORY_EXIT,
@@ -48,6 +49,10 @@ class Failure:
     def is_locked(self) -> bool:
         """True if another sweep runs the trial."""
         return self.exitcode == LOCKED_EXIT
+
+    def is_final(self) -> bool:
+        """True if the same trial would end so again."""
+        return self.exitcode == DIVERGED_EXIT
 
     def is_accident(self) -> bool:
         """True if the same trial may well succeed next time: it was killed, fell silent or lost a peer."""
@@ -195,7 +200,7 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
                 if isinstance(outcome, Failure):
                     if not outcome.is_locked():
                         with contextlib.suppress(OSError):  # a full disk, a vanished directory: the report says so
-                            trial.record_failure(outcome.role, outcome.reason, outcome.log)
+                            trial.record_failure(outcome.role, outcome.reason, outcome.log, outcome.is_final())
                     if outcome.is_accident() and attempts[str(trial.directory)] <= retries:
                         waiting.append(trial)
                         continue
