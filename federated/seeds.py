@@ -3,12 +3,12 @@
 import hashlib
 
 
-def seed_hash(*args, modulus: int = 10**8) -> int:
+def seed_hash(*args: object, modulus: int = 10**8) -> int:
     """A whole number in [0, modulus) made from the text of `args`, the same on every machine."""
     return int(hashlib.sha256(str(args).encode()).hexdigest(), 16) % modulus
 
 
-def stream_seed(*args) -> int:
+def stream_seed(*args: object) -> int:
     """The seed of one random stream, e.g. `stream_seed(trial_seed, client, round, "order")`.
 
     63 bits wide, so that the streams of a long trial with many clients do not meet by chance.

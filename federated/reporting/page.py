@@ -2,8 +2,12 @@
 
 import base64
 import html
+import typing
 
 from federated.reporting import plots
+
+if typing.TYPE_CHECKING:
+    from federated.reporting.report import Report
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 76rem; margin: auto; padding: 0 1rem }
@@ -27,7 +31,7 @@ figcaption { font-size: 0.85rem }
 SETTINGS = 10  # of each sweep
 
 
-def html_of(report) -> str:
+def html_of(report: "Report") -> str:
     """The page of a federated.reporting.report.Report: tables, pictures, and the best settings of each sweep."""
     sections = [("Best settings", report.table("html"), report.notes()), *report.sections("html", SETTINGS)]
     first, more = sections[: 1 + bool(len(report.comparison))], sections[1 + bool(len(report.comparison)) :]

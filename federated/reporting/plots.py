@@ -4,15 +4,22 @@
 import functools
 import io
 import pathlib
+import typing
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from federated.files import write_atomically
 from federated.reporting import selection
 from federated.reporting.collect import HPARAM
+
+if typing.TYPE_CHECKING:
+    from federated.reporting.report import Report
+
+Sweep = tuple[str, str, str]  # model, data set, algorithm
 
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#F0E442")
 LINES = ("-", "--", ":", "-.")
@@ -22,7 +29,7 @@ FORMATS = ("png", "svg")
 matplotlib.rcParams["svg.hashsalt"] = "federated"  # so that the same results give the same file
 
 
-def pictures(report) -> dict[str, tuple[str, Figure]]:
+def pictures(report: "Report") -> dict[str, tuple[str, Figure]]:
     """{name: (what it shows, figure)} of all pictures of a federated.reporting.report.Report."""
     drawn = {}
     data = list(dict.fromkeys((model, dataset) for model, dataset, _ in report.chosen))
@@ -40,7 +47,7 @@ def pictures(report) -> dict[str, tuple[str, Figure]]:
     return drawn
 
 
-def save_all(report, directory: pathlib.Path) -> None:
+def save_all(report: "Report", directory: pathlib.Path) -> None:
     """Write all pictures into `directory`, in each of FORMATS."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, (_, figure) in pictures(report).items():
@@ -67,7 +74,7 @@ def style(place: int) -> dict:
     }
 
 
-def _curves(axes, report, sweeps, value, band) -> None:
+def _curves(axes: Axes, report: "Report", sweeps: list[Sweep], value: str, band: bool) -> None:
     """Draw the reported accuracy of each sweep's best setting against the column `value`, by round: mean over trials, with a
     band of ± one sample deviation if asked for."""
     of_sweep = dict(iter(report.sweeps()))
@@ -93,21 +100,21 @@ def _legend(axes, entries) -> None:
         axes.legend(fontsize="small", handlelength=3)
 
 
-def learning_curves(axes, report, sweeps) -> bool:
+def learning_curves(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
     _curves(axes, report, sweeps, "round", band=True)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return True
 
 
-def accuracy_by_bytes(axes, report, sweeps) -> bool:
+def accuracy_by_bytes(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
     _curves(axes, report, sweeps, "bytes_sent", band=False)
     axes.set_xlabel("bytes sent between server and clients")
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     return True
 
 
-def clients(axes, report, sweeps):
+def clients(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
     """A point for each client of each trial of the best settings, the clients side by side in the order of their numbers, and
     a box of them. Draws nothing if no client has test samples."""
     drawn: list[tuple] = []
@@ -136,7 +143,7 @@ def clients(axes, report, sweeps):
     return bool(drawn)
 
 
-def expected_best(axes, report, sweeps):
+def expected_best(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
     """See federated.reporting.selection.expected_best. Draws nothing if no sweep has two random draws."""
     curves = {sweep: selection.expected_best(report.rankings[sweep]) for sweep in sweeps}
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
@@ -161,7 +168,7 @@ OF_DATA = {
 }
 
 
-def hparams(report, sweep) -> Figure | None:
+def hparams(report: "Report", sweep: Sweep) -> Figure | None:
     """Each varied hyper-parameter of a sweep against the validation accuracy of its settings; None if none varies."""
     ranking = report.rankings[sweep]
     varied = [name for name in report.hparams[sweep] if ranking[name].nunique() > 1]

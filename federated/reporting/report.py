@@ -62,7 +62,7 @@ class Report:
         missing = [f"{model} {dataset}" for model, dataset in data if (model, dataset, against) not in self.chosen]
         return [f"Not compared: {name}, where {against} has no finished trials." for name in missing]
 
-    def sweeps(self):
+    def sweeps(self) -> "pandas.api.typing.DataFrameGroupBy":
         """((model, dataset, algorithm), its rows) of each sweep."""
         return self.rounds.groupby(SWEEP, sort=False)
 
