@@ -117,7 +117,7 @@ def accuracy_by_bytes(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool
 def clients(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
     """A point for each client of each trial of the best settings, the clients side by side in the order of their numbers, and
     a box of them. Draws nothing if no client has test samples."""
-    drawn: list[tuple] = []
+    drawn: list[str] = []
     for sweep in sweeps:
         accuracies = report.of_clients[sweep]
         has_samples = ~np.isnan(accuracies)
@@ -125,14 +125,19 @@ def clients(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
             continue
         trials, number = accuracies.shape
         beside = np.tile((np.arange(number) + 0.5) / number - 0.5, (trials, 1))
-        points = {"color": COLOURS[0], "alpha": 0.6, "markersize": 5 if number <= 20 else 2.5, "markeredgewidth": 0}
+        points: dict[str, typing.Any] = {
+            "color": COLOURS[0],
+            "alpha": 0.6,
+            "markersize": 5 if number <= 20 else 2.5,
+            "markeredgewidth": 0,
+        }
         axes.plot(len(drawn) + 0.8 * beside[has_samples], accuracies[has_samples], "o", **points)
         axes.boxplot(
             accuracies[has_samples], positions=[len(drawn)], widths=0.84, whis=(0, 100), manage_ticks=False,
             medianprops={"color": "k", "linewidth": 2},
         )  # fmt: skip
         drawn.append(sweep[2])
-    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(drawn) > 4 else {}
+    slanted: dict[str, typing.Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(drawn) > 4 else {}
     axes.set_xticks(range(len(drawn)), drawn, **slanted)
     middle, half = (len(drawn) - 1) / 2, max(len(drawn), 3) / 2 + 0.1
     axes.set_xlim(middle - half, middle + half)
