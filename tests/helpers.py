@@ -28,6 +28,10 @@ PROJECT = pathlib.Path(__file__).resolve().parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 
 
+# Names of an output and a data directory that look like something else to a parser, a shell or Slurm
+AWKWARD_OUT, AWKWARD_DATA = "-x y'\"%A_%a[,=\nz", "-d %[=,\n"
+
+
 def cannot(reason):
     """Skip the test, except under continuous integration, where it fails."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)

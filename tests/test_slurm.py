@@ -14,7 +14,7 @@ import time
 import types
 
 import pytest
-from helpers import HUNG, PROJECT, TINY, cannot, results, wait_until
+from helpers import AWKWARD_DATA, AWKWARD_OUT, HUNG, PROJECT, TINY, cannot, results, wait_until
 
 from federated.trial import EVENTS, MODEL
 
@@ -171,6 +171,25 @@ def test_the_workflow(cluster, launch, run, awkward, tmp_path):
     assert results(out) == results(tmp_path / "local") and len(results(out)) == 4
     assert run("sweep.py", "delete_all", "--output_dir", out, *options, "--skip_confirmation").returncode == 0
     assert list(out.iterdir()) == []
+
+
+def test_directories_whose_names_look_like_something_else(cluster, run, tmp_path):
+    """Slurm's own patterns, what splits a script and an option, and what a shell reads."""
+    (tmp_path / AWKWARD_DATA).mkdir()
+    options = [*TINY, "--num_hparams", 1, "--num_trials", 1, f"--output_dir={AWKWARD_OUT}", f"--data_dir={AWKWARD_DATA}"]
+    done = run("sweep.py", "launch", "--skip_confirmation", *options, *SLURM, "--wait")
+    assert done.returncode == 0, done.stderr
+    assert len(results(tmp_path / AWKWARD_OUT)) == 1
+    (log,) = (tmp_path / AWKWARD_OUT / ".slurm").glob("*/*.log")
+    assert re.fullmatch(r"\d+_0\.log", log.name)
+    assert run("sweep.py", "delete_all", f"--output_dir={AWKWARD_OUT}", "--skip_confirmation").returncode == 0
+    assert not list((tmp_path / AWKWARD_OUT).iterdir())
+
+
+def test_a_backslash_is_refused_before_anything_is_made(cluster, launch, tmp_path):
+    refused = launch(tmp_path / "a\\b", *SLURM)
+    assert refused.returncode == 2 and "Slurm takes the backslash" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "a\\b").exists()
 
 
 def lose(cluster, node):

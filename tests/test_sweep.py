@@ -15,7 +15,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from helpers import HUNG, PROJECT, TINY, Sweep, results
+from helpers import AWKWARD_DATA, AWKWARD_OUT, HUNG, PROJECT, TINY, Sweep, results
 
 import sweep
 from federated.running import resources
@@ -379,7 +379,7 @@ def test_a_launch_tells_how_far_it_is_on_a_terminal(tmp_path):
 def test_directories_whose_names_look_like_something_else(run, tmp_path):
     """A dash in front, a space, quotes, Slurm's and the shell's own characters, a newline: a value stays that value, from
     process to process and in what dry_run prints for a shell."""
-    out, data = "-x y'\"%A[,=\nz", "-d %[=,"
+    out, data = AWKWARD_OUT, AWKWARD_DATA
     (tmp_path / data).mkdir()
 
     def launch(num_trials, launcher):

@@ -113,6 +113,8 @@ class Slurm(Launcher):
         """What is to be submitted: the trials by elements, and those in chunks that Slurm takes."""
         if run.host:
             raise UsageError("--host: a Slurm job runs the processes of a trial on one node, which need no port")
+        if "\\" in str(output_dir.absolute()):  # with one in it, Slurm fills in no job id in the name of a log
+            raise UsageError(f"--output_dir: Slurm takes the backslash in {str(output_dir)!r} for its own: name another")
         try:
             max_elements = int(slurm.config("MaxArraySize"))
         except slurm.UnavailableError as error:
@@ -131,7 +133,7 @@ class Slurm(Launcher):
                 *([AFTER_JOB] if run.jobs and number else []),  # the limit is one of each array
                 f"--job-name={directory.name}",
                 f"--array=0-{len(chunk) - 1}{limit}",
-                f"--output={str(directory / '%A_%a.log').replace('%', '%%').replace('%%A_%%a', '%A_%a')}",
+                f"--output={str(directory).replace('%', '%%')}/%A_%a.log",
                 str(directory / SCRIPT),
             ]
             lines = [json.dumps([_to_json(trial, output_dir) for trial in element]) + "\n" for element in chunk]
