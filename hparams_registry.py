@@ -1,126 +1,147 @@
-"""Every hyper-parameter: its default and its seeded random draw, by algorithm, data set and local optimizer.
+"""Every hyper-parameter: its default, its domain and its bounds, by algorithm, data set and local optimizer.
 
 Set 0 of a sweep holds the defaults, set k > 0 the draw of seed k. Each hyper-parameter has a random stream of its own,
 so that adding one leaves the draws of the others as they were.
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable
+import typing
 
-import numpy as np
-
-from federated import algorithms
+from federated import algorithms, domains
 from federated.data import datasets
+from federated.domains import Choice, Domain, Fixed, LogUniform, Uniform
 from federated.options import MAX_INTEGER, UsageError, shortened, shown
-from federated.seeds import seed_hash
+from federated.search import GRID, Space, draw
 
 MAX_FLOAT32 = 1e38
-_STREAM = np.random.RandomState(0)  # seeded anew for each draw, which is 70 times as fast as making one
 
 
 @dataclasses.dataclass(frozen=True)
 class Hparam:
-    """One hyper-parameter: its default, its draw, and the bounds that a value given by hand has to keep."""
+    """One hyper-parameter: its default, the domain that a search draws from, and the bounds of all values that make sense."""
 
     default: float
-    draw: float
-    low: float
-    high: float
+    domain: Domain
+    low: float = 0.0
+    high: float = MAX_FLOAT32
 
 
-def _hparams(algorithm: str, dataset: str, local_optimizer: str | None, seed: int) -> dict[str, Hparam]:
-    """{name: Hparam} of every hyper-parameter that applies."""
+def one_of(*values: float) -> Choice:
+    return Choice(values)
+
+
+BATCH_SIZE = Hparam(64, LogUniform(32, 1024, base=2, whole=True), low=1, high=MAX_INTEGER)  # of all but Fedsgd
+DROPOUT_RATE = Hparam(0.5, one_of(0.0, 0.5), high=1.0)
+
+# The learning rate by local optimizer
+LEARNING_RATE = {
+    "adam": Hparam(3e-4, LogUniform(1e-5, 1e-3)),
+    "sgd": Hparam(0.1, LogUniform(0.01, 1)),  # the space of FedHPO-B (Wang et al., 2022) for FedAvg, as the next two
+}
+MOMENTUM = Hparam(0.0, one_of(0.0, 0.9), high=0.999)  # of sgd, if the algorithm takes it
+WEIGHT_DECAY = Hparam(0.0, one_of(0.0, 0.001, 0.01, 0.1))  # of sgd
+
+# What takes the place of the above, by data set or algorithm, and local optimizer
+INSTEAD = {
+    ("heart_disease", "adam"): Hparam(1e-2, LogUniform(1e-3, 1e-1)),  # a few steps a round and a convex loss
+    ("Pfedme", "sgd"): Hparam(0.01, LogUniform(1e-3, 1e-1)),  # the published ones are about 0.01; the outer steps diverge
+}  # from 2 / lambda on
+
+# The spaces of the papers
+SERVER_LEARNING_RATE = LogUniform(1e-3, 1)
+TAU = Hparam(1e-3, LogUniform(1e-4, 1e-2), low=1e-12)
+BETAS = {"beta1": Hparam(0.9, Fixed(0.9), high=0.9999), "beta2": Hparam(0.99, Fixed(0.99), high=0.9999)}
+OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
+    "Fedavgm": {
+        "server_momentum": Hparam(0.9, one_of(0.7, 0.9, 0.97, 0.99, 0.997), high=0.9999),
+        "server_learning_rate": Hparam(1.0, LogUniform(0.1, 1)),
+    },
+    "Fedadagrad": {"server_learning_rate": Hparam(0.1, SERVER_LEARNING_RATE), "tau": TAU},
+    "Fedadam": {"server_learning_rate": Hparam(10**-2.5, SERVER_LEARNING_RATE), "tau": TAU, **BETAS},
+    "Fedyogi": {"server_learning_rate": Hparam(10**-2.5, SERVER_LEARNING_RATE), "tau": TAU, **BETAS},
+    "Fedprox": {"mu": Hparam(0.01, one_of(0.001, 0.01, 0.1, 1.0))},
+    "Scaffold": {"server_learning_rate": Hparam(1.0, Fixed(1.0))},
+    "Feddyn": {"alpha": Hparam(0.01, one_of(0.1, 0.01, 0.001), low=1e-12)},
+    "Moon": {"mu": Hparam(1.0, one_of(0.1, 1.0, 5.0, 10.0)), "temperature": Hparam(0.5, Fixed(0.5), low=1e-3)},
+    "Fedrep": {"head_epochs": Hparam(5, one_of(1, 5, 10), low=1, high=MAX_INTEGER)},
+    "Ditto": {"lambda": Hparam(0.1, one_of(0.01, 0.1, 1.0))},
+    "Pfedme": {
+        "lambda": Hparam(15.0, one_of(5.0, 15.0, 30.0)),
+        "inner_steps": Hparam(5, one_of(1, 5, 10), low=1, high=MAX_INTEGER),
+        "personal_learning_rate": Hparam(0.01, LogUniform(10**-2.5, 10**-1.5)),
+        "beta": Hparam(1.0, one_of(1.0, 2.0)),
+    },
+    "Apfl": {"alpha": Hparam(0.5, one_of(0.25, 0.5, 0.75), high=1.0)},
+}
+
+
+@functools.cache
+def hparams_of(algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict[str, Hparam]:
+    """{name: Hparam} of every hyper-parameter that applies. Raises KeyError with the valid names if one is unknown."""
     algorithm = algorithms.canonical(algorithm)
     local_optimizer = local_optimizer or algorithms.load(algorithm).local_optimizers[0]
     if dataset not in datasets.REGISTRY:
         raise KeyError(f"unknown dataset {dataset!r}: the datasets are {', '.join(datasets.REGISTRY)}")
-    hparams = {}
-
-    def add(
-        name: str, default: float, draw: Callable[[np.random.RandomState], float], low: float, high: float = MAX_FLOAT32
-    ) -> None:
-        _STREAM.seed(seed_hash(seed, name))
-        hparams[name] = Hparam(default, draw(_STREAM), low, high)
-
-    if algorithm != "Fedsgd":
-        add("batch_size", 64, lambda r: int(2 ** r.uniform(5, 10)), low=1, high=MAX_INTEGER)
-    add("dropout_rate", 0.5, lambda r: float(r.choice([0.0, 0.5])), low=0.0, high=1.0)
-
-    if local_optimizer == "adam":
-        if dataset == "heart_disease":  # a few steps a round and a convex loss
-            add("learning_rate", 1e-2, lambda r: float(10 ** r.uniform(-3, -1)), low=0.0)
-        else:
-            add("learning_rate", 3e-4, lambda r: float(10 ** r.uniform(-5, -3)), low=0.0)
-    if local_optimizer == "sgd":  # the space of FedHPO-B (Wang et al., 2022) for FedAvg
-        if algorithm == "Pfedme":  # the published ones are about 0.01; the outer steps diverge from 2 / lambda on
-            add("learning_rate", 0.01, lambda r: float(10 ** r.uniform(-3, -1)), low=0.0)
-        else:
-            add("learning_rate", 0.1, lambda r: float(10 ** r.uniform(-2, 0)), low=0.0)
+    found = {} if algorithm == "Fedsgd" else {"batch_size": BATCH_SIZE}
+    found["dropout_rate"] = DROPOUT_RATE
+    found["learning_rate"] = INSTEAD.get(
+        (dataset, local_optimizer), INSTEAD.get((algorithm, local_optimizer), LEARNING_RATE[local_optimizer])
+    )
+    if local_optimizer == "sgd":
         if algorithms.load(algorithm).takes_momentum:
-            add("momentum", 0.0, lambda r: float(r.choice([0.0, 0.9])), low=0.0, high=0.999)
-        add("weight_decay", 0.0, lambda r: float(r.choice([0.0, 0.001, 0.01, 0.1])), low=0.0)
-
-    # The spaces of the papers
-    if algorithm == "Fedavgm":
-        add("server_momentum", 0.9, lambda r: float(r.choice([0.7, 0.9, 0.97, 0.99, 0.997])), low=0.0, high=0.9999)
-        add("server_learning_rate", 1.0, lambda r: float(10 ** r.uniform(-1, 0)), low=0.0)
-    if algorithm in ("Fedadagrad", "Fedadam", "Fedyogi"):
-        best = 0.1 if algorithm == "Fedadagrad" else 10**-2.5
-        add("server_learning_rate", best, lambda r: float(10 ** r.uniform(-3, 0)), low=0.0)
-        add("tau", 1e-3, lambda r: float(10 ** r.uniform(-4, -2)), low=1e-12)
-    if algorithm in ("Fedadam", "Fedyogi"):
-        add("beta1", 0.9, lambda r: 0.9, low=0.0, high=0.9999)
-        add("beta2", 0.99, lambda r: 0.99, low=0.0, high=0.9999)
-    if algorithm == "Fedprox":
-        add("mu", 0.01, lambda r: float(r.choice([0.001, 0.01, 0.1, 1.0])), low=0.0)
-    if algorithm == "Scaffold":
-        add("server_learning_rate", 1.0, lambda r: 1.0, low=0.0)
-    if algorithm == "Feddyn":
-        add("alpha", 0.01, lambda r: float(r.choice([0.1, 0.01, 0.001])), low=1e-12)
-    if algorithm == "Moon":
-        add("mu", 1.0, lambda r: float(r.choice([0.1, 1.0, 5.0, 10.0])), low=0.0)
-        add("temperature", 0.5, lambda r: 0.5, low=1e-3)
-    if algorithm == "Fedrep":
-        add("head_epochs", 5, lambda r: int(r.choice([1, 5, 10])), low=1, high=MAX_INTEGER)
-    if algorithm == "Ditto":
-        add("lambda", 0.1, lambda r: float(r.choice([0.01, 0.1, 1.0])), low=0.0)
-    if algorithm == "Pfedme":
-        add("lambda", 15.0, lambda r: float(r.choice([5.0, 15.0, 30.0])), low=0.0)
-        add("inner_steps", 5, lambda r: int(r.choice([1, 5, 10])), low=1, high=MAX_INTEGER)
-        add("personal_learning_rate", 0.01, lambda r: float(10 ** r.uniform(-2.5, -1.5)), low=0.0)
-        add("beta", 1.0, lambda r: float(r.choice([1.0, 2.0])), low=0.0)
-    if algorithm == "Apfl":
-        add("alpha", 0.5, lambda r: float(r.choice([0.25, 0.5, 0.75])), low=0.0, high=1.0)
-
-    return hparams
+            found["momentum"] = MOMENTUM
+        found["weight_decay"] = WEIGHT_DECAY
+    return found | OF_ALGORITHM.get(algorithm, {})
 
 
 def default_hparams(algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict:
     """The defaults. Raises KeyError with the valid names if one is unknown."""
-    return {name: hparam.default for name, hparam in _hparams(algorithm, dataset, local_optimizer, 0).items()}
+    return {name: hparam.default for name, hparam in hparams_of(algorithm, dataset, local_optimizer).items()}
 
 
 def random_hparams(algorithm: str, dataset: str, seed: int, local_optimizer: str | None = None) -> dict:
     """The random draw of `seed`. Raises KeyError with the valid names if one is unknown."""
-    return {name: hparam.draw for name, hparam in _hparams(algorithm, dataset, local_optimizer, seed).items()}
+    return {name: draw(hparam.domain, name, seed) for name, hparam in hparams_of(algorithm, dataset, local_optimizer).items()}
+
+
+def space_of(kind: str, values: dict, algorithm: str, dataset: str, local_optimizer: str) -> Space:
+    """The search space with the domains that `values` names, {name: domain as in JSON}, in place of the registry's. A grid goes
+    through the lists among them; all else in it has its default. Raises UsageError that names what is wrong."""
+    known = hparams_of(algorithm, dataset, local_optimizer)
+    given = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(f"--hparams: unknown hyper-parameter {shown(name)}: {algorithm} has {', '.join(known)}")
+        parse = functools.partial(_checked, name, known[name])
+        try:
+            given[name] = domains.from_json(value, parse, whole=isinstance(known[name].default, int))
+        except ValueError as error:
+            raise UsageError(f"--hparams: {name} {error}") from error
+        if kind == GRID and isinstance(given[name], Uniform | LogUniform):
+            raise UsageError(f"--search grid: {name} has the range {json.dumps(value)}: give a list of values")
+    others = {name: Fixed(hparam.default) if kind == GRID else hparam.domain for name, hparam in known.items()}
+    defaults = {name: hparam.default for name, hparam in known.items()}
+    return Space(kind, others | given, defaults)
 
 
 def check_hparams(values: dict, algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict:
     """`values` given by hand, as they will be used. Raises UsageError that names a wrong one and what is valid."""
-    known = _hparams(algorithm, dataset, local_optimizer, 0)
-    checked = {}
-    for name, value in values.items():
-        if name not in known:
-            raise UsageError(f"--hparams: unknown hyper-parameter {shown(name)}: {algorithm} has {', '.join(known)}")
-        hparam = known[name]
-        kind = type(hparam.default)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (is_number and hparam.low <= value <= hparam.high and kind(value) == value):
-            what = "a whole number" if kind is int else "a number"
-            raise UsageError(
-                f"--hparams: {name} {shortened(json.dumps(value))} is not {what} of at least {hparam.low:g} and at most "
-                f"{hparam.high:g}"
-            )
-        checked[name] = kind(value) + kind(0)  # -0.0 is 0.0, also in the name of the set's directory
-    return checked
+    known = hparams_of(algorithm, dataset, local_optimizer)
+    if unknown := values.keys() - known.keys():
+        name = next(name for name in values if name in unknown)
+        raise UsageError(f"--hparams: unknown hyper-parameter {shown(name)}: {algorithm} has {', '.join(known)}")
+    return {name: _checked(name, known[name], value) for name, value in values.items()}
+
+
+def _checked(name: str, hparam: Hparam, value: typing.Any) -> float:
+    kind = type(hparam.default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and hparam.low <= value <= hparam.high and kind(value) == value):
+        what = "a whole number" if kind is int else "a number"
+        raise UsageError(
+            f"--hparams: {name} {shortened(json.dumps(value))} is not {what} of at least {hparam.low:g} and at most "
+            f"{hparam.high:g}"
+        )
+    return kind(value) + kind(0)  # -0.0 is 0.0, also in the name of the set's directory

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 import pathlib
@@ -12,7 +11,7 @@ import typing
 
 import command_launchers
 from command_launchers import REGISTRY
-from federated import models
+from federated import models, study
 from federated import trial as trial_state
 from federated.data import augmentation, datasets, partition, partition_table
 from federated.lock import LockedError, take_over
@@ -26,8 +25,9 @@ from federated.options import (
     directory,
     exit_with,
     integer,
-    json_object,
+    json_object_or_file,
     names_of,
+    one_of,
     options_from,
     output_file,
     say,
@@ -35,15 +35,8 @@ from federated.options import (
 from federated.running.launcher import Launcher, QueuedTrial
 from federated.running.processes import Interrupted, interrupt_on_signals
 from federated.running.progress import Progress, follow, last_round
-from federated.settings import (
-    RunOptions,
-    Settings,
-    check_has_model,
-    check_same_settings,
-    check_tensorboard,
-    remove_sweep_file,
-    stored_settings,
-)
+from federated.search import GRID, KINDS, RANDOM, Space
+from federated.settings import RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
 from federated.trial import (
     DONE,
     Trial,
@@ -54,15 +47,12 @@ from federated.trial import (
     trial_path,
     trial_seed_of,
 )
-from hparams_registry import check_hparams, default_hparams, random_hparams
+from hparams_registry import hparams_of, space_of
 
-MAX_TRIALS = 100_000  # of one sweep
-# Options that choose hyper-parameter sets, with their defaults
-SETS: dict[str, typing.Any] = {"hparams_seed": 0, "num_hparams": 5, "hparams": {}}
-NUM_TRIALS = 3
+MAX_TRIALS = 100_000  # of one command
+SETS = ("hparams_seed", "num_hparams", "hparams")  # options that choose hyper-parameter sets
+NUM_HPARAMS, NUM_TRIALS = 5, 3  # the defaults
 DELETE = ("delete_incomplete", "delete_all")
-# Options that may name several, each of which is a sweep of its own
-SEVERAL = ("algorithm", "dataset")
 
 
 class Job:
@@ -79,19 +69,21 @@ class Job:
         self,
         output_dir: pathlib.Path,
         settings: Settings,
+        space: Space,
         known: tuple[int, dict] | None,
         trial_seeds: typing.Iterable[int],
         there: typing.Collection[int],
         queued: dict[pathlib.Path, QueuedTrial],
     ) -> None:
         """The job in the directory `output_dir`. `known` is the number of its set and the hyper-parameters, None if nothing
-        says them. `there` has the seeds of the trials on disk; `queued` those that launchers have submitted, by their
-        directories."""
+        says them; a launch draws them from `space`. `there` has the seeds of the trials on disk, `queued` the trials that
+        launchers have submitted, by their directories."""
         self.output_dir, self.settings = output_dir, settings
         seed, self.hparams = known if known is not None else (None, {})
         self.hparams_seed: int | None = seed
         self.trials = [
-            Trial(settings, self.hparams, self.hparams_seed or 0, seed, trial_path(output_dir, seed)) for seed in trial_seeds
+            Trial(settings, self.hparams, self.hparams_seed or 0, seed, trial_path(output_dir, seed), space)
+            for seed in trial_seeds
         ]
         directories = [each.directory for each in self.trials] if queued else []  # looking up 100,000 paths takes a second
         self.queued = {each: queued[each] for each in directories if each in queued}
@@ -183,22 +175,22 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
     """The jobs that a command is about. `launch`: those that the options draw. `status`: these and what else lies in the
     sweeps' directories. `delete_…`: what lies there; if options choose sets, only what lies there of these."""
     is_launch, is_delete, output_dir = args.command == "launch", args.command in DELETE, pathlib.Path(args.output_dir)
-    chosen = {name: getattr(args, name) for name in SETS if getattr(args, name) is not None}
-    first, number, values = (SETS | chosen).values()
-    if number * (args.num_trials or 0) > MAX_TRIALS:
-        raise UsageError(f"--num_hparams {number} x --num_trials {args.num_trials} is more than {MAX_TRIALS} trials")
-    queued, jobs = queued_trials(output_dir, args.command == "status"), []
-    for settings, fixed in zip(sweeps, fixed_hparams(values, sweeps)):
+    is_chosen = args.search == GRID or any(getattr(args, name) is not None for name in SETS)
+    queued, jobs, trials = queued_trials(output_dir, args.command == "status"), [], 0
+    for settings, space in zip(sweeps, spaces_of(args, sweeps or [Settings(**given) for given in combinations_of(args)])):
         sweep_dir = output_dir / settings.name
         there = sets_there(sweep_dir)
         for path in queued:
             if path.parent.parent == sweep_dir:
                 there.setdefault(path.parent.name, set()).add(trial_seed_of(path))
         sets: dict[str, tuple[int, dict] | None] = {}
-        if chosen or not is_delete:
-            sets |= drawn_sets(settings, range(first, first + number), fixed)
+        if is_chosen or not is_delete:
+            sets |= drawn_sets(args, space)
         drawn = set(sets)
-        if is_delete and chosen:
+        trials += len(drawn) * (args.num_trials or 0)
+        if trials > MAX_TRIALS:
+            raise UsageError(f"{trials} trials and more are asked for, and {MAX_TRIALS} are the limit: give fewer values")
+        if is_delete and is_chosen:
             sets = {name: known for name, known in sets.items() if name in there}
         elif not is_launch:
             others = {name: read_hparams(sweep_dir / name) for name in there.keys() - drawn}
@@ -206,29 +198,38 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
         for name, known in sets.items():
             begun = there.get(name, set())
             wanted = set(range(args.num_trials)) if name in drawn and not is_delete else set()
-            jobs.append(Job(sweep_dir / name, settings, known, sorted(wanted if is_launch else wanted | begun), begun, queued))
+            seeds = sorted(wanted if is_launch else wanted | begun)
+            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued))
     return jobs
 
 
-def drawn_sets(settings: Settings, seeds: typing.Iterable[int], fixed: dict) -> dict[str, tuple[int, dict]]:
-    """The sets of `seeds` with the values in `fixed`, by the names of their directories: {name: (seed, hyper-parameters)}. A
-    set that equals an earlier one is left out."""
-    algorithm, dataset, optimizer = settings.hparams_key
+def drawn_sets(args: argparse.Namespace, space: Space) -> dict[str, tuple[int, dict]]:
+    """The sets of a search, by the names of their directories: {name: (number, hyper-parameters)}. A set that equals an earlier
+    one is left out. Raises UsageError if they are too many."""
+    first, number = args.hparams_seed, args.num_hparams
+    if args.search == GRID:
+        if first is not None or number is not None:
+            given = "num_hparams" if first is None else "hparams_seed"
+            raise UsageError(f"--search grid takes every combination: --{given} does not apply")
+        first, number = 0, space.size()
+        if number > MAX_TRIALS:
+            raise UsageError(f"--search grid: {number} sets, and {MAX_TRIALS} trials are the limit: give fewer values")
     drawn: dict[str, tuple[int, dict]] = {}
-    for seed in seeds:
-        hparams = random_hparams(algorithm, dataset, seed, optimizer) if seed else default_hparams(*settings.hparams_key)
-        drawn.setdefault(hparams_hash(hparams | fixed), (seed, hparams | fixed))
+    for k, hparams in space.sets(first or 0, number or NUM_HPARAMS):
+        drawn.setdefault(hparams_hash(hparams), (k, hparams))
     return drawn
 
 
-def fixed_hparams(values: dict, sweeps: list[Settings]) -> list[dict]:
-    """Those of `values` that each sweep has. Raises UsageError if one is wrong, or none of the sweeps has it."""
-    known = [default_hparams(*settings.hparams_key) for settings in sweeps]
+def spaces_of(args: argparse.Namespace, sweeps: list[Settings]) -> list[Space]:
+    """The search space of each sweep, with those domains of --hparams that it has. Raises UsageError if one is wrong, or no
+    sweep has it."""
+    values = args.hparams or {}
+    known = [hparams_of(*settings.hparams_key) for settings in sweeps]
     for name in values:
         if not any(name in each for each in known):
-            check_hparams({name: values[name]}, *sweeps[0].hparams_key)  # raises UsageError
+            space_of(args.search, {name: values[name]}, *sweeps[0].hparams_key)  # raises UsageError
     return [
-        check_hparams({name: value for name, value in values.items() if name in each}, *settings.hparams_key)
+        space_of(args.search, {name: value for name, value in values.items() if name in each}, *settings.hparams_key)
         for settings, each in zip(sweeps, known)
     ]
 
@@ -252,20 +253,26 @@ def launch(args: argparse.Namespace) -> int:
             return ALL_LOCKED
         say(f"Nothing to launch! Exiting...All jobs {'are done or failed' if failed else 'are done'}.")
         return 0
+    trials = [trial for job in to_launch for trial in job.left(args.again)]
+    by_sweep: dict[Settings, list[Trial]] = {}
+    for trial in trials:
+        by_sweep.setdefault(trial.settings, []).append(trial)
+    rounds = sum(trial.settings.rounds for trial in trials)
     say(f"About to launch {len(to_launch)} jobs.")
-    for settings in {job.settings: None for job in to_launch}:
-        check(settings, run, [trial for job in to_launch if job.settings == settings for trial in job.left(args.again)])
+    say(f"They are of {len(by_sweep)} sweeps and have {len(trials)} trials left, of {rounds} rounds in all.")
+    for settings, of_sweep in by_sweep.items():
+        check(settings, run, of_sweep)
     if not confirmed(args):
         return 0
     output_dir = pathlib.Path(args.output_dir)
-    with Progress([trial for job in to_launch for trial in job.left(args.again)]) as progress:
+    with Progress(trials) as progress:
         Job.launch(to_launch, args.again, lambda trials: launcher.launch(trials, output_dir, run, progress.report))
     return progress.exit_code()
 
 
 def status(args: argparse.Namespace) -> int:
     """Show the jobs and their states."""
-    sweeps = sweeps_of(args)
+    sweeps = chosen_sweeps(args)
     jobs = make_jobs(args, sweeps)
     if args.json:
         print(as_json(jobs))
@@ -305,7 +312,7 @@ def show_partition(args: argparse.Namespace) -> int:
 
 def chosen_jobs(args: argparse.Namespace) -> list[Job]:
     """The jobs that the options choose, after taking over their locks if the user said so."""
-    sweeps = sweeps_of(args)
+    sweeps = chosen_sweeps(args)
     jobs = make_jobs(args, sweeps)
     if not args.take_over:
         return jobs
@@ -343,8 +350,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             _add_sweep(sub, name)
         if name == "launch":
             command_launchers.add_arguments(sub.add_argument_group("how it is run", "None of these changes a result."))
-        settings = sub.add_argument_group("what a trial trains", "Fixed once for a sweep and kept in its sweep.json.")
-        add_options(settings, Settings, given_only=True, several=() if name == "show_partition" else SEVERAL)
+        settings = sub.add_argument_group(
+            "what a trial trains", "Several values of a setting make a sweep of each combination."
+        )
+        add_options(settings, Settings, given_only=True, several=() if name == "show_partition" else names_of(Settings))
     return parser.parse_args(argv)
 
 
@@ -352,35 +361,36 @@ def _add_sweep(parser: Parser, command: str) -> None:
     """Add the options that choose jobs."""
     group = parser.add_argument_group("the sweep")
     group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
-    is_delete = command in DELETE
-    every = "(default: all that are there)"
+    every = "; default: all that are there" if command in DELETE else ""
     group.add_argument(
         "--num_hparams",
         type=integer(1, MAX_TRIALS),
-        default=None if is_delete else SETS["num_hparams"],
         metavar="INT",
-        help=f"hyper-parameter sets {every if is_delete else '(default: 5)'}",
+        help=f"hyper-parameter sets{every or f' (default: {NUM_HPARAMS})'}",
     )
     group.add_argument(
         "--num_trials",
         type=integer(1, MAX_TRIALS),
-        default=None if is_delete else NUM_TRIALS,
+        default=None if every else NUM_TRIALS,
         metavar="INT",
-        help=f"seeds for each set {every if is_delete else '(default: 3)'}",
+        help=f"seeds for each set{every or f' (default: {NUM_TRIALS})'}",
     )
     group.add_argument(
-        "--hparams_seed",
-        type=integer(0),
-        default=None if is_delete else SETS["hparams_seed"],
-        metavar="INT",
-        help="seed of the first set; 0 is the defaults (default: 0)",
+        "--hparams_seed", type=integer(0), metavar="INT", help="number of the first set; 0 is the defaults (default: 0)"
     )
     group.add_argument(
         "--hparams",
-        type=json_object,
-        default=None if is_delete else SETS["hparams"],
+        type=json_object_or_file,
         metavar="JSON",
-        help="""values fixed in every set, e.g. '{"batch_size": 32}'""",
+        help="""domains in place of the registry's, or a file of them: '{"batch_size": 32, "mu": [0.01, 0.1], '
+        '"learning_rate": {"low": 0.01, "high": 1, "log": true}}' (a value, a choice, a range)""",
+    )
+    group.add_argument(
+        "--search",
+        type=one_of(KINDS),
+        default=RANDOM,
+        metavar="NAME",
+        help="random: sets drawn from the domains; grid: every combination of the lists in --hparams (default: random)",
     )
     if command == "status":
         view = parser.add_argument_group("how it is shown").add_mutually_exclusive_group()
@@ -429,32 +439,23 @@ def main(argv: list[str] | None = None) -> int:
 # Helpers of the commands
 
 
-def sweeps_of(args: argparse.Namespace) -> list[Settings]:
-    """The settings of the sweep of each algorithm on each data set."""
-    named = [getattr(args, name, [Settings.__dataclass_fields__[name].default]) for name in SEVERAL]
-    sweeps: dict[str, Settings] = {}
-    for values in itertools.product(*named):
-        settings = settings_of(args, argparse.Namespace(**(vars(args) | dict(zip(SEVERAL, values)))))
-        sweeps.setdefault(settings.name, settings)
-    return list(sweeps.values())
+def combinations_of(args: argparse.Namespace) -> list[study.Given]:
+    """Every combination of the settings that were given."""
+    return study.combinations({name: getattr(args, name) for name in names_of(Settings) if hasattr(args, name)})
 
 
-def settings_of(args: argparse.Namespace, one: argparse.Namespace) -> Settings:
-    """Settings of one sweep. `launch` takes the options as given; other commands complete them from sweep.json."""
-    given = options_from(Settings, one)
-    sweep_dir = pathlib.Path(args.output_dir) / given.name
-    try:
-        stored = stored_settings(sweep_dir)
-    except UsageError as error:
-        if args.command != "status":
-            raise
-        say(f"Ignored: {error}")
-        stored = None
-    if args.command != "launch" and stored is not None:
-        named = {name: getattr(one, name) for name in names_of(Settings) if hasattr(args, name)}
-        given = dataclasses.replace(stored, **named)
-    check_same_settings(sweep_dir, given, stored)
-    return given
+def chosen_sweeps(args: argparse.Namespace) -> list[Settings]:
+    """The sweeps that a command is about. `launch`: one for each combination of the settings that were given. The others: those
+    in the output directory that have what was given. `status` also shows a combination that no sweep there has."""
+    output_dir, combinations = pathlib.Path(args.output_dir), combinations_of(args)
+    if args.command == "launch":
+        return study.sweeps_of(combinations, output_dir)
+    there = study.sweeps_there(output_dir)
+    chosen = {each.name: each for each in there if any(study.matches(each, given) for given in combinations)}
+    if args.command == "status":
+        missing = [given for given in combinations if not any(study.matches(each, given) for each in there)]
+        chosen = {each.name: each for each in study.sweeps_of(missing, output_dir)} | chosen
+    return list(chosen.values())
 
 
 def show(jobs: list[Job]) -> None:

@@ -11,6 +11,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable
 
+from federated.files import read_regular
 from federated.version import CODE, VERSION
 
 # Exit codes of the scripts besides 0; 128 + n means that signal n ended the script
@@ -175,6 +176,26 @@ def json_object(text: str) -> dict:
         reason = f" ({value})" if isinstance(value, _TwiceError) else ""
         raise argparse.ArgumentTypeError(f"""{shown(text)} is not a JSON object such as '{{"batch_size": 32}}'{reason}""")
     return value
+
+
+def json_object_or_file(text: str) -> dict:
+    """A JSON object, or the one in the file that `text` names."""
+    if text.lstrip().startswith("{") or not is_plain(text):
+        return json_object(text)
+    try:
+        content = read_regular(pathlib.Path(text), _MAX_FILE_BYTES).decode()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise argparse.ArgumentTypeError(
+            f"""{shown(text)} is neither a JSON object such as '{{"batch_size": 32}}' nor a file that holds one: {reason}"""
+        ) from error
+    try:
+        return json_object(content)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"the file {shown(text)} holds no domains: {error}") from error
+
+
+_MAX_FILE_BYTES = 1 << 20
 
 
 class _TwiceError(ValueError):

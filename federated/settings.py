@@ -1,14 +1,16 @@
 """What a trial computes: every setting, and the file that keeps those of a sweep.
 
-OUTPUT_DIR/<model>_<dataset>_<algorithm>/sweep.json        the settings that all trials share
+OUTPUT_DIR/<sweep>/sweep.json        the settings that all trials share, and the search spaces of their hyper-parameters
 """
 
 import argparse
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import pathlib
 import shlex
+import typing
 
 from federated import algorithms, models
 from federated.data import augmentation, datasets, partition
@@ -19,14 +21,16 @@ from federated.options import (
     directory,
     host_and_port,
     integer,
+    names_of,
     number,
     one_of,
     option,
     shown,
 )
+from federated.search import Space
 
 SWEEP = "sweep.json"
-_MAX_BYTES = 1 << 20  # of sweep.json
+_MAX_BYTES = 1 << 24  # of sweep.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +54,9 @@ class Settings:
         f"how samples go to clients: {', '.join(partition.REGISTRY)}; default: natural if the data have owners, else iid",
     )
     partition_alpha: float = option(
-        0.5, number(0, 1e6, above=True), "concentration of dirichlet and quantity; less is more skewed"
+        None, number(0, 1e6, above=True), "concentration of dirichlet and quantity; less is more skewed; default: 0.5"
     )
-    labels_per_client: int = option(2, integer(1), "labels each client holds under --partition labels")
+    labels_per_client: int = option(None, integer(1), "labels each client holds under --partition labels; default: 2")
     holdout_fraction: float = option(0.1, number(0, 0.9, above=True), "share of its samples a client validates on")
     augmentation: str = option("none", one_of(augmentation.REGISTRY), f"of training images: {', '.join(augmentation.REGISTRY)}")
     local_optimizer: str = option(
@@ -68,16 +72,18 @@ class Settings:
     device: str = option("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda if there is one")
     threads: int = option(1, integer(1, 1024), "threads of each process; it changes the last bits of results")
 
-    def __post_init__(self):
-        """What was not given is resolved, so that sweep.json says what was run."""
-        if None in (self.model_arch, self.num_clients, self.partition):
-            spec = datasets.REGISTRY[self.dataset]
-            self._default("model_arch", "mlp" if spec.is_image else "logistic")
-            self._default("num_clients", spec.num_owners or 2)
-            self._default("partition", "natural" if spec.num_owners else "iid")
+    def __post_init__(self) -> None:
+        """Resolve what was not given, so that sweep.json says what was run. Raises UsageError if values do not fit together."""
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is None:
+                object.__setattr__(self, field.name, self.default_of(field.name))
+        for name, partitions in USED_UNDER.items():
+            if getattr(self, name) is not None and self.partition not in partitions:
+                raise UsageError(
+                    f"--{name} {getattr(self, name)} has no effect under --partition {self.partition}, "
+                    f"only under {' and '.join(partitions)}"
+                )
         algorithm = algorithms.load(self.algorithm)
-        self._default("local_optimizer", algorithm.local_optimizers[0])
-        self._default("optimizer_state", "keep" if self.participation == 1 and algorithm.keeps_moments else "reset")
         if self.local_optimizer not in algorithm.local_optimizers:
             raise UsageError(
                 f"--local_optimizer {self.local_optimizer}: {self.algorithm} is defined for "
@@ -88,9 +94,25 @@ class Settings:
                 f"--optimizer_state keep: {self.algorithm} is defined for moments that start at zero in each round"
             )
 
-    def _default(self, name, value) -> None:
-        if getattr(self, name) is None:
-            object.__setattr__(self, name, value)
+    def default_of(self, name: str) -> typing.Any:
+        """The value of a setting that is not given, beside these others."""
+        spec, algorithm = datasets.REGISTRY[self.dataset], algorithms.load(self.algorithm)
+        match name:
+            case "model_arch":
+                return "mlp" if spec.is_image else "logistic"
+            case "num_clients":
+                return spec.num_owners or 2
+            case "partition":
+                return "natural" if spec.num_owners else "iid"
+            case "partition_alpha":
+                return 0.5 if self.partition in USED_UNDER[name] else None
+            case "labels_per_client":
+                return 2 if self.partition in USED_UNDER[name] else None
+            case "local_optimizer":
+                return algorithm.local_optimizers[0]
+            case "optimizer_state":
+                return "keep" if self.participation == 1 and algorithm.keeps_moments else "reset"
+        return Settings.__dataclass_fields__[name].default
 
     @property
     def participants(self) -> int:
@@ -104,8 +126,25 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """The directory of the sweep below the output directory."""
-        return f"{self.model_arch}_{self.dataset}_{algorithms.canonical(self.algorithm)}"
+        """The directory of the sweep below the output directory: model, data set and algorithm, and each further setting that
+        shapes what is learned and is not at its default. At most MAX_NAME_BYTES long: a digest takes the place of the rest."""
+        parts = [f"{self.model_arch}_{self.dataset}_{algorithms.canonical(self.algorithm)}"]
+        for name in names_of(Settings):
+            value = getattr(self, name)
+            if name not in NOT_IN_NAME and value != self.default_of(name):
+                parts.append(f"{name}={value}")
+        whole = ",".join(parts)
+        if len(whole) <= MAX_NAME_BYTES:
+            return whole
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:16]
+        return f"{whole[: MAX_NAME_BYTES - len(digest) - 1]},{digest}"
+
+
+# Settings that name a sweep's directory in front, and those that another sweep in the same place cannot differ in
+NOT_IN_NAME = ("model_arch", "dataset", "algorithm", "rounds", "eval_every", "device", "threads")
+MAX_NAME_BYTES = 199
+# Settings that have an effect under some partitions only
+USED_UNDER = {"partition_alpha": ("dirichlet", "quantity"), "labels_per_client": ("labels",)}
 
 
 MAX_PROCESSES = 1024  # of one trial
@@ -187,11 +226,24 @@ def check_tensorboard() -> None:
         raise UsageError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
 
 
-def write_sweep_file(directory: pathlib.Path, settings: Settings) -> None:
-    """Note the settings that all trials in `directory` share."""
-    if not (directory / SWEEP).exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / SWEEP, json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
+def write_sweep_file(directory: pathlib.Path, settings: Settings, space: Space | None = None) -> None:
+    """Note the settings that all trials in `directory` share, and a search space from which their hyper-parameters come."""
+    spaces: list[Space] = []
+    if (directory / SWEEP).exists():
+        settings, spaces = _read(directory)
+        if space is None or space in spaces:
+            return
+    directory.mkdir(parents=True, exist_ok=True)
+    known = {
+        "settings": dataclasses.asdict(settings),
+        "spaces": [each.as_json() for each in (*spaces, space) if each is not None],
+    }
+    write_atomically(directory / SWEEP, json.dumps(known, indent=1) + "\n")
+
+
+def stored_spaces(directory: pathlib.Path) -> list[Space]:
+    """The search spaces of the sweep in `directory`, the first one first. Raises UsageError if they can't be read."""
+    return _read(directory)[1]
 
 
 def remove_sweep_file(directory: pathlib.Path) -> None:
@@ -203,12 +255,23 @@ def remove_sweep_file(directory: pathlib.Path) -> None:
 
 def stored_settings(directory: pathlib.Path) -> Settings | None:
     """The settings of the sweep in `directory`, None if there is no sweep. Raises UsageError if it can't be read."""
-    path = directory / SWEEP
     try:
-        return _checked_settings(json.loads(read_regular(path, _MAX_BYTES)))
+        return _read(directory)[0]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+
+
+def _read(directory: pathlib.Path) -> tuple[Settings, list[Space]]:
+    """Raises UsageError, and FileNotFoundError if there is no sweep."""
+    path = directory / SWEEP
+    try:
+        known = json.loads(read_regular(path, _MAX_BYTES))
+        if not isinstance(known, dict) or known.keys() != {"settings", "spaces"}:
+            raise ValueError("it holds no JSON object of settings and spaces")
+        return _checked_settings(known["settings"]), list(map(Space.from_json, known["spaces"]))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
             f"{str(path)!r} cannot be read as a sweep's settings ({reason}): restore it or use another --output_dir"

@@ -23,6 +23,7 @@ import numpy as np
 from federated import algorithms
 from federated.files import open_regular, read_regular, write_atomically
 from federated.lock import Lock, LockedError, Owner, is_held, read_lock
+from federated.search import Space
 from federated.settings import Settings, write_sweep_file
 
 
@@ -68,6 +69,7 @@ class Trial:
     hparams_seed: int
     trial_seed: int
     directory: pathlib.Path
+    space: Space | None = None  # from which a launch takes the hyper-parameters
 
     @property
     def job_dir(self) -> pathlib.Path:

@@ -101,11 +101,24 @@ def test_several_directories_make_one_row_for_each_sweep(tmp_path, capsys):
     assert out.count("Number of hyperparameter sets: 1\n") == 2
 
 
-def test_sweeps_with_other_settings_do_not_mix(tmp_path, capsys):
+def test_sweeps_with_other_settings_stand_in_rows_of_their_own(tmp_path, capsys):
+    """In one directory or in several. What differs is said, and only what is equal in it is compared."""
     make_trial(tmp_path / "a", 0, 0, [[0.5]] * 2, [0.5])
     make_trial(tmp_path / "b", 0, 0, [[0.5] * 7] * 2, [0.5] * 7)
-    assert collect_results.main(["--output_dir", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
-    assert "--rounds" in capsys.readouterr().err
+    assert collect_results.main(["--output_dir", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    out = capsys.readouterr().out
+    assert "| digits, rounds=1 " in out and "| digits, rounds=7 " in out
+    for algorithm in ("Fedavg", "Fedprox"):
+        for alpha, accuracy in ((0.1, 0.6), (0.5, 0.8)):
+            settings = Settings(algorithm=algorithm, partition="dirichlet", partition_alpha=alpha)
+            for seed in range(3):
+                make_trial(tmp_path / "c", 0, seed, [[0.5]] * 2, [accuracy], settings)
+    assert collect_results.main(["--output_dir", str(tmp_path / "c")]) == 0
+    out, err = capsys.readouterr()
+    for alpha, accuracy in ((0.1, "0.6000"), (0.5, "0.8000")):
+        assert f"| digits, partition_alpha={alpha} | Fedavg      | **{accuracy}" in out
+        assert f"| digits, partition_alpha={alpha} | Fedprox     | **{accuracy}" in out
+    assert not err
 
 
 @pytest.mark.parametrize(("directory", "code"), [("none", 2), ("", 1)])
@@ -288,9 +301,9 @@ def test_what_the_registry_gains_between_two_collections_changes_nothing(tmp_pat
     make_trial(tmp_path, 0, 0, [[0.5, 0.4]] * 2, [0.5, 0.6])
     assert collect_results.main(["--output_dir", str(tmp_path)]) == 0
     expected = capsys.readouterr()
-    known = hparams_registry._hparams
-    one_more = {"new_one": hparams_registry.Hparam(1.0, 1.0, 0.0, 2.0)}
-    monkeypatch.setattr(hparams_registry, "_hparams", lambda *draw: known(*draw) | one_more)
+    known = hparams_registry.hparams_of
+    one_more = {"new_one": hparams_registry.Hparam(1.0, hparams_registry.Fixed(1.0), 0.0, 2.0)}
+    monkeypatch.setattr(hparams_registry, "hparams_of", lambda *key: known(*key) | one_more)
     assert "new_one" in hparams_registry.default_hparams("Fedavg", "digits")
     monkeypatch.setitem(algorithms.REGISTRY, "Newalgorithm", "newalgorithm")
     assert collect_results.main(["--output_dir", str(tmp_path)]) == 0
@@ -317,7 +330,9 @@ BROKEN_SWEEPS = {
     "nested": lambda path: path.write_text("[" * 100_000),
     "a loop": a_loop,
     "a directory": a_directory,
-    "an unknown setting": lambda path: path.write_text('{"nonsense": 1}'),
+    "an unknown setting": replaced({"nonsense": 1}),
+    "an unknown key": lambda path: path.write_text('{"settings": {}, "nonsense": 1}'),
+    "no search space": lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"spaces": [{"domains": {}}]})),
     "an unknown data set": replaced({"dataset": "foreign"}),
     "a text for a number": replaced({"rounds": "2"}),
     "true for a number": replaced({"rounds": True}),
@@ -344,10 +359,12 @@ def test_a_broken_sweep_file_is_named_and_the_rest_goes_on(tmp_path, capsys, nam
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert str(path) in line and out.startswith("Done: ")
-    for command in ("launch", "delete_all"):
-        assert sweep.main([command, *few, "--skip_confirmation"]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert str(path) in line and "restore it or use another --output_dir" in line
+    assert sweep.main(["launch", *few, "--skip_confirmation"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line and "restore it or use another --output_dir" in line
+    assert sweep.main(["delete_all", "--output_dir", str(tmp_path), "--skip_confirmation"]) == 0
+    err = capsys.readouterr().err
+    assert str(path) in err and "Deleted 1 jobs!" in err and list(tmp_path.iterdir()) == [path.parent]
 
 
 def test_what_is_out_of_place_is_named(tmp_path, capsys):

@@ -313,7 +313,7 @@ def test_an_out_of_memory_kill_is_named(tmp_path, memory_group):
 
 def test_a_lock_of_another_host_is_only_taken_over_when_told_to(launch_here, call, finished_copy):
     out = finished_copy
-    trial = out / "mlp_digits_Fedavg" / hparams_hash(default_hparams("Fedavg", "digits")) / "trial_0"
+    trial = out / "mlp_digits_Fedavg,samples_per_client=40" / hparams_hash(default_hparams("Fedavg", "digits")) / "trial_0"
     (trial / "done").unlink()
     (trial / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "7"}))
     size = ("--output_dir", out, "--num_hparams", 1, "--num_trials", 1)

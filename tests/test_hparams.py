@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from federated import algorithms
 from federated.options import UsageError
+from federated.search import GRID, RANDOM, Space
 from federated.seeds import seed_hash
 from federated.trial import hparams_hash
-from hparams_registry import check_hparams, default_hparams, random_hparams
+from hparams_registry import check_hparams, default_hparams, random_hparams, space_of
 
 
 def test_golden_defaults():
@@ -80,3 +82,49 @@ def test_values_given_by_hand_get_the_type_of_the_default():
         "batch_size": 32,
         "learning_rate": 1.0,
     }
+
+
+KEY = ("Fedprox", "digits", "sgd")
+
+
+@pytest.mark.parametrize("algorithm", algorithms.REGISTRY)
+def test_a_search_draws_what_the_registry_draws(algorithm):
+    """Set 0 holds the defaults, which lie within all domains; a space survives its file."""
+    for optimizer in algorithms.load(algorithm).local_optimizers:
+        key = (algorithm, "digits", optimizer)
+        space = space_of(RANDOM, {}, *key)
+        assert Space.from_json(space.as_json()) == space
+        drawn = [random_hparams(algorithm, "digits", k, optimizer) for k in range(1, 8)]
+        assert list(space.sets(0, 8)) == list(enumerate([default_hparams(*key), *drawn]))
+        assert all(space.made(k, hparams) for k, hparams in enumerate(drawn, start=1)) and not space.made(1, drawn[1])
+
+
+def test_domains_given_by_hand_take_the_place_of_the_registrys():
+    values = {"batch_size": 32, "mu": [0.3, 3], "learning_rate": {"low": 0.5, "high": 1, "log": True}, "momentum": [0, 0.5]}
+    sets = [hparams for _, hparams in space_of(RANDOM, values, *KEY).sets(0, 30)]
+    assert {each["batch_size"] for each in sets} == {32} and {each["mu"] for each in sets} == {0.3, 3}
+    assert all(0.5 <= each["learning_rate"] <= 1 for each in sets) and len({each["learning_rate"] for each in sets}) == 30
+    assert sets[0]["momentum"] == 0.0 and sets[0]["weight_decay"] == 0.0  # the defaults that lie within
+    plain = [hparams for _, hparams in space_of(RANDOM, {}, *KEY).sets(0, 30)]
+    assert [each["weight_decay"] for each in sets] == [each["weight_decay"] for each in plain]  # a stream for each name
+
+
+def test_whole_numbers_are_drawn_whole_and_with_both_ends():
+    for log in (True, False):
+        space = space_of(RANDOM, {"batch_size": {"low": 1, "high": 3, "log": log}}, *KEY)
+        drawn = {hparams["batch_size"] for _, hparams in space.sets(1, 200)}
+        assert drawn == ({1, 2} if log else {1, 2, 3}) and {type(each) for each in drawn} == {int}
+
+
+def test_a_grid_is_every_combination_in_a_fixed_order():
+    values = {"learning_rate": [0.1, 1], "mu": [0.01, 0.1, 1.0], "batch_size": 16}
+    space = space_of(GRID, values, *KEY)
+    sets = list(space.sets(0, space.size()))
+    assert [k for k, _ in sets] == list(range(6))
+    assert [(each["learning_rate"], each["mu"]) for _, each in sets] == [
+        (0.1, 0.01), (0.1, 0.1), (0.1, 1.0), (1.0, 0.01), (1.0, 0.1), (1.0, 1.0),
+    ]  # fmt: skip
+    assert {each["batch_size"] for _, each in sets} == {16} and {each["dropout_rate"] for _, each in sets} == {0.5}
+    assert Space.from_json(space.as_json()) == space
+    with pytest.raises(UsageError, match="--search grid: mu has the range"):
+        space_of(GRID, {"mu": {"low": 0.1, "high": 1}}, *KEY)

@@ -64,9 +64,17 @@ HPARAMS = tuple(
     for values in (
         {"lr": 1}, {"": 1}, {"x" * 100_000: 1}, {"\ud800": 1}, {"BATCH_SIZE": 1},
         {"batch_size": 0}, {"batch_size": -1}, {"batch_size": 1.5},
-        {"batch_size": "64"}, {"batch_size": True}, {"batch_size": None}, {"batch_size": [64]}, {"batch_size": {"a": 1}},
+        {"batch_size": "64"}, {"batch_size": True}, {"batch_size": None}, {"batch_size": {"a": 1}},
         {"batch_size": 10**30}, {"learning_rate": -1e-9}, {"learning_rate": float("nan")}, {"learning_rate": float("inf")},
         {"learning_rate": 10**400}, {"learning_rate": 1e300}, {"dropout_rate": 1.1}, {"dropout_rate": "x" * 100_000},
+    )
+)  # fmt: skip
+DOMAINS = tuple(
+    json.dumps({"batch_size": domain})
+    for domain in (
+        [], [0], [32, 32], [32, 32.0], ["a"], [[1]], {}, {"low": 1}, {"low": 2, "high": 1}, {"low": 1, "high": 1},
+        {"low": 0, "high": 9}, {"low": 1, "high": 2.5}, {"low": 1, "high": 9, "log": 1}, {"low": 1, "high": 9, "base": 2},
+        {"low": 1, "high": 9, "log": True, "base": 3}, {"low": 1, "high": 9, "step": 2}, {"low": [1], "high": 9},
     )
 )  # fmt: skip
 EXPORTS = (*PICTURES, "x.png", "x.csv.gz", "FILE/x.csv", "/nowhere/x.json", "/nowhere/x.parquet", NUL + ".csv")
@@ -102,7 +110,8 @@ SWEEP = {
     "--num_hparams": wholes(1, 100_000),
     "--num_trials": wholes(1, 100_000),
     "--hparams_seed": wholes(0, 10**9),
-    "--hparams": (*JSONS, *HPARAMS),
+    "--hparams": (*JSONS, *HPARAMS, *DOMAINS, "FILE", "LINK", "LOOP", "/dev/zero"),
+    "--search": NO_NAMES,
     **SETTINGS,
 }
 DELETE = {**SWEEP, "--skip_confirmation": None, "--take_over": None}
@@ -254,9 +263,13 @@ def test_wrong_values_are_one_line_and_make_nothing(traps, capsys, command, opti
     for value in values:
         line = refusal([*start, f"{option}={value}"], capsys)
         assert line.startswith(f"{command}: error: ") and option in line, (value, line)
-        if option == "--hparams" and value in HPARAMS:
+        if option == "--hparams" and value in (*HPARAMS, *DOMAINS):
             ((name, given),) = json.loads(value).items()
-            assert repr(name)[1:20].rstrip("'") in line and (json.dumps(given)[:100] in line or "unknown" in line), line
+            texts = (
+                map(json.dumps, (given, *(given.values() if isinstance(given, dict) else given))) if value in DOMAINS else ()
+            )
+            assert repr(name)[1:20].rstrip("'") in line, line
+            assert json.dumps(given)[:100] in line or "unknown" in line or any(text in line for text in texts), line
         else:
             assert repr(value)[:100].rstrip("'") in line, (value, line)
         assert len(line) < 2000 and any(word in line for word in (" is not ", " is neither ", " has ")), line
@@ -276,7 +289,7 @@ def test_other_options_and_positions_are_refused(traps, capsys, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--num_hparams", "100000", "--num_trials", "2"), "more than 100000 trials"),
+        (("--num_hparams", "100000", "--num_trials", "2"), "100000 are the limit"),
         (("--num_clients", "2000"), "none to train on: lower --num_clients 2000"),
         (("--num_clients", "100000"), "none to train on: lower --num_clients 100000"),
         (("--samples_per_client", "2", "--holdout_fraction", "0.9"), "none to train on: lower it"),

@@ -351,7 +351,7 @@ def test_the_best_commands_train_the_best_settings_again(launch, tmp_path, capsy
     expected = {
         name: content
         for name, content in results(out).items()
-        if any(name.startswith(f"mlp_digits_{algorithm}/{best[algorithm]}/") for algorithm in best)
+        if any(name.startswith(f"mlp_digits_{algorithm},") and f"/{best[algorithm]}/" in name for algorithm in best)
     }
     commands = list(map(shlex.split, printed.splitlines()))
     for command, algorithm in zip(commands, ("fedavg", "DITTO"), strict=True):

@@ -144,7 +144,8 @@ def test_what_fails_by_logic_is_not_retried(launch_here, call, tmp_path):
     assert failure(tmp_path / "out")["earlier"] == []
     status = call("sweep.py", "status", "--output_dir", tmp_path / "out", *options[:6])
     assert "  trial_0 failed: server diverged" in status.stdout
-    assert launch_here(tmp_path / "out", *options).returncode == 1
+    assert launch_here(tmp_path / "out", *options).returncode == 0
+    assert launch_here(tmp_path / "out", *options, "--again").returncode == 1
     assert [each["reason"] for each in failure(tmp_path / "out")["earlier"]] == ["diverged"]
 
 

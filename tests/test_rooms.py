@@ -8,12 +8,12 @@ from helpers import PROJECT
 
 from federated.version import files_of
 
-GROUND = ["options", "seeds", "files", "metrics", "version", "slurm"]
+GROUND = ["options", "seeds", "files", "metrics", "version", "slurm", "domains", "search"]
 # The lowest first: each may import from itself and those before it
 ROOMS = [
     {f"federated.{name}" for name in GROUND},
     {"federated.algorithms", "federated.models", "federated.data"},
-    {"federated.settings", "federated.lock", "federated.trial"},
+    {"federated.settings", "federated.lock", "federated.trial", "federated.study"},
     {"federated.learning"},
     {"federated.running"},
 ]

@@ -35,7 +35,8 @@ def test_tensorboard_reads_the_frame(launch_here, call, tmp_path):
     assert launched.returncode == 0, launched.stderr
     rounds, groups = collect([out]).rounds, {}
     for (algorithm, setting, seed), rows in rounds.groupby(["algorithm", "hash", "trial_seed"]):
-        scalars, hparams, group = read(out / f"mlp_digits_{algorithm}" / setting / f"trial_{seed}")
+        (trial,) = out.glob(f"mlp_digits_{algorithm},*/{setting}/trial_{seed}")
+        scalars, hparams, group = read(trial)
         best, _ = selection.chosen(rows)
         expected = {name: pairs(rows, name) for name in METRICS}
         expected |= {f"best/{name}": pairs(best, name) for name in ("val_acc", "accuracy")}

@@ -18,7 +18,7 @@ from federated.files import read_regular
 from federated.metrics import over_clients
 from federated.options import UsageError, shown
 from federated.settings import SWEEP as SWEEP_FILE
-from federated.settings import Settings, check_same_settings, stored_settings
+from federated.settings import Settings, stored_settings
 from federated.trial import Trial, hparams_hash
 
 
@@ -91,10 +91,10 @@ COLUMNS = {
 
 
 def collect(output_dirs: list[pathlib.Path]) -> Collected:
-    """Read the finished trials of all sweeps. Raises UsageError if a directory is missing or sweeps do not fit together."""
+    """Read the finished trials of all sweeps. Raises UsageError if a directory is missing."""
     trials, of_clients, kinds, data_dirs, seen = [], {}, {}, {}, set()
-    settings: dict[tuple[str, ...], Settings] = {}
     not_done, diverged, mixed, broken = [], [], [], []
+    found: list[tuple[list[pathlib.Path], Settings]] = []  # the trials' directories of each sweep
     for output_dir in output_dirs:
         if not output_dir.is_dir():
             raise UsageError(f"{str(output_dir)!r} is not a directory")
@@ -105,42 +105,69 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
             except UsageError as error:
                 broken.append(str(error))
                 continue
-            if stored is None or stored.name != sweep_dir.name:
-                if directories or stored is not None:
-                    why = "is missing" if stored is None else f"is that of {stored.name}"
-                    broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} {why}")
-                continue
-            sweep = (stored.model_arch, stored.dataset, algorithms.canonical(stored.algorithm))
-            check_same_settings(sweep_dir, settings.setdefault(sweep, stored), stored)
-            for directory in directories:
-                key = (sweep, directory.parent.name, directory.name)
-                try:
-                    if not directory.is_dir():
-                        raise BrokenError(f"{str(directory)!r} is no directory")
-                    if not (directory / trial.DONE).is_file():
-                        not_done.append(directory)
-                        if Trial(stored, {}, 0, 0, directory).has_failed():
-                            diverged.append(directory)
-                        continue
-                    if key in seen:
-                        continue
-                    results = _read_results(directory, stored)
-                    once, by_round = _columns(sweep, directory, results)
-                    clients = _read_clients(directory / trial.CLIENTS, stored)
-                    _check_clients(directory, by_round, clients, results["personal"])
-                    trials.append((once, by_round | _totals(by_round)))
-                    of_clients[tuple(once[name] for name in TRIAL)] = clients["local_acc"]
-                    kinds[sweep[2]] = Kind(results["personal"], results["has_global_model"])
-                    seen.add(key)
-                    if (data_dir := _provenance(results).get("data_dir")) is not None:
-                        data_dirs[sweep] = str(data_dir)
-                    if len(_codes(results)) > 1:
-                        mixed.append(directory)
-                except BrokenError as error:
-                    broken.append(str(error))
-                except OSError as error:
-                    broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
+            if stored is not None and stored.name == sweep_dir.name:
+                found.append((directories, stored))
+            elif directories or stored is not None:
+                why = "is missing" if stored is None else f"is that of {stored.name}"
+                broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} {why}")
+    keys = _keys([stored for _, stored in found])
+    settings = dict(zip(keys, [stored for _, stored in found]))
+    for sweep, (directories, stored) in zip(keys, found):
+        for directory in directories:
+            key = (sweep, directory.parent.name, directory.name)
+            try:
+                if not directory.is_dir():
+                    raise BrokenError(f"{str(directory)!r} is no directory")
+                if not (directory / trial.DONE).is_file():
+                    not_done.append(directory)
+                    if Trial(stored, {}, 0, 0, directory).has_failed():
+                        diverged.append(directory)
+                    continue
+                if key in seen:
+                    continue
+                results = _read_results(directory, stored)
+                once, by_round = _columns(sweep, directory, results)
+                clients = _read_clients(directory / trial.CLIENTS, stored)
+                _check_clients(directory, by_round, clients, results["personal"])
+                trials.append((once, by_round | _totals(by_round)))
+                of_clients[tuple(once[name] for name in TRIAL)] = clients["local_acc"]
+                kinds[sweep[2]] = Kind(results["personal"], results["has_global_model"])
+                seen.add(key)
+                if (data_dir := _provenance(results).get("data_dir")) is not None:
+                    data_dirs[sweep] = str(data_dir)
+                if len(_codes(results)) > 1:
+                    mixed.append(directory)
+            except BrokenError as error:
+                broken.append(str(error))
+            except OSError as error:
+                broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
     return Collected(_frame(trials), of_clients, settings, kinds, data_dirs, not_done, diverged, mixed, broken)
+
+
+def _keys(sweeps: list[Settings]) -> list[tuple[str, str, str]]:
+    """The key of each sweep in the frame: model, data set and algorithm. If an algorithm was run on a data set with unlike
+    settings, what differs is part of the data set's name, so that only sweeps that are equal in it are compared."""
+
+    values: dict[tuple[str, str, str], dict[str, set]] = {}  # of each setting of the sweeps that have the same key so far
+    for sweep in sweeps:
+        known = values.setdefault(_key(sweep), {})
+        for name, value in vars(sweep).items():
+            known.setdefault(name, set()).add(value)
+    keys = []
+    for sweep in sweeps:
+        model, dataset, algorithm = _key(sweep)
+        beside = [known for key, known in values.items() if key[:2] == (model, dataset)]
+        differing = [name for name in vars(sweep) if name not in _KEY and any(len(known[name]) > 1 for known in beside)]
+        named = [f"{name}={getattr(sweep, name)}" for name in differing if getattr(sweep, name) is not None]
+        keys.append((model, ", ".join([dataset, *named]), algorithm))
+    return keys
+
+
+_KEY = ("model_arch", "dataset", "algorithm")
+
+
+def _key(sweep: Settings) -> tuple[str, str, str]:
+    return sweep.model_arch, sweep.dataset, algorithms.canonical(sweep.algorithm)
 
 
 def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:

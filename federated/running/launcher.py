@@ -63,10 +63,11 @@ class Launcher:
 
 
 def check_writable(trials: list[Trial]) -> None:
-    """Write the settings of each sweep. Raises UsageError if that is impossible, before any trial is started."""
-    for sweep_dir, settings in {trial.sweep_dir: trial.settings for trial in trials}.items():
+    """Write the settings and the search space of each sweep. Raises UsageError if that is impossible; no trial is started
+    then."""
+    for sweep_dir, trial in {trial.sweep_dir: trial for trial in trials}.items():
         try:
-            write_sweep_file(sweep_dir, settings)
+            write_sweep_file(sweep_dir, trial.settings, trial.space)
             with tempfile.TemporaryFile(dir=sweep_dir):
                 pass
         except OSError as error:

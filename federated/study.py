@@ -1,0 +1,63 @@
+"""A study: several sweeps in one output directory, one for each combination of settings."""
+
+import itertools
+import pathlib
+import typing
+
+from federated import algorithms
+from federated.options import UsageError, names_of, say
+from federated.settings import USED_UNDER, Settings, check_same_settings, stored_settings
+
+Given = dict[str, typing.Any]  # settings that the user gave, one value each
+
+
+def combinations(axes: dict[str, list]) -> list[Given]:
+    """Every combination of the values in `axes`, {setting: its values}; the first setting varies slowest. A setting is left out
+    of those in which it has no effect, unless that is all of them."""
+    names = [name for name in names_of(Settings) if name in axes]
+    every = [dict(zip(names, values)) for values in itertools.product(*(axes[name] for name in names))]
+    for name in USED_UNDER.keys() & axes.keys():
+        with_effect = [partition for partition in axes.get("partition", []) if partition in USED_UNDER[name]]
+        if with_effect:
+            for given in every:
+                if given["partition"] not in with_effect:
+                    del given[name]
+    return [dict(given) for given in dict.fromkeys(tuple(each.items()) for each in every)]
+
+
+def sweeps_of(combinations: list[Given], output_dir: pathlib.Path) -> list[Settings]:
+    """The sweep of each combination, equal ones once. Raises UsageError if values do not fit together, or a sweep in
+    `output_dir` was made with others."""
+    sweeps: dict[str, Settings] = {}
+    for given in combinations:
+        settings = Settings(**given)
+        sweeps.setdefault(settings.name, settings)
+    for name, settings in sweeps.items():
+        check_same_settings(output_dir / name, settings, stored_settings(output_dir / name))
+    return list(sweeps.values())
+
+
+def sweeps_there(output_dir: pathlib.Path) -> list[Settings]:
+    """The sweeps in `output_dir`, by name. Says which cannot be read."""
+    found = []
+    for directory in sorted(output_dir.iterdir()) if output_dir.is_dir() else []:
+        try:
+            settings = stored_settings(directory) if directory.is_dir() else None
+            if settings is not None and settings.name != directory.name:
+                raise UsageError(f"{str(directory)!r} holds the settings of {settings.name}")
+        except (UsageError, OSError) as error:
+            say(f"Ignored: {error}")
+            continue
+        if settings is not None:
+            found.append(settings)
+    return found
+
+
+def matches(settings: Settings, given: Given) -> bool:
+    """True if a sweep has all settings that were given."""
+    named = given | ({"algorithm": algorithms.canonical(given["algorithm"])} if "algorithm" in given else {})
+    return all(_value(settings, name) == value for name, value in named.items())
+
+
+def _value(settings: Settings, name: str) -> typing.Any:
+    return algorithms.canonical(settings.algorithm) if name == "algorithm" else getattr(settings, name)
