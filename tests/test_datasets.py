@@ -247,7 +247,7 @@ def test_the_readmes_own_data(tmp_path, copy_of_project):
     hparams = '{"learning_rate": 0.5, "batch_size": 16}'
     options = ("--rounds", 5, "--num_hparams", 1, "--num_trials", 1, "--local_optimizer", "sgd", "--hparams", hparams)
     sweep("launch", "--skip_confirmation", "--output_dir", out, *options)
-    (path,) = out.glob("logistic_patients_Fedavg/*/*/clients.npz")
+    (path,) = out.glob("logistic_patients_Fedavg,*/*/*/clients.npz")
     with np.load(path) as clients:
         assert (clients["train_samples"] + clients["val_samples"]).tolist() == [48, 40, 32]
     assert json.loads(path.with_name("results.json").read_text())["curves"]["test_acc"][-1] > 0.9
