@@ -127,7 +127,7 @@ def test_untouched_rows_take_no_memory():
 
 
 def test_a_socket_is_only_for_this_user(tmp_path):
-    listener = Listener(unix_address("test"))
+    listener = Listener(unix_address())
     directory = os.path.dirname(listener.address)
     assert os.stat(directory).st_mode & 0o777 == 0o700
     assert os.stat(os.path.join(directory, "key")).st_mode & 0o777 == 0o600
