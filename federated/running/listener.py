@@ -44,6 +44,7 @@ class InheritedListener:
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
+        self._trial = os.environ.get(TRIAL_VARIABLE)
 
     def accept(self, count: int, timeout: float) -> list[Channel]:
         """As Listener.accept. Each client process has sent one end of a connection of its own."""
@@ -58,7 +59,7 @@ class InheritedListener:
                         raise PeerLostError(f"client process {_names_of_missing(joined, count)} ended before it joined")
                     channel = Channel(Connection(descriptors[0]))
                     channel.set_timeout(timeout)
-                    if (error := _join(channel, channel.receive(), joined, count)) is not None:
+                    if (error := _join(channel, channel.receive(), self._trial, joined, count)) is not None:
                         channel.close()
                         print(f"refused a connection: {error}", file=sys.stderr, flush=True)
                     heard = clock()
@@ -80,7 +81,7 @@ class Listener:
     def __init__(self, address: str | None) -> None:
         """Listen at `address`, or at a private Unix socket. Raises UsageError if the address cannot be used or the key is
         missing."""
-        self._directory = None
+        self._directory, self._trial = None, os.environ.get(TRIAL_VARIABLE)
         if address is not None and is_remote(address):
             self.address, self._key, place = address, key_from_environment(), _host_and_port(address)
         else:
@@ -128,7 +129,7 @@ class Listener:
                         self._accept_one(pending, finish)
                     if finished in ready:
                         connection = pending.pop(int.from_bytes(finished.recv(4)))
-                        error = connection.error or _join(connection.channel, connection.hello, joined, count)
+                        error = connection.error or _join(connection.channel, connection.hello, self._trial, joined, count)
                         if error is None:
                             connection.channel.set_timeout(timeout)
                             heard = clock()
@@ -186,12 +187,12 @@ def _names_of_missing(joined, count):
     return ", ".join(map(str, _missing(joined, count)))
 
 
-def _join(channel, hello, joined, count):
-    """Add the channel of an authenticated peer, which has sent `hello`, to `joined`. Returns why it may not join, None if it
-    may."""
+def _join(channel, hello, trial, joined, count):
+    """Add the channel of an authenticated peer, which has sent `hello`, to `joined`. Returns why it may not join the trial with
+    the id `trial`, None if it may."""
     missing = _missing(joined, count)
     process = hello.get("process", missing[0])
-    if hello.get("trial") != os.environ.get(TRIAL_VARIABLE):
+    if hello.get("trial") != trial:
         reason = f"client process {shown(process)} was started for another trial"
     elif type(process) is not int or process not in missing:
         reason = f"client process {shown(process)} is not one of the missing {missing}"
