@@ -9,6 +9,7 @@ On another machine ADDRESS is the server's HOST:PORT, FEDERATED_KEY must hold th
 """
 
 import argparse
+import os
 import threading
 import time
 import typing
@@ -16,8 +17,8 @@ import typing
 from federated.options import Parser, UsageError, add_options, address, exit_with, integer, options_from
 from federated.running import protocol
 from federated.running.channel import Channel, PeerLostError
-from federated.running.listener import connect
-from federated.running.processes import end_with_parent, exit_code_of
+from federated.running.listener import JOIN_VARIABLE, connect, join
+from federated.running.processes import end_with_parent, exit_code_of, inherited
 from federated.settings import MAX_PROCESSES, ProcessOptions, Settings
 from federated.version import CODE
 
@@ -27,7 +28,10 @@ if typing.TYPE_CHECKING:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="client_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", type=address, required=True, metavar="ADDRESS", help="the address that the server prints")
+    is_by_hand = JOIN_VARIABLE not in os.environ
+    parser.add_argument(
+        "--host", type=address, required=is_by_hand, metavar="ADDRESS", help="the address that the server prints"
+    )
     parser.add_argument(
         "--process",
         type=integer(0, MAX_PROCESSES - 1),
@@ -44,14 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     return exit_code_of(lambda: run(args.host, args.process, options_from(ProcessOptions, args)))
 
 
-def run(host: str, process: int | None, options: ProcessOptions) -> None:
+def run(host: str | None, process: int | None, options: ProcessOptions) -> None:
     try:
         take_part(host, process, options)
     except PeerLostError as error:
         raise PeerLostError(f"the server is lost: {error}") from error
 
 
-def take_part(host: str, number: int | None, options: ProcessOptions) -> None:
+def take_part(host: str | None, number: int | None, options: ProcessOptions) -> None:
     """Join the trial and do what the server asks for until it says stop."""
     import torch
 
@@ -60,7 +64,8 @@ def take_part(host: str, number: int | None, options: ProcessOptions) -> None:
     from federated.learning.worker import Worker
 
     keep_freed_memory()
-    channel = connect(host, number, options.timeout)
+    descriptor = inherited(JOIN_VARIABLE)
+    channel = join(number, descriptor) if descriptor is not None else connect(str(host), number, options.timeout)
     welcome = channel.receive()
     if "refused" in welcome:
         raise PeerLostError(f"it refused this client process: {welcome['refused']}")

@@ -2,16 +2,14 @@
 
 import argparse
 import dataclasses
-import os
 import pathlib
 import shlex
 
 from federated.options import UsageError, add_options, names_of, one_of, option, options_from
 from federated.running import resources
 from federated.running.launcher import PROCESS_BYTES, Launcher, check_writable, client_processes, gpu_environment
-from federated.running.listener import key_from_environment
+from federated.running.listener import key_from_environment, unix_address
 from federated.running.processes import (
-    LAUNCHER_VARIABLE,
     ForkedProcess,
     SpawnedProcess,
     check_open_files,
@@ -19,7 +17,7 @@ from federated.running.processes import (
     trial_commands,
 )
 from federated.running.slurm_launcher import Slurm
-from federated.running.supervisor import Report, RunningTrial, address_of, run_trials
+from federated.running.supervisor import Report, RunningTrial, run_trials
 from federated.settings import RunOptions, Settings
 from federated.trial import Trial
 
@@ -37,8 +35,8 @@ class LocalSequential(Launcher):
         gpus, jobs = self._slots(trials, run)
 
         def begin(trial: Trial, slot: int) -> RunningTrial:
-            environment = {LAUNCHER_VARIABLE: str(os.getpid()), **gpu_environment(gpus, slot)}
-            return RunningTrial(trial, self.start, environment, client_processes(trial, run, jobs, gpus), run)
+            processes = client_processes(trial, run, jobs, gpus)
+            return RunningTrial(trial, self.start, gpu_environment(gpus, slot), processes, run)
 
         run_trials(trials, begin, jobs, run.retries, report)
 
@@ -46,7 +44,7 @@ class LocalSequential(Launcher):
         gpus, jobs = self._slots(trials, run)
         commands = []
         for number, trial in enumerate(trials):
-            roles = trial_commands(trial, address_of(trial, run), client_processes(trial, run, jobs, gpus), run)
+            roles = trial_commands(trial, run.host or unix_address(), client_processes(trial, run, jobs, gpus), run)
             gpu = [f"{name}={value}" for name, value in gpu_environment(gpus, number % jobs).items()]
             commands.append(" &\n".join(" ".join([*gpu, shlex.join(command)]) for command in roles.values()))
         return commands

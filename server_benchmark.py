@@ -11,14 +11,13 @@ but not encrypted.
 
 import argparse
 import functools
-import os
 import pathlib
 
 from federated.lock import Lock
 from federated.options import Parser, UsageError, add_options, address, directory, exit_with, integer, json_object, options_from
 from federated.running.channel import PeerLostError
-from federated.running.listener import Listener
-from federated.running.processes import LAUNCHER_VARIABLE, end_with_parent, exit_code_of
+from federated.running.listener import AnyListener, make_listener
+from federated.running.processes import LOCK_VARIABLE, end_with_parent, exit_code_of, inherited
 from federated.settings import MAX_PROCESSES, ServerOptions, Settings, check_tensorboard
 from federated.trial import DivergedError, Trial
 from hparams_registry import check_hparams, default_hparams
@@ -63,25 +62,27 @@ def run(args: argparse.Namespace) -> None:
         trial.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--output_dir: {args.output_dir!r} cannot be made ({error.strerror}): name another") from error
-    launcher_pid = int(os.environ.pop(LAUNCHER_VARIABLE, "0"))
-    lock, listener = Lock(trial.directory, launcher_pid), None
+    inherited_lock = inherited(LOCK_VARIABLE)
+    is_launched = inherited_lock is not None
+    lock, listener = Lock(trial.directory, inherited_lock), None
     try:
-        listener = Listener(args.host)
+        listener = make_listener(args.host)
         end_with_parent(functools.partial(close_and_release, listener, lock))
         from federated.running.rounds import serve  # torch takes a second to import: client processes may connect meanwhile
 
         serve(trial, listener, args.client_processes or settings.participants, options)
     except (PeerLostError, DivergedError) as error:
-        if not launcher_pid:  # a launcher sees all processes, so it knows the cause better
+        if not is_launched:  # a launcher sees all processes, so it knows the cause better
             trial.record_failure("server", str(error), is_final=isinstance(error, DivergedError))
         raise
     finally:
         if listener is not None:
             listener.close()
-        lock.release()
+        if not is_launched:  # else the launcher releases it once all processes have ended
+            lock.release()
 
 
-def close_and_release(listener: Listener, lock: Lock) -> None:
+def close_and_release(listener: AnyListener, lock: Lock) -> None:
     listener.close()
     lock.release()
 

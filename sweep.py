@@ -14,7 +14,7 @@ from command_launchers import REGISTRY
 from federated import models, study
 from federated import trial as trial_state
 from federated.data import augmentation, datasets, partition, partition_table
-from federated.lock import LockedError, take_over
+from federated.lock import LockedError, holder, take_over
 from federated.options import (
     ALL_LOCKED,
     FAILED,
@@ -405,7 +405,7 @@ def _add_sweep(parser: Parser, command: str) -> None:
         group.add_argument(
             "--take_over",
             action="store_true",
-            help="take over the trials that processes on other hosts hold; only you can know that those are dead",
+            help="take over the trials of processes that cannot be seen from here; only you can know that those are dead",
         )
 
 
@@ -459,8 +459,8 @@ def chosen_sweeps(args: argparse.Namespace) -> list[Settings]:
 
 
 def show(jobs: list[Job]) -> None:
-    """Print every job, the last failure of each of its trials that is not done and what is broken of one that is, and how many
-    jobs there are of each state."""
+    """Print every job, the last failure of each of its trials that is not done, who runs one, what is broken of one that is
+    done, and how many jobs there are of each state."""
     for job in jobs:
         print(job)
         for trial, state in zip(job.trials, job.states):
@@ -468,6 +468,8 @@ def show(jobs: list[Job]) -> None:
                 print(f"  {trial.directory.name} failed: {failures[-1]['role']} {failures[-1]['reason']}")
             for path in trial.broken_results() if state == Job.DONE else ():
                 print(f"  {trial.directory.name}: {path} is missing or cut; delete {DONE} beside it to have it computed again")
+            if state == Job.RUNNING and not job.is_queued(trial) and (found := holder(trial.directory)) is not None:
+                print(f"  {trial.directory.name} is run by {found}")
             if state != Job.DONE and trial.directory in job.queued and (detail := job.queued[trial.directory].detail):
                 print(f"  {trial.directory.name}: {detail}")
     states = [job.state for job in jobs]

@@ -25,7 +25,6 @@ import numpy as np
 HERE = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
 
-from federated.running.listener import unix_address  # noqa: E402
 from federated.trial import CHECKPOINT  # noqa: E402
 
 
@@ -121,7 +120,6 @@ def main():
         lost += sum(ended.get(path) != content for path, content in expected.items())
         orphans = sum(len(roles) for roles in processes_of(out).values())
         left = [*out.rglob("lock"), *out.rglob("*.tmp"), *out.rglob("checkpoint*")]
-        left += [path for trial in out.glob("*/*/trial_*") if (path := pathlib.Path(unix_address(str(trial)))).exists()]
     faults.pop(None, None)
     print(f"exit codes: {code}, undisturbed {undisturbed}")
     print(f"trials done: {len(ended) // 4} of {args.trials} in {time.monotonic() - start:.0f} s")

@@ -4,7 +4,9 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import tempfile
 import threading
+import time
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -13,7 +15,7 @@ from helpers import HUNG
 
 from federated.learning.memory import SharedMatrices
 from federated.options import UsageError
-from federated.running.channel import Channel, Hub, PeerLostError
+from federated.running.channel import Channel, Hub, PeerLostError, RunningTime
 from federated.running.listener import Listener, connect, unix_address
 
 SHAPES = {"broadcast": (1, 1000), "updates": (2, 1000), "moments": (3, 0)}
@@ -127,7 +129,7 @@ def test_untouched_rows_take_no_memory():
 
 
 def test_a_socket_is_only_for_this_user(tmp_path):
-    listener = Listener(unix_address("test"))
+    listener = Listener(unix_address())
     directory = os.path.dirname(listener.address)
     assert os.stat(directory).st_mode & 0o777 == 0o700
     assert os.stat(os.path.join(directory, "key")).st_mode & 0o777 == 0o600
@@ -145,3 +147,80 @@ def test_closing_a_listener_removes_nothing_of_the_users(tmp_path):
     (mine / "notes.txt").write_text("mine")
     Listener(str(mine / "socket")).close()
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+
+
+def test_no_two_sockets_have_the_same_name():
+    assert unix_address() != unix_address()
+
+
+@pytest.mark.parametrize("length", [20, 92])
+def test_a_sockets_directory_has_a_short_path(tmp_path, monkeypatch, length):
+    long = tmp_path / ("x" * length)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    listener = Listener(None)
+    assert len(listener.address) <= 107
+    assert os.stat(os.path.dirname(listener.address)).st_mode & 0o777 == 0o700
+    listener.close()
+
+
+def test_a_live_socket_is_not_taken_and_a_dead_one_is(tmp_path):
+    tmp_path.chmod(0o700)
+    address = str(tmp_path / "socket")
+    listener = Listener(address)
+    key = (tmp_path / "key").read_bytes()
+    with pytest.raises(UsageError, match="another server listens in"):
+        Listener(address)
+    assert (tmp_path / "key").read_bytes() == key and os.path.exists(address)
+    listener.close()
+    tmp_path.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(address)
+    (tmp_path / "key").write_bytes(key)
+    second = Listener(address)
+    listener.close()  # again, as a server does that ends: the address is another's by now
+    assert (tmp_path / "key").read_bytes() != key and os.path.exists(address)
+    second.close()
+
+
+def test_nothing_of_the_users_is_taken_for_a_socket_or_a_key(tmp_path):
+    tmp_path.chmod(0o700)
+    for name, cause in (("socket", "is no socket"), ("key", "is no server's key")):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UsageError, match=cause):
+            Listener(str(tmp_path / "socket"))
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    with socket.socket(socket.AF_UNIX) as foreign:
+        foreign.bind(str(tmp_path / "socket"))
+        foreign.listen()
+        with pytest.raises(UsageError, match="something else listens"):
+            Listener(str(tmp_path / "socket"))
+        assert (tmp_path / "socket").exists()
+
+
+def test_a_client_process_of_another_trial_is_refused(monkeypatch):
+    listener = Listener(None)
+    accepted = []
+    accepting = threading.Thread(target=lambda: accepted.extend(listener.accept(1, HUNG)), daemon=True)
+    accepting.start()
+    monkeypatch.setenv("FEDERATED_TRIAL", "another")
+    stranger = connect(listener.address, 0, HUNG)
+    monkeypatch.delenv("FEDERATED_TRIAL")
+    assert stranger.receive() == {"refused": "client process 0 was started for another trial"}
+    friend = connect(listener.address, 0, HUNG)
+    accepting.join(HUNG)
+    assert len(accepted) == 1
+    for channel in (stranger, friend, *accepted):
+        channel.close()
+    listener.close()
+
+
+def test_a_pause_of_all_processes_is_nobodys_silence(monkeypatch):
+    """As of a container that is paused, or a machine that sleeps on a system that counts it."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = RunningTime()
+    for now[0] in (0.5, 1.0, 3600.0, 3600.5):
+        passed = clock()
+    assert passed == 0.5 + 0.5 + 2 * RunningTime.STEP + 0.5

@@ -9,8 +9,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,12 +27,14 @@ from helpers import (
     descendants,
     failure,
     is_alive,
+    kill_after,
     results,
     trial_of,
     wait_until,
     wait_until_dead,
 )
 
+from federated import lock as locks
 from federated.trial import hparams_hash
 from hparams_registry import default_hparams
 
@@ -318,7 +322,12 @@ def test_a_lock_of_another_host_is_only_taken_over_when_told_to(launch_here, cal
     (trial / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "7"}))
     size = ("--output_dir", out, "--num_hparams", 1, "--num_trials", 1)
     assert call("sweep.py", "status", *size).stdout.startswith("Running: ")
-    assert launch_here(out, "--num_hparams", 1).returncode == 3
+    left = launch_here(out, "--num_hparams", 1)
+    assert left.returncode == 3
+    told = (
+        "trial_0 is run by process 1 on elsewhere, which cannot be seen from here: if you know that it is dead, use --take_over"
+    )
+    assert told in left.stdout
     kept = call("sweep.py", "delete_all", "--skip_confirmation", *size)
     assert kept.stderr.startswith("Not deleted, it is running: ") and (trial / "lock").exists()
     assert launch_here(out, "--num_hparams", 1, "--take_over").returncode == 0
@@ -395,3 +404,138 @@ def test_two_sweeps_share_the_work(call, tmp_path, launcher):
     logs = [path.read_text() for path in out.rglob("server.log")]
     assert len(logs) == 8
     assert all(log.count("waiting for") == 1 and "round 40/40" in log for log in logs)
+
+
+def unshared(*options, host):
+    """The start of a command that runs what follows in a container of its own, called `host`, which kills it as it ends."""
+    command = ["unshare", "--mount", "--uts", *options, "bash", "-c", f'hostname {host} && exec "$@"', "-"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a container needs root")
+    return command
+
+
+PID_NAMESPACE = ("--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+def launch_command(out, *options):
+    return [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *TINY, *options]
+
+
+@pytest.mark.slow
+def test_containers_with_one_tmp_and_the_same_paths_do_not_meet(launch_here, tmp_path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    bind = ["bash", "-c", f'mount --bind "$1" {inside} && shift && exec "$@"', "-"]
+    sweeps, options = [], {}
+    for batch_size in (16, 64):
+        out = tmp_path / str(batch_size)
+        out.mkdir()
+        options[out] = ["--num_hparams", "1", "--num_trials", "2", "--hparams", json.dumps({"batch_size": batch_size})]
+        command = launch_command(inside, *options[out], "--command_launcher", "local_sequential")
+        sweeps.append(Sweep(out, command=[*unshared(host="same"), *bind, out, *command]))
+    for sweep in sweeps:
+        code, output = sweep.wait()
+        assert code == 0, output
+    for out in options:
+        assert launch_here(tmp_path / "alone" / out.name, *options[out]).returncode == 0
+        assert results(out) == results(tmp_path / "alone" / out.name)
+
+
+def test_a_live_trial_is_left_alone_by_another_container_with_the_same_host_name(call, launch_here, tmp_path):
+    """Its process ids mean other processes, or none, elsewhere."""
+    out, host = tmp_path / "out", socket.gethostname()
+    sweep = Sweep(out, command=[*unshared(*PID_NAMESPACE, host=host), *launch_command(out, *ENDLESS)])
+    roles = sweep.pids()
+    assert launch_here(out, *ENDLESS, "--take_over").returncode == 3
+    status = call("sweep.py", "status", "--output_dir", out, "--num_hparams", 1, "--num_trials", 1).stdout
+    assert status.startswith("Running: ") and "  trial_0 is run by process " in status and f" on {host} since 2" in status
+    deleted = call("sweep.py", "delete_all", "--skip_confirmation", "--output_dir", out, "--num_hparams", 1, "--num_trials", 1)
+    assert deleted.stderr.startswith("Not deleted, it is running: ")
+    assert all(map(is_alive, roles.values()))
+    sweep.process.kill()
+    sweep.wait()
+
+
+def test_a_trial_of_a_killed_container_is_resumed_from_one_with_another_host_name(launch_here, tmp_path):
+    out, options = tmp_path / "out", (*STATEFUL, "--rounds", "300")
+    command = launch_command(out, *options)
+    sweep = Sweep(out, command=[*unshared(*PID_NAMESPACE, host="first"), *command])
+    kill_after(sweep, round=5)
+    code, output = Sweep(out, command=[*unshared(*PID_NAMESPACE, host="second"), *command]).wait()
+    assert code == 0, output
+    assert "resumes after round " in (trial_of(out) / "server.log").read_text()
+    assert launch_here(tmp_path / "undisturbed", *options).returncode == 0
+    assert results(out) == results(tmp_path / "undisturbed")
+
+
+def test_a_lock_from_before_this_host_was_booted_is_void_and_one_of_its_namesake_is_not(tmp_path, monkeypatch):
+    """The second lies on a file system that several hosts may mount."""
+    lock = {"host": socket.gethostname(), "pid": 1, "boot": "another", "device": 1, "since": "yesterday", "id": "x"}
+    (tmp_path / "lock").write_text(json.dumps(lock))
+    for types, is_void in (({"nfs"}, False), (locks._ONE_KERNEL | {"tmpfs"}, True)):
+        monkeypatch.setattr(locks, "_ONE_KERNEL", types)
+        assert locks.is_held(tmp_path) == (not is_void)
+    monkeypatch.setattr(locks, "_ONE_KERNEL", {"nfs"})
+    told = r"run by process 1 on \S+ since yesterday, which cannot be seen from here: .*--take_over"
+    with pytest.raises(locks.LockedError, match=told):
+        locks.Lock(tmp_path)
+    locks.take_over(tmp_path)
+    locks.Lock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_outlives_its_launcher_with_who_inherited_it(tmp_path):
+    lock = locks.Lock(tmp_path)
+    inherited = locks.Lock(tmp_path, os.dup(lock.fileno()))
+    lock._file.close()  # as the kernel does for a process that was killed
+    with pytest.raises(locks.LockedError):
+        locks.Lock(tmp_path)
+    inherited._file.close()
+    locks.Lock(tmp_path).release()
+
+
+@both_launchers
+def test_a_swept_directory_for_temporary_files_stops_no_trial(tmp_path, monkeypatch, launcher):
+    with tempfile.TemporaryDirectory(prefix="t-") as temporary:
+        monkeypatch.setenv("TMPDIR", temporary)
+        options = ("--num_trials", "4", "--num_hparams", "1", "--jobs", "1", "--rounds", "60", "--command_launcher", launcher)
+        sweep = Sweep(tmp_path / "out", *options)
+        sweep.pids()
+        for path in Path(temporary).iterdir():
+            shutil.rmtree(path)
+        code, output = sweep.wait()
+        assert code == 0, output
+
+
+@both_launchers
+def test_a_long_path_of_the_directory_for_temporary_files(launch, tmp_path, launcher):
+    temporary = tmp_path / ("t" * 92)
+    temporary.mkdir()
+    launched = launch(tmp_path / "out", "--command_launcher", launcher, env={**os.environ, "TMPDIR": str(temporary)})
+    assert launched.returncode == 0, launched.stderr
+
+
+def test_the_clock_of_a_file_server_is_no_silence(tmp_path):
+    """It is an hour behind: a log that changes is a server that lives, whatever time it says."""
+    sweep = Sweep(tmp_path / "out", *ENDLESS, "--timeout", "4")
+    sweep.pids()
+    log, end = trial_of(tmp_path / "out") / "server.log", time.monotonic() + 4
+    while time.monotonic() < end:
+        os.utime(log, (hour_ago := time.time() - 3600, hour_ago))
+        time.sleep(0.001)
+    assert sweep.process.poll() is None
+    sweep.process.terminate()
+    assert sweep.wait()[0] == 143
+
+
+@pytest.mark.slow
+def test_a_pause_of_a_whole_sweep_is_nobodys_silence(tmp_path):
+    sweep = Sweep(tmp_path / "out", *ENDLESS, "--timeout", "5")
+    family = [*sweep.pids().values(), sweep.process.pid]
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in family:
+            os.kill(pid, number)
+        time.sleep(8)  # longer than the timeout
+    assert sweep.process.poll() is None
+    sweep.process.terminate()
+    assert sweep.wait()[0] == 143

@@ -166,6 +166,22 @@ def _is_local(connection) -> bool:
         return False
 
 
+class RunningTime:
+    """Seconds in which this process could run, so that others had time to answer. A container that is paused, a machine that
+    sleeps, or all processes stopped is time that nobody had."""
+
+    STEP = 1.0  # seconds: who waits looks again at least as often; longer pauses count as twice this
+
+    def __init__(self) -> None:
+        self._last, self._seconds = time.monotonic(), 0.0
+
+    def __call__(self) -> float:
+        now = time.monotonic()
+        self._seconds += min(now - self._last, 2 * self.STEP)
+        self._last = now
+        return self._seconds
+
+
 @contextlib.contextmanager
 def naming(process: int) -> Iterator[None]:
     """Add the number of the client process to the text of a PeerLostError."""
@@ -183,7 +199,8 @@ class Hub:
         self.channels = channels
         self.timeout = timeout
         self._heartbeat = heartbeat
-        self._heard = [time.monotonic()] * len(channels)
+        self._time = RunningTime()
+        self._heard = [self._time()] * len(channels)
         self._selector = selectors.DefaultSelector()
         for process, channel in enumerate(channels):
             self._selector.register(channel, selectors.EVENT_READ, process)
@@ -191,7 +208,7 @@ class Hub:
     def restart_timers(self, processes: Iterable[int]) -> None:
         """Restart the silence timers of `processes`, which were just given work."""
         for process in processes:
-            self._heard[process] = time.monotonic()
+            self._heard[process] = self._time()
 
     def receive(self, waited_for: Collection[int]) -> tuple[int, dict]:
         """Return the next message of any process, and the number of the process.
@@ -199,17 +216,16 @@ class Hub:
         Raises PeerLostError, which names the process, if one is gone or one of `waited_for` is silent for `timeout` seconds.
         """
         while True:
-            now = time.monotonic()
             silent = min(waited_for, key=self._heard.__getitem__)
-            remaining = self._heard[silent] + self.timeout - now
-            ready = self._selector.select(max(0, remaining))
+            remaining = self._heard[silent] + self.timeout - self._time()
+            ready = self._selector.select(max(0, min(remaining, RunningTime.STEP)))
             if not ready and remaining <= 0:
                 raise PeerLostError(f"client process {silent} was silent for {self.timeout:g} s")
             for key, _ in ready:
                 process = key.data
                 with naming(process):
                     message = self.channels[process].receive()
-                self._heard[process] = time.monotonic()
+                self._heard[process] = self._time()
                 self._heartbeat()
                 if message != protocol.ALIVE:
                     return process, message

@@ -1,32 +1,78 @@
-"""How client processes join a trial: addresses, keys, and the handshake that shows who has the key.
+"""How client processes join a trial.
 
-An address is a Unix socket in a private directory, or HOST:PORT with a key from the environment.
+Those that a launcher starts on one machine join through a socket that they and the server inherit: it has no file, and no name
+that another trial could have too. Others connect to an address, which is a Unix socket in a private directory, or HOST:PORT
+with a key from the environment, and a handshake shows who has the key.
 """
 
 import contextlib
-import hashlib
 import os
 import pathlib
+import re
 import secrets
+import select
 import selectors
 import socket
 import stat
 import sys
-import tempfile
 import threading
 import time
+import typing
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
+from federated.files import socket_directory
+from federated.lock import is_at, try_lock
 from federated.options import UsageError, shown
 from federated.running import protocol
-from federated.running.channel import Channel, PeerLostError, socket_of
+from federated.running.channel import Channel, PeerLostError, RunningTime, socket_of
+from federated.running.processes import inherited
 
 KEY_VARIABLE = "FEDERATED_KEY"
+TRIAL_VARIABLE = "FEDERATED_TRIAL"  # the id of the trial that a launcher started this process for
+JOIN_VARIABLE = "FEDERATED_JOIN_FD"  # the socket that a trial's processes inherit, the server's or the clients' end
 MAX_PENDING = 100  # unauthenticated connections
 MAX_LOGGED_REFUSALS = 20  # so that no peer can fill the log
 BACKLOG = 1024  # so that a crowd of peers without the key keeps nobody from connecting
 SOCKET, KEY = "socket", "key"  # the files in the directory of a Unix socket
+
+
+class InheritedListener:
+    """The server's end of the socket that it and its client processes inherit from their launcher."""
+
+    address = "the launcher's socket"
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._trial = os.environ.get(TRIAL_VARIABLE)
+
+    def accept(self, count: int, timeout: float) -> list[Channel]:
+        """As Listener.accept. Each client process has sent one end of a connection of its own."""
+        joined: dict[int, Channel] = {}
+        clock = RunningTime()
+        heard = clock()
+        try:
+            while len(joined) < count:
+                if select.select([self._socket], [], [], RunningTime.STEP)[0]:
+                    _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+                    if not descriptors:
+                        raise PeerLostError(f"client process {_names_of_missing(joined, count)} ended before it joined")
+                    channel = Channel(Connection(descriptors[0]))
+                    channel.set_timeout(timeout)
+                    if (error := _join(channel, channel.receive(), self._trial, joined, count)) is not None:
+                        channel.close()
+                        print(f"refused a connection: {error}", file=sys.stderr, flush=True)
+                    heard = clock()
+                elif clock() > heard + timeout:
+                    raise PeerLostError(f"client process {_names_of_missing(joined, count)} did not join within {timeout:g} s")
+        except BaseException:
+            for channel in joined.values():
+                channel.close()
+            raise
+        return [joined[process] for process in range(count)]
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class Listener:
@@ -35,19 +81,21 @@ class Listener:
     def __init__(self, address: str | None) -> None:
         """Listen at `address`, or at a private Unix socket. Raises UsageError if the address cannot be used or the key is
         missing."""
-        self._directory = None
+        self._directory, self._trial = None, os.environ.get(TRIAL_VARIABLE)
         if address is not None and is_remote(address):
             self.address, self._key, place = address, key_from_environment(), _host_and_port(address)
         else:
-            self.address = place = address or unix_address(str(os.getpid()))
+            self.address = place = address or unix_address()
             self._key = secrets.token_hex(32).encode()
             self._directory = pathlib.Path(place).parent
         try:
             if self._directory is not None:
                 _make_private(self._directory)
-                pathlib.Path(place).unlink(missing_ok=True)  # of a server that was killed
-                with open(os.open(self._directory / KEY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                    file.write(self._key)
+                self._key_file = _claim(self._directory / KEY)
+                _remove_dead_socket(self.address)
+                self._key_file.truncate(0)
+                self._key_file.write(self._key)
+                self._key_file.flush()
             self._socket = _listen(place)
             self._socket.setblocking(False)
         except OSError as error:
@@ -62,7 +110,8 @@ class Listener:
         """
         joined: dict[int, Channel] = {}
         pending: dict[int, PendingConnection] = {}  # by file descriptor, the oldest first
-        deadline = time.monotonic() + timeout
+        clock = RunningTime()
+        heard = clock()
         refusals = 0
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as sockets:
             finished, finish = (sockets.enter_context(end) for end in socket.socketpair())
@@ -70,18 +119,20 @@ class Listener:
             selector.register(finished, selectors.EVENT_READ)
             try:
                 while len(joined) < count:
-                    ready = [key.fileobj for key, _ in selector.select(max(0, deadline - time.monotonic()))]
-                    if not ready and time.monotonic() >= deadline:
-                        names = ", ".join(map(str, _missing(joined, count)))
-                        raise PeerLostError(f"client process {names} did not join within {timeout:g} s")
+                    remaining = heard + timeout - clock()
+                    ready = [key.fileobj for key, _ in selector.select(max(0, min(remaining, RunningTime.STEP)))]
+                    if not ready and remaining <= 0:
+                        raise PeerLostError(
+                            f"client process {_names_of_missing(joined, count)} did not join within {timeout:g} s"
+                        )
                     if self._socket in ready:
                         self._accept_one(pending, finish)
                     if finished in ready:
                         connection = pending.pop(int.from_bytes(finished.recv(4)))
-                        error = connection.error or _join(connection, joined, count)
+                        error = connection.error or _join(connection.channel, connection.hello, self._trial, joined, count)
                         if error is None:
                             connection.channel.set_timeout(timeout)
-                            deadline = time.monotonic() + timeout
+                            heard = clock()
                             continue
                         connection.channel.close()
                         refusals += 1
@@ -113,25 +164,44 @@ class Listener:
     def close(self) -> None:
         """Stop listening and remove the socket and the key from disk."""
         self._socket.close()
-        if self._directory is not None:
-            remove_socket(self.address)
+        if self._directory is not None and not self._key_file.closed:
+            _remove_socket(self.address)
+            self._key_file.close()  # from now on the address may be another server's
+
+
+AnyListener = Listener | InheritedListener
+
+
+def make_listener(address: str | None) -> AnyListener:
+    """The listener of this process: with the socket that it has inherited from its launcher if there is one, else at `address`,
+    see Listener."""
+    descriptor = inherited(JOIN_VARIABLE)
+    return Listener(address) if descriptor is None else InheritedListener(descriptor)
 
 
 def _missing(joined, count):
     return [process for process in range(count) if process not in joined]
 
 
-def _join(connection, joined, count):
-    """Add the channel of an authenticated peer to `joined`. Returns why it may not join, None if it may."""
+def _names_of_missing(joined, count):
+    return ", ".join(map(str, _missing(joined, count)))
+
+
+def _join(channel, hello, trial, joined, count):
+    """Add the channel of an authenticated peer, which has sent `hello`, to `joined`. Returns why it may not join the trial with
+    the id `trial`, None if it may."""
     missing = _missing(joined, count)
-    process = connection.hello.get("process", missing[0])
-    if type(process) is not int or process not in missing:
+    process = hello.get("process", missing[0])
+    if hello.get("trial") != trial:
+        reason = f"client process {shown(process)} was started for another trial"
+    elif type(process) is not int or process not in missing:
         reason = f"client process {shown(process)} is not one of the missing {missing}"
-        with contextlib.suppress(PeerLostError):
-            connection.channel.send(protocol.refusal(reason))
-        return reason
-    joined[process] = connection.channel
-    return None
+    else:
+        joined[process] = channel
+        return None
+    with contextlib.suppress(PeerLostError):
+        channel.send(protocol.refusal(reason))
+    return reason
 
 
 class PendingConnection(threading.Thread):
@@ -178,6 +248,19 @@ def _listen(place):
     return listening
 
 
+def join(process: int | None, descriptor: int) -> Channel:
+    """Join the trial as client process `process` through the inherited socket `descriptor`. Raises PeerLostError."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(Connection(ours.detach()))
+    channel.send(protocol.hello(process, os.environ.get(TRIAL_VARIABLE)))
+    try:
+        with theirs, socket.socket(fileno=descriptor) as door:
+            socket.send_fds(door, [b"\0"], [theirs.fileno()])
+    except OSError as error:
+        raise PeerLostError(f"the connection broke ({error.strerror or error})") from error
+    return channel
+
+
 def connect(address: str, process: int | None, timeout: float) -> Channel:
     """Connect to the server at `address` as client process `process`. Try for up to `timeout` seconds, as the server may not
     listen yet. Raises PeerLostError or UsageError."""
@@ -199,7 +282,7 @@ def connect(address: str, process: int | None, timeout: float) -> Channel:
             if time.monotonic() > deadline:
                 raise PeerLostError(f"no server answered at {address} within {timeout:g} s ({error})") from error
             time.sleep(0.01)
-    channel.send(protocol.hello(process))
+    channel.send(protocol.hello(process, os.environ.get(TRIAL_VARIABLE)))
     return channel
 
 
@@ -247,11 +330,10 @@ def key_from_environment() -> bytes:
     return key.encode()
 
 
-def unix_address(name: str) -> str:
-    """Return the path of a socket in a directory of this user's own. Each `name` has its own path, which is short, as a
-    socket's has to be, and always the same, so that a server finds what a killed one left."""
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return os.path.join(tempfile.gettempdir(), f"federated-{os.getuid()}-{digest}", SOCKET)
+def unix_address() -> str:
+    """Return a new path for a socket in a directory of its own. It is random, as other containers may share the directory for
+    temporary files. Raises UsageError if all such directories have too long paths."""
+    return os.path.join(socket_directory(), f"federated-{secrets.token_hex(8)}", SOCKET)
 
 
 def _make_private(directory) -> None:
@@ -262,7 +344,38 @@ def _make_private(directory) -> None:
         raise UsageError(f"the socket's directory {str(directory)!r} is open to other users: remove it or name another")
 
 
-def remove_socket(address: str) -> None:
+def _claim(path: pathlib.Path) -> typing.BinaryIO:
+    """The file of a key, made if missing, locked while a server listens. Raises UsageError if another server does, or if the
+    file is not of a key."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b"))
+            if not try_lock(file):
+                raise UsageError(f"another server listens in {str(path.parent)!r}: name another address")
+            if is_at(file, path):  # else its server has just ended
+                if not re.fullmatch(rb"([0-9a-f]{64})?", file.read(65)):
+                    raise UsageError(f"{str(path)!r} is no server's key: name an address in another directory")
+                file.seek(0)
+                stack.pop_all()
+                return file
+
+
+def _remove_dead_socket(address: str) -> None:
+    """Remove the socket of a server that was killed. Raises UsageError if something else has the address."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            if not stat.S_ISSOCK(os.lstat(address).st_mode):
+                raise UsageError(f"{address!r} is no socket: name another address")
+            probe.connect(address)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            os.unlink(address)
+            return
+    raise UsageError(f"something else listens at {address!r}: name another address")
+
+
+def _remove_socket(address: str) -> None:
     """Remove the socket and the key of a listener, and their directory only if nothing else is in it: it may be the user's."""
     directory = pathlib.Path(address).parent
     for path in (pathlib.Path(address), directory / KEY):

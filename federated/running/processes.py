@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import typing
 from multiprocessing import forkserver
@@ -21,6 +22,7 @@ from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.util import get_temp_dir
 
 from federated import algorithms, models
+from federated.files import socket_directory
 from federated.lock import LockedError
 from federated.options import USAGE_ERROR, UsageError, command_words, names_of
 from federated.running import warm
@@ -29,20 +31,28 @@ from federated.settings import ProcessOptions, ServerOptions
 from federated.trial import DivergedError, Trial
 from federated.version import HERE
 
-PARENT_VARIABLE = "FEDERATED_PARENT_FD"
-# The pid of the launcher that acquired the trial's lock for the server it starts
-LAUNCHER_VARIABLE = "FEDERATED_LAUNCHER_PID"
+# Variables with the file descriptors that a trial's process inherits from its launcher
+PARENT_VARIABLE = "FEDERATED_PARENT_FD"  # closed when the launcher ends
+LOCK_VARIABLE = "FEDERATED_LOCK_FD"  # the trial's lock, which the launcher acquired
+
+
+def inherited(variable: str) -> int | None:
+    """The file descriptor of `variable`, for this process alone; None if it was started by hand."""
+    if (number := os.environ.pop(variable, None)) is None:
+        return None
+    os.set_inheritable(int(number), False)
+    return int(number)
 
 
 def end_with_parent(clean_up: typing.Callable[[], object]) -> None:
     """Called by a trial's process as it starts: when its parent ends, call `clean_up` and end at once."""
     parent = multiprocessing.parent_process()
-    sentinel = parent.sentinel if parent is not None else os.environ.pop(PARENT_VARIABLE, None)
+    sentinel = parent.sentinel if parent is not None else inherited(PARENT_VARIABLE)
     if sentinel is None:  # started by hand
         return
 
     def watch() -> None:
-        wait_for_any([int(sentinel)])
+        wait_for_any([sentinel])
         try:
             clean_up()
         finally:
@@ -106,8 +116,9 @@ def script_command(script: str, options: dict[str, typing.Any], *arguments: str)
     return [sys.executable, str(HERE / script), *arguments, *command_words(options)]
 
 
-def trial_commands(trial: Trial, address: str, client_processes: int, run: ServerOptions) -> dict[str, list[str]]:
-    """{role: command} of a trial's processes, each a list of arguments. The server comes first."""
+def trial_commands(trial: Trial, address: str | None, client_processes: int, run: ServerOptions) -> dict[str, list[str]]:
+    """{role: command} of a trial's processes, each a list of arguments. The server comes first. They meet at `address`, or if
+    that is None, through a socket that they inherit."""
 
     def of(options: type) -> dict:
         return {"host": address} | {name: getattr(run, name) for name in names_of(options)}
@@ -137,24 +148,26 @@ class Process(typing.Protocol):
     def close(self) -> None: ...
 
 
-Start = typing.Callable[[list[str], pathlib.Path, dict[str, str]], Process]  # command, log, additions to the environment
+# Additions to the environment: a number is a file descriptor, which the process inherits
+Environment = dict[str, str | int]
+Start = typing.Callable[[list[str], pathlib.Path, Environment], Process]  # command, log, additions to the environment
 
 
 class SpawnedProcess:
     """A new Python, as a user would start it by hand."""
 
-    def __init__(self, command: list[str], log: pathlib.Path, environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], log: pathlib.Path, environment: Environment) -> None:
         ours, theirs = socket.socketpair()
         with open(log, "ab") as output, theirs:
-            os.set_inheritable(theirs.fileno(), True)
+            additions = {**environment, PARENT_VARIABLE: theirs.fileno()}
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[value for value in additions.values() if isinstance(value, int)],
                 start_new_session=True,
-                env={**os.environ, **environment, PARENT_VARIABLE: str(theirs.fileno())},
+                env={**os.environ, **{name: str(value) for name, value in additions.items()}},
             )
         self._socket = ours
         self.sentinel = ours.fileno()
@@ -175,8 +188,9 @@ class ForkedProcess:
 
     _context = multiprocessing.get_context("forkserver")
 
-    def __init__(self, command: list[str], log: pathlib.Path, environment: dict[str, str]) -> None:
-        self._process = self._context.Process(target=warm.run_script, args=(command, log, environment))
+    def __init__(self, command: list[str], log: pathlib.Path, environment: Environment) -> None:
+        additions = {name: warm.Inherited(value) if isinstance(value, int) else value for name, value in environment.items()}
+        self._process = self._context.Process(target=warm.run_script, args=(command, log, additions))
         self._process.start()
         self.sentinel = self._process.sentinel
 
@@ -204,14 +218,25 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> 
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
     ForkedProcess._context.set_forkserver_preload(["__main__", warm.__name__, *modules])
-    before = dict(os.environ)
+    before, temporary = dict(os.environ), tempfile.tempdir
     path = os.pathsep.join(filter(None, [str(HERE), before.get("PYTHONPATH")]))
-    os.environ.update({"PYTHONPATH": path, "PYTHONSAFEPATH": "1", warm.DIRECTORY_VARIABLE: get_temp_dir()})
     try:
+        tempfile.tempdir = socket_directory()  # where multiprocessing makes the directory of its socket
+        os.environ.update({"PYTHONPATH": path, "PYTHONSAFEPATH": "1", warm.DIRECTORY_VARIABLE: get_temp_dir()})
         forkserver.ensure_running()
     finally:
+        tempfile.tempdir = temporary
         os.environ.clear()
         os.environ.update(before)
+    _keep_reachable(forkserver._forkserver)
+
+
+def _keep_reachable(server: typing.Any) -> None:
+    """Connect to the fork server through a file descriptor of its socket, which stays what it is if its name is removed, as by
+    what tidies the directory for temporary files."""
+    address = server._forkserver_address
+    if hasattr(os, "O_PATH") and not address.startswith("/proc/"):
+        server._forkserver_address = f"/proc/self/fd/{os.open(address, os.O_PATH | os.O_CLOEXEC)}"
 
 
 def check_open_files(jobs: int = 0, processes: int = 0) -> None:

@@ -103,7 +103,7 @@ class Progress:
                 self._say(f"{ended}/{self._total} trials, {left:.0f} s left: {trial.directory} done")
         elif outcome.is_locked():
             self._locked += 1
-            self._say(f"{trial.directory} is left to the sweep that runs it")
+            self._say(f"{trial.directory} is left to the sweep that runs it: {(outcome.log or [outcome.reason])[-1]}")
         else:
             self._failed += 1
             self._say(f"{trial.directory} failed: {outcome} (see {trial.log(outcome.role)})")

@@ -11,9 +11,10 @@ from federated.settings import Settings
 from federated.version import CODE
 
 
-def hello(process: int | None) -> dict:
-    """Client process -> server, once it has proved that it has the key: its number, if it was given one."""
-    return {} if process is None else {"process": process}
+def hello(process: int | None, trial: str | None = None) -> dict:
+    """Client process -> server, once it has proved that it has the key: its number and the id of the trial that it was started
+    for, if it was given them."""
+    return ({} if process is None else {"process": process}) | ({} if trial is None else {"trial": trial})
 
 
 def refusal(reason: str) -> dict:

@@ -26,14 +26,14 @@ from federated.learning.record import SELECTED, Record
 from federated.options import UsageError
 from federated.running import checkpoint, protocol, provenance
 from federated.running.channel import Channel, Hub, naming
-from federated.running.listener import Listener
+from federated.running.listener import AnyListener
 from federated.running.observers import BestModel, Checkpoints, Clock, EventFile, Observer
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, check_has_model
 from federated.trial import DivergedError, Trial
 
 
-def serve(trial: Trial, listener: Listener, processes: int, options: ServerOptions) -> torch.Tensor:
+def serve(trial: Trial, listener: AnyListener, processes: int, options: ServerOptions) -> torch.Tensor:
     """Lead a trial from its first client process's joining to its results. Returns the broadcast vectors [broadcasts, size]
     after the last round."""
     server = TrialServer(trial, processes, options)
@@ -145,7 +145,7 @@ class TrialServer:
 
     # Accept the client processes
 
-    def accept_clients(self, listener: Listener) -> None:
+    def accept_clients(self, listener: AnyListener) -> None:
         """Wait until all client processes have joined, send them what the trial computes, and wait until they are ready."""
         self.clock.note("start")
         print(f"waiting for {self.processes} client processes at {listener.address}", flush=True)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import signal
+import socket
 import time
 import typing
 from collections import Counter, deque
@@ -11,13 +12,16 @@ from multiprocessing.connection import wait as wait_for_any
 from federated.files import read_end
 from federated.lock import Lock, LockedError
 from federated.running import resources
-from federated.running.listener import is_remote, remove_socket, unix_address
+from federated.running.channel import RunningTime
+from federated.running.listener import JOIN_VARIABLE, TRIAL_VARIABLE
 from federated.running.processes import (
     DIVERGED_EXIT,
+    LOCK_VARIABLE,
     LOCKED_EXIT,
     LOST_PEER_EXIT,
     OUT_OF_MEMORY_EXIT,
     SYSTEM_ERROR_EXIT,
+    Environment,
     Process,
     Start,
     meaning_of,
@@ -67,33 +71,39 @@ Outcome = Done | Failure
 Report = typing.Callable[[Trial, Outcome], None]
 
 
-def address_of(trial: Trial, run: RunOptions) -> str:
-    """Where the trial's server listens."""
-    return run.host or unix_address(str(trial.directory.resolve()))
-
-
 class RunningTrial:
     """The processes of one trial, from start to end."""
 
-    def __init__(self, trial: Trial, start: Start, environment: dict[str, str], client_processes: int, run: RunOptions) -> None:
-        """Start them, each with `environment` added. Raises LockedError if another process runs the trial, which stays as it
-        is."""
+    def __init__(self, trial: Trial, start: Start, gpu: dict[str, str], client_processes: int, run: RunOptions) -> None:
+        """Start them, each with `gpu` added to its environment. Raises LockedError if another process runs the trial, which
+        stays as it is."""
         self.trial = trial
         self._timeout = run.timeout
         trial.directory.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(trial.directory)
-        self._address = address_of(trial, run)
         self._oom_kills = resources.oom_kills()
         self._processes: dict[str, Process] = {}
         self._exit_codes: dict[str, int | None] = {}
         try:
             trial.prepare()
-            for role, command in trial_commands(trial, self._address, client_processes, run).items():
-                trial.log(role).write_text("")
-                self._processes[role] = start(command, trial.log(role), environment)
+            self._start(start, gpu, client_processes, run)
         except BaseException:
             self.end()
             raise
+        self._time = RunningTime()
+        self._heard, self._touched = self._time(), 0
+
+    def _start(self, start: Start, gpu: dict[str, str], client_processes: int, run: RunOptions) -> None:
+        of_server, of_clients = socket.socketpair()
+        with of_server, of_clients:
+            for role, command in trial_commands(self.trial, run.host, client_processes, run).items():
+                environment: Environment = {**gpu, TRIAL_VARIABLE: self._lock.id}
+                if role == "server":
+                    environment[LOCK_VARIABLE] = self._lock.fileno()
+                if run.host is None:
+                    environment[JOIN_VARIABLE] = (of_server if role == "server" else of_clients).fileno()
+                self.trial.log(role).write_text("")
+                self._processes[role] = start(command, self.trial.log(role), environment)
 
     def sentinels(self) -> list[int]:
         """File descriptors of the processes that run, readable as they end."""
@@ -112,10 +122,12 @@ class RunningTrial:
                 return Done()
             return Failure("server", "ended before the trial was done", log=self._log_tail("server"))
         try:
-            silence = time.time() - self.trial.log("server").stat().st_mtime  # the server's heartbeat touches its log
+            touched = self.trial.log("server").stat().st_mtime_ns  # by the server's heartbeat and a file server's clock
         except OSError as error:
             return Failure("server", f"lost its directory ({error.strerror})", SYSTEM_ERROR_EXIT + (error.errno or 0))
-        if silence > self._timeout + GRACE_SECONDS:
+        if touched != self._touched:
+            self._heard, self._touched = self._time(), touched
+        if self._time() - self._heard > self._timeout + GRACE_SECONDS:
             return Failure("server", f"was silent for {self._timeout:g} s", log=self._log_tail("server"))
         return None
 
@@ -157,8 +169,6 @@ class RunningTrial:
             _ = process.exitcode  # waits
             process.close()
         self._lock.release(self.trial.remove_half_written)
-        if not is_remote(self._address):
-            remove_socket(self._address)
 
 
 Begin = typing.Callable[[Trial, int], RunningTrial]
@@ -182,8 +192,8 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
                 slot = min(set(range(jobs)) - running.keys())
                 try:
                     running[slot] = begin(trial, slot)
-                except LockedError:
-                    report(trial, Failure("server", "is run by another sweep", LOCKED_EXIT))
+                except LockedError as error:
+                    report(trial, Failure("server", str(error), LOCKED_EXIT))
                 except OSError as error:
                     code = SYSTEM_ERROR_EXIT + (error.errno or 0)
                     report(trial, Failure("server", f"could not be started: {error}", code))

@@ -7,6 +7,8 @@ import pathlib
 import shutil
 import signal
 import sys
+import typing
+from multiprocessing import reduction
 
 DIRECTORY_VARIABLE = "FEDERATED_FORKSERVER_DIRECTORY"
 
@@ -16,10 +18,23 @@ if DIRECTORY_VARIABLE in os.environ:
     atexit.register(shutil.rmtree, os.environ.pop(DIRECTORY_VARIABLE), ignore_errors=True)
 
 
-def run_script(command: list[str], log: pathlib.Path, environment: dict[str, str]) -> None:
+class Inherited(int):
+    """A file descriptor that a fork inherits. There it arrives as the number that it has there."""
+
+    def __reduce__(self) -> tuple:
+        return _number_of, (reduction.DupFd(int(self)),)
+
+
+def _number_of(descriptor: typing.Any) -> int:
+    return descriptor.detach()
+
+
+def run_script(command: list[str], log: pathlib.Path, environment: dict[str, str | int]) -> None:
     """In the fork: become what `command` would start."""
     os.setsid()
-    os.environ.update(environment)  # CUDA reads it when it is first used, which the parent never does
+    os.environ.update(
+        {name: str(value) for name, value in environment.items()}
+    )  # CUDA reads it when it is first used, which the parent never does
     with open(log, "ab") as output, open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
