@@ -2,8 +2,10 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,9 +13,9 @@ import urllib.request
 
 import numpy as np
 import pytest
-from helpers import HUNG, PROJECT, SHARED_DATA
+from helpers import HUNG, PROJECT, SHARED_DATA, without_the_power_of_root
 
-from federated.data import datasets
+from federated.data import datasets, decoded
 from federated.options import UsageError
 
 
@@ -185,9 +187,147 @@ def test_a_damaged_file_is_named(call, shared_data):
     raw = shared_data / "MNIST" / "raw"
     for packed in list(raw.iterdir()):
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes())[:1000])
+        packed.unlink()
     result = call("sweep.py", "launch", "--skip_confirmation", "--dataset", "mnist", "--data_dir", shared_data)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert str(raw) in result.stderr.splitlines()[-1]
+
+
+def unpack(source, target):
+    """Replace what is in `target` by the unpacked files of `source`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in target.iterdir():
+        file.unlink()
+    for packed in source.glob("*.gz"):
+        (target / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+
+
+def labels_in(raw):
+    return np.frombuffer(gzip.decompress((raw / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:], np.uint8)
+
+
+@pytest.mark.parametrize("are_unpacked", [True, False])
+def test_files_that_are_put_right_are_decoded_anew(shared_data, are_unpacked):
+    """Fashion-MNIST's files in the place of MNIST's, of the same names and sizes and times; then the right ones, or their
+    archives beside the wrong ones."""
+    raw, fashion = shared_data / "MNIST/raw", SHARED_DATA / "FashionMNIST/raw"
+    unpack(fashion, raw)
+    for file in raw.iterdir():
+        os.utime(file, (0, 0))
+    assert np.array_equal(datasets.load("mnist", shared_data).test_labels, labels_in(fashion))
+    if are_unpacked:
+        unpack(SHARED_DATA / "MNIST/raw", raw)
+        for file in raw.iterdir():
+            os.utime(file, (0, 0))
+    else:
+        for packed in (SHARED_DATA / "MNIST/raw").iterdir():
+            shutil.copy(packed, raw)
+    assert np.array_equal(datasets.load("mnist", shared_data).test_labels, labels_in(SHARED_DATA / "MNIST/raw"))
+
+
+def test_decoded_arrays_know_their_files_and_outlive_a_copy(shared_data, tmp_path, monkeypatch):
+    data = datasets.load("mnist", shared_data)
+    made = json.loads((shared_data / "decoded/mnist/made.json").read_text())
+    assert set(made["from"]) == {f"MNIST/raw/{path.name}" for path in (shared_data / "MNIST/raw").iterdir()}
+    for name, noted in made["from"].items():
+        assert noted["sha256"] == hashlib.sha256((shared_data / name).read_bytes()).hexdigest()
+    shutil.copytree(shared_data, tmp_path / "copy")  # of other times
+    monkeypatch.setattr(decoded, "_decode", lambda *anything: pytest.fail("it was decoded anew"))
+    assert np.array_equal(datasets.load("mnist", tmp_path / "copy").train_inputs, data.train_inputs)
+    stamps = json.loads((tmp_path / "copy/decoded/mnist/made.json").read_text())
+    assert stamps != made
+    monkeypatch.setattr(decoded, "_digest", lambda path: pytest.fail("it was read anew"))
+    datasets.load("mnist", tmp_path / "copy")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def half_as_many(path):
+    np.save(path, np.load(path)[::2])
+
+
+def other_values(path):
+    np.save(path, np.load(path)[::-1])
+
+
+DAMAGES = {
+    "cut": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "no array": lambda path: path.write_text("{}"),
+    "half as many": half_as_many,
+    "other values": other_values,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["train_images.npy", "test_labels.npy", "made.json"])
+def test_decoded_arrays_that_are_not_whole_are_made_anew(tmp_path, file, damage):
+    """Also where those of a version that noted nothing lie beside the files."""
+    folder = tmp_path / FOLDERS["kmnist"]
+    folder.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", np.random.default_rng(0).integers(0, 256, (40, 28, 28)))
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", np.arange(40) % 10)
+    names = ("train_inputs", "train_labels", "test_inputs", "test_labels")
+    before = {name: np.array(values) for name, values in vars(datasets.load("kmnist", tmp_path)).items() if name in names}
+    path = tmp_path / "decoded" / "kmnist" / file
+    if file == "made.json" and damage in ("half as many", "other values"):
+        path.write_text('{"from": [], "arrays": {"train_images.npy": 1}}')
+    else:
+        DAMAGES[damage](path)
+    again = datasets.load("kmnist", tmp_path)
+    assert all(np.array_equal(getattr(again, name), before[name]) for name in names)
+
+
+READ_ONE = "import sys; from federated.data import datasets; print(datasets.load('mnist', sys.argv[1]).test_labels.sum())"
+
+
+def readers(data_dir, number, **options):
+    """That many processes that read MNIST at once: their exit codes and outputs."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", READ_ONE, data_dir],
+            cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
+        )
+        for _ in range(number)
+    ]  # fmt: skip
+    return [(process.communicate(timeout=HUNG)[0], process.returncode) for process in started]
+
+
+@pytest.mark.process
+def test_several_processes_read_for_the_first_time_at_once(shared_data):
+    """One decodes, the others wait; what a killed one left goes."""
+    (shared_data / "decoded" / ".mnist-killed").mkdir(parents=True)
+    expected = f"{labels_in(SHARED_DATA / 'MNIST/raw').sum()}\n", 0
+    assert readers(shared_data, 4) == [expected] * 4
+    assert sorted(path.name for path in (shared_data / "decoded").iterdir()) == [".mnist.lock", "mnist"]
+    assert sorted((shared_data / "MNIST/raw").iterdir()) == sorted((shared_data / "MNIST/raw").glob("*.gz"))
+
+
+@pytest.mark.process
+def test_a_read_only_data_directory_is_read(shared_data, tmp_path):
+    """Its arrays lie in the user's cache; where that may not be written to either, one line says so."""
+    shared_data.chmod(0o500)
+    cache, expected = tmp_path / "cache", (f"{labels_in(SHARED_DATA / 'MNIST/raw').sum()}\n", 0)
+    options = {"preexec_fn": without_the_power_of_root, "env": {**os.environ, "XDG_CACHE_HOME": str(cache)}}
+    assert readers(shared_data, 1, **options) == [expected]
+    assert len(list(cache.glob("fedsweep/*/mnist/made.json"))) == 1 and not (shared_data / "decoded").exists()
+    assert readers(shared_data, 1, **options) == [expected]
+    shutil.rmtree(cache)
+    cache.mkdir(mode=0o500)
+    ((output, code),) = readers(shared_data, 1, **options)
+    assert code and "UsageError: cannot write decoded data" in output.splitlines()[-1] and "XDG_CACHE_HOME" in output
+
+
+@pytest.mark.parametrize("name", ["digits", "heart_disease"])
+def test_a_cut_file_of_those_that_ship_is_named(tmp_path, monkeypatch, name):
+    (tmp_path / f"{name}.npz").write_bytes((datasets.SHIPPED / f"{name}.npz").read_bytes()[:-100])
+    monkeypatch.setattr(datasets, "SHIPPED", tmp_path)
+    with pytest.raises(UsageError, match=f"dataset '{name}' cannot be read"):
+        datasets.load(name, tmp_path)
 
 
 SPEC = datasets.Spec((2, 3), 4, None, num_owners=2)
@@ -214,6 +354,7 @@ def test_where_a_spec_has_no_normalisation_it_is_that_of_the_training_set(monkey
         ({"train_inputs": np.zeros((8, 2, 3))}, "train_inputs are float64"),
         ({"train_inputs": np.full((8, 2, 3), np.nan, np.float32)}, "not finite"),
         ({"train_labels": np.arange(8)}, "train_labels are not one number from 0 to 3 for each of 8 samples"),
+        ({"train_labels": np.full(8, 0.5)}, "train_labels are not one number"),
         ({"train_labels": np.zeros(7)}, "train_labels are not one number"),
         ({"test_owners": np.arange(8)}, "test_owners are not one number from 0 to 1"),
     ],

@@ -1,20 +1,11 @@
 """Output directories that cannot be written to, and too few file descriptors: one named failure, and nothing left behind."""
 
-import ctypes
 import os
 import resource
 import subprocess
 
 import pytest
-from helpers import both_launchers
-
-CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
-
-
-def without_the_power_of_root():
-    """In a child before it runs a command: permissions hold for root too from then on."""
-    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+from helpers import both_launchers, without_the_power_of_root
 
 
 @pytest.fixture

@@ -1,19 +1,19 @@
 """The data sets: samples as arrays, one entry of REGISTRY each.
 
 torchvision reads the large ones and downloads them if they are missing. It is imported for that alone, as that takes a
-second: what it read is kept as arrays that every process of the machine maps.
+second: see federated.data.decoded.
 """
 
 import dataclasses
 import functools
-import os
 import pathlib
-import shutil
-import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 
+from federated.data import decoded
 from federated.options import UsageError
 
 SHIPPED = pathlib.Path(__file__).parent
@@ -71,7 +71,7 @@ def load(name: str, data_dir: str) -> Dataset:
     spec = REGISTRY[name]
     try:
         arrays = spec.read(data_dir)
-    except OSError as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # missing, cut, or of another format
         raise UsageError(f"dataset {name!r} cannot be read ({error}): name the --data_dir that has it") from error
     checked = {}
     for part in ("train", "test"):
@@ -93,8 +93,15 @@ def load(name: str, data_dir: str) -> Dataset:
 
 def _numbers(name, what, arrays, samples, count):
     """The labels or owners of `samples` samples as int64."""
-    numbers = arrays[what].astype(np.int64)
-    if numbers.shape != (samples,) or not samples or numbers.min() < 0 or numbers.max() >= count:
+    with np.errstate(invalid="ignore"):
+        numbers = arrays[what].astype(np.int64)
+    if (
+        (numbers != arrays[what]).any()
+        or numbers.shape != (samples,)
+        or not samples
+        or numbers.min() < 0
+        or numbers.max() >= count
+    ):
         raise UsageError(f"dataset {name!r}: its {what} are not one number from 0 to {count - 1} for each of {samples} samples")
     return numbers
 
@@ -124,71 +131,29 @@ def _digits(data_dir):
 _TRAIN_OR_NOT = {"train": {"train": True}, "test": {"train": False}}
 
 
-def _images(name, shape, num_classes, mean, std, reader, folder, parts=_TRAIN_OR_NOT):
-    """The Spec of images that torchvision's class `reader` reads, with the arguments in `parts` for the one and the other part.
-    It looks for its files in `folder` below --data_dir."""
-    return Spec(shape, num_classes, functools.partial(_read_images, name, reader, folder, parts), 255, mean, std)
+def _images(name, shape, num_classes, mean, std, reader, folder, patterns=None, parts=_TRAIN_OR_NOT):
+    """The Spec of images that torchvision's class `reader` reads, with the arguments in `parts` for the one and the other part,
+    from files with the given patterns below --data_dir, by default all in `folder`, in which it unpacks what it downloads."""
+    files = decoded.Files(name, reader, folder, patterns or (f"{folder}/*",), parts)
+    return Spec(shape, num_classes, functools.partial(_read_images, files), 255, mean, std)
 
 
-def _read_images(name, reader, folder, parts, data_dir):
-    decoded = pathlib.Path(data_dir) / "decoded" / name
-    if not decoded.is_dir():
-        _decode(name, reader, folder, parts, pathlib.Path(data_dir), decoded)
+def _read_images(files, data_dir):
     arrays = {}
-    for part in parts:
-        images = np.load(decoded / f"{part}_images.npy", mmap_mode="c")
-        arrays[f"{part}_inputs"] = images if images.ndim == 4 else images[:, None]
-        arrays[f"{part}_labels"] = np.load(decoded / f"{part}_labels.npy")
+    for name, values in decoded.read(files, data_dir).items():
+        part, _, what = name.partition("_")
+        arrays[f"{part}_inputs" if what == "images" else name] = values[:, None] if values.ndim == 3 else values
     return arrays
-
-
-def _decode(name, reader, folder, parts, data_dir, decoded) -> None:
-    """Have torchvision read the files, after a download if they are missing, and write them as arrays."""
-    from torchvision import datasets
-
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        read = {part: getattr(datasets, reader)(data_dir, download=True, **options) for part, options in parts.items()}
-    except Exception as error:  # a reader of torchvision fails in many ways
-        raise UsageError(
-            f"dataset {name!r} could be neither read from {str(data_dir / folder)!r} nor downloaded "
-            f"({' '.join(str(error).split()) or repr(error)}): put torchvision's {reader} files there, or name "
-            "another --data_dir"
-        ) from error
-    try:
-        _write(read, decoded)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write decoded data to {str(decoded)!r} ({error.strerror}): name another --data_dir"
-        ) from error
-
-
-def _write(parts, decoded) -> None:
-    """Write the arrays and then give their directory its name. Where another process was first, its arrays stay."""
-    decoded.parent.mkdir(exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{decoded.name}-", dir=decoded.parent))
-    try:
-        for part, read in parts.items():
-            images = np.asarray(read.data)
-            if images.shape[-1] == 3:  # CIFAR's readers have colours last, SVHN's has them first
-                images = images.transpose(0, 3, 1, 2)
-            labels = read.labels if hasattr(read, "labels") else read.targets
-            np.save(temporary / f"{part}_images.npy", np.ascontiguousarray(images))
-            np.save(temporary / f"{part}_labels.npy", np.asarray(labels, dtype=np.uint8))
-        temporary.chmod(0o755)
-        try:
-            os.rename(temporary, decoded)
-        except OSError:
-            if not decoded.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 _GREY, _COLOUR = (1, 28, 28), (3, 32, 32)
 _CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _CIFAR100_MEAN, _CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 _SVHN_MEAN, _SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+_CIFAR10, _CIFAR100 = "cifar-10-batches-py", "cifar-100-python"
+_CIFAR10_FILES = ("cifar-10-python.tar.gz", f"{_CIFAR10}/*")
+_CIFAR100_FILES = ("cifar-100-python.tar.gz", f"{_CIFAR100}/*")
+_EMNIST_FILES = ("EMNIST/raw/gzip.zip", "EMNIST/raw/emnist-balanced-*")
 _BALANCED = {part: {"split": "balanced", **which} for part, which in _TRAIN_OR_NOT.items()}
 _BY_SPLIT = {part: {"split": part} for part in _TRAIN_OR_NOT}
 
@@ -198,9 +163,9 @@ REGISTRY = {
     "mnist": _images("mnist", _GREY, 10, (0.1307,), (0.3081,), "MNIST", "MNIST/raw"),
     "fashion_mnist": _images("fashion_mnist", _GREY, 10, (0.2860,), (0.3530,), "FashionMNIST", "FashionMNIST/raw"),
     # as torchvision gives them, lying on their side (transposed)
-    "emnist": _images("emnist", _GREY, 47, (0.1751,), (0.3332,), "EMNIST", "EMNIST/raw", _BALANCED),
+    "emnist": _images("emnist", _GREY, 47, (0.1751,), (0.3332,), "EMNIST", "EMNIST/raw", _EMNIST_FILES, _BALANCED),
     "kmnist": _images("kmnist", _GREY, 10, (0.1918,), (0.3483,), "KMNIST", "KMNIST/raw"),
-    "svhn": _images("svhn", _COLOUR, 10, _SVHN_MEAN, _SVHN_STD, "SVHN", "", _BY_SPLIT),
-    "cifar10": _images("cifar10", _COLOUR, 10, _CIFAR10_MEAN, _CIFAR10_STD, "CIFAR10", "cifar-10-batches-py"),
-    "cifar100": _images("cifar100", _COLOUR, 100, _CIFAR100_MEAN, _CIFAR100_STD, "CIFAR100", "cifar-100-python"),
+    "svhn": _images("svhn", _COLOUR, 10, _SVHN_MEAN, _SVHN_STD, "SVHN", "", ("t*_32x32.mat",), _BY_SPLIT),
+    "cifar10": _images("cifar10", _COLOUR, 10, _CIFAR10_MEAN, _CIFAR10_STD, "CIFAR10", _CIFAR10, _CIFAR10_FILES),
+    "cifar100": _images("cifar100", _COLOUR, 100, _CIFAR100_MEAN, _CIFAR100_STD, "CIFAR100", _CIFAR100, _CIFAR100_FILES),
 }
