@@ -49,12 +49,13 @@ CODE = digest_of(HERE)
 @functools.cache
 def git_revision() -> str | None:
     """The commit of the checkout, with "-dirty" if files differ from it; None if there is no checkout, whatever repository may
-    lie around it. A frozen copy returns that of the checkout it was made from."""
+    lie around it, or no git to ask. A frozen copy returns that of the checkout it was made from."""
     with contextlib.suppress(FileNotFoundError):
         return (HERE / REVISION).read_text() or None
     if not (HERE / ".git").exists():
         return None
-    described = subprocess.run(
-        ["git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or None
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None

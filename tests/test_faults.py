@@ -196,6 +196,22 @@ def test_a_signal_ends_the_sweep_and_its_trials(tmp_path, signum, code):
 
 
 @pytest.mark.usefixtures("leaves_nothing")
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(tmp_path):
+    """As `nohup` has it. SIGTERM, which comes last, is the one that ends the sweep."""
+    ignored = (signal.SIGHUP, signal.SIGINT)
+    options = ["launch", "--skip_confirmation", "--output_dir", tmp_path / "out", *TINY, *ENDLESS]
+    with contextlib.ExitStack() as stack:
+        for each in ignored:
+            stack.callback(signal.signal, each, signal.signal(each, signal.SIG_IGN))
+        sweep = Sweep(tmp_path / "out", command=[sys.executable, PROJECT / "sweep.py", *options])
+    sweep.pids()
+    for each in (*ignored, signal.SIGTERM):
+        sweep.process.send_signal(each)
+    code, output = sweep.wait()
+    assert code == 143 and "SIGHUP" not in output and "SIGINT" not in output, output
+
+
+@pytest.mark.usefixtures("leaves_nothing")
 def test_ctrl_c_again_and_again_ends_at_once_and_leaves_nothing(tmp_path):
     sweep = Sweep(tmp_path / "out", *ENDLESS)
     roles = sweep.pids()

@@ -64,21 +64,38 @@ def test_a_trial_sees_only_its_gpu(tmp_path, monkeypatch):
     assert len(by_trial) == 4 and all(len(devices) == 1 for devices in by_trial.values())
 
 
-def test_a_cgroup_limits_cores_and_memory(tmp_path, monkeypatch):
-    from pathlib import Path
+VERSION_2 = ("cpu.max", "100000 100000\n", "max 100000\n"), ("memory.max", "123456789\n", "max\n")
+# As RHEL 8 has them: no limit is -1 and the largest number of whole pages
+VERSION_1 = (
+    ("cpu/cpu.cfs_quota_us", "100000\n", "-1\n"),
+    ("memory/memory.limit_in_bytes", "123456789\n", "9223372036854771712\n"),
+)
 
+
+@pytest.mark.parametrize(("cpu", "memory"), [VERSION_2, VERSION_1])
+def test_a_cgroup_limits_cores_and_memory(tmp_path, monkeypatch, cpu, memory):
     from federated.running import resources
 
-    group = Path("/proc/self/cgroup").read_text().split("0::", 1)[1].splitlines()[0]
-    inner = tmp_path / group.lstrip("/") / "."
-    inner.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(resources, "CGROUPS", tmp_path)
-    assert resources.cores() >= 1
-    (tmp_path / "cpu.max").write_text("100000 100000\n")
-    (tmp_path / "memory.max").write_text("123456789\n")
+    unlimited = resources.cores()
+    assert unlimited >= 1
+    for name, limit, _ in (cpu, memory, ("cpu/cpu.cfs_period_us", "100000\n", "")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(limit)
     assert (resources.cores(), resources.memory()) == (1, 123456789)
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    (tmp_path / cpu[0]).write_text(cpu[1].replace("100000", "50000", 1))
     assert resources.cores() == 1
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert resources.memory() > 123456789
+    for name, _, no_limit in (cpu, memory):
+        (tmp_path / name).write_text(no_limit)
+    assert resources.cores() == unlimited and resources.memory() > 123456789
+
+
+def test_slurm_grants_memory_by_the_node_or_by_the_core(monkeypatch):
+    from federated.running import resources
+
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "50")
+    assert resources.memory() == 100 << 20
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "30")
+    monkeypatch.delenv("SLURM_MEM_PER_CPU")
+    assert resources.memory() == 30 << 20

@@ -30,6 +30,20 @@ def test_results_name_the_version():
     assert provenance.describe()["version"] == DECLARED["project"]["version"]
 
 
+@pytest.mark.parametrize("git", [None, "#!/bin/sh\nexit 1\n"])
+def test_a_revision_is_only_nice_to_have(monkeypatch, tmp_path, git):
+    """There may be no git, or one that does not trust the checkout's owner."""
+    if git is not None:
+        (tmp_path / "git").write_text(git)
+        (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    version.git_revision.cache_clear()
+    try:
+        assert version.git_revision() is None
+    finally:
+        version.git_revision.cache_clear()
+
+
 def test_the_digest_counts_the_projects_own_files(copy_of_project):
     before = digest_of(copy_of_project)
     assert before == version.CODE and re.fullmatch("[0-9a-f]{16}", before)

@@ -261,7 +261,8 @@ class Interrupted(BaseException):
 
 def interrupt_on_signals(message: str) -> None:
     """Print `message` and raise Interrupted on the first SIGINT, SIGTERM or SIGHUP. Ignore further ones: what follows is
-    killing the trials' processes and tidying up, which is as fast as ending without."""
+    killing the trials' processes and tidying up, which is as fast as ending without. A signal that this process was started
+    to ignore, such as nohup's SIGHUP, stays ignored."""
 
     def interrupt(signum: int, frame: object) -> None:
         for each in signals:
@@ -270,6 +271,6 @@ def interrupt_on_signals(message: str) -> None:
             print(f"{signal.Signals(signum).name}: {message}", file=sys.stderr, flush=True)
         raise Interrupted(signum)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
     for each in signals:
         signal.signal(each, interrupt)

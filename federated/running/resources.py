@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import typing
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 
@@ -9,9 +10,11 @@ CGROUPS = pathlib.Path("/sys/fs/cgroup")
 def cores() -> int:
     """Cores by affinity, by the cgroup's quota and by Slurm's grant, at least 1."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for limit in _limits("cpu.max"):
-        quota, period = limit.split()
-        if quota != "max":
+    for group in _groups("cpu"):
+        quota, period = (_read(group / "cpu.max") or "max 0").split()
+        if quota == "max":  # also under version 1, which writes -1 if there is no quota
+            quota, period = _read(group / "cpu.cfs_quota_us") or "-1", _read(group / "cpu.cfs_period_us") or "0"
+        if int(quota) > 0 and int(period) > 0:
             count = min(count, int(quota) // int(period))
     return max(1, min(count, _slurms("SLURM_CPUS_ON_NODE", count)))
 
@@ -24,8 +27,10 @@ def memory() -> int:
         size = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux
         pass
-    limits = [int(limit) for limit in _limits("memory.max") if limit != "max"]
-    return min([size, *limits, _slurms("SLURM_MEM_PER_NODE", size >> 20) << 20 or size])
+    values = [_read(group / name) for group in _groups("memory") for name in ("memory.max", "memory.limit_in_bytes")]
+    limits = [int(value) for value in values if value not in (None, "max")]
+    granted = _slurms("SLURM_MEM_PER_NODE", 0) or _slurms("SLURM_MEM_PER_CPU", 0) * _slurms("SLURM_CPUS_ON_NODE", 1)
+    return min([size, *limits, granted << 20 or size])  # a grant of 0 is all that the node has
 
 
 def oom_kills() -> int:
@@ -53,13 +58,28 @@ def _slurms(name, default) -> int:
     return int(os.environ.get(name, default))
 
 
-def _limits(name):
-    """The values of a cgroup setting (version 2) that apply: of this process's group and all above it."""
+def _groups(controller: str) -> typing.Iterator[pathlib.Path]:
+    """The directories of the cgroups that limit this process in what `controller` controls: its own and all above it. Version 2
+    has one tree of groups, version 1 one for each controller."""
     try:
-        group = pathlib.Path("/proc/self/cgroup").read_text().split("0::", 1)[1].splitlines()[0]
-    except (OSError, IndexError):
+        lines = pathlib.Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
         return
-    directory = CGROUPS / group.lstrip("/")
-    for each in (directory, *directory.parents):
-        if each.is_relative_to(CGROUPS) and (each / name).is_file():
-            yield (each / name).read_text().strip()
+    for line in lines:
+        number, controllers, group = line.split(":", 2)
+        if number == "0" and not controllers:
+            root = CGROUPS
+        elif controller in controllers.split(","):
+            root = CGROUPS / controller
+        else:
+            continue
+        directory = root / group.lstrip("/")
+        yield from (each for each in (directory, *directory.parents) if each.is_relative_to(root))
+
+
+def _read(path: pathlib.Path) -> str | None:
+    """The value in a file of a cgroup; None if it is not there, as in a container that does not show all groups."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
