@@ -5,25 +5,8 @@ import errno
 import os
 import pathlib
 import stat
-import tempfile
 import typing
 from collections.abc import Callable
-
-from federated.options import UsageError
-
-# A socket's address takes 107 bytes; this leaves enough for the names that sockets get in it
-_MAX_SOCKET_DIRECTORY = 70
-
-
-def socket_directory() -> str:
-    """The directory for temporary files whose path is short enough for sockets. Raises UsageError if there is none."""
-    for path in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        if len(os.fsencode(path)) <= _MAX_SOCKET_DIRECTORY and os.access(path, os.W_OK | os.X_OK):
-            return path
-    raise UsageError(
-        f"TMPDIR: the path {tempfile.gettempdir()!r} is too long for sockets, and neither /tmp nor /var/tmp can be written to: "
-        f"set it to a path of at most {_MAX_SOCKET_DIRECTORY} bytes"
-    )
 
 
 def write_atomically(path: pathlib.Path, content: str | Callable[[typing.BinaryIO], object]) -> None:

@@ -21,12 +21,12 @@ import typing
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
-from federated.files import socket_directory
 from federated.lock import is_at, try_lock
 from federated.options import UsageError, shown
 from federated.running import protocol
 from federated.running.channel import Channel, PeerLostError, RunningTime, socket_of
 from federated.running.processes import inherited
+from federated.running.temporary import socket_directory
 
 KEY_VARIABLE = "FEDERATED_KEY"
 TRIAL_VARIABLE = "FEDERATED_TRIAL"  # the id of the trial that a launcher started this process for

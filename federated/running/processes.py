@@ -22,11 +22,11 @@ from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.util import get_temp_dir
 
 from federated import algorithms, models
-from federated.files import socket_directory
 from federated.lock import LockedError
 from federated.options import USAGE_ERROR, UsageError, command_words, names_of
 from federated.running import warm
 from federated.running.channel import PeerLostError
+from federated.running.temporary import socket_directory
 from federated.settings import ProcessOptions, ServerOptions
 from federated.trial import DivergedError, Trial
 from federated.version import HERE
