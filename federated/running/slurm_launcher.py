@@ -280,8 +280,9 @@ def _remove(record: pathlib.Path) -> None:
 
 
 def _to_json(trial: Trial, output_dir: pathlib.Path) -> dict:
-    """A trial for a list of them."""
-    return dataclasses.asdict(trial) | {"directory": str(trial.directory.relative_to(output_dir))}
+    """A trial for a list of them. The sweep's file has the search space already."""
+    directory = str(trial.directory.relative_to(output_dir))
+    return dataclasses.asdict(dataclasses.replace(trial, space=None)) | {"directory": directory}
 
 
 def listed_trials(path: pathlib.Path, line: int) -> list[Trial]:
