@@ -15,7 +15,16 @@ for argument in "$@"; do
 done
 
 code=0
-"$PYTHON" "$here/sweep.py" launch --skip_confirmation "$@" || code=$?
+set -m # else the shell starts the sweep with SIGINT ignored
+"$PYTHON" "$here/sweep.py" launch --skip_confirmation "$@" </dev/null &
+sweep=$!
+# The sweep gets the signals that this script gets: as PID 1 of a container it is the only one that does.
+for signal in HUP INT TERM; do trap "kill -s $signal $sweep 2>/dev/null || true" $signal; done
+wait $sweep || code=$?
+while kill -0 $sweep 2>/dev/null; do # a signal ended the wait, and the sweep still ends its trials
+    code=0
+    wait $sweep || code=$?
+done
 if [ $code -le 1 ]; then # all done, or some trials failed: what is done has its table
     "$PYTHON" "$here/collect_results.py" "--output_dir=$output_dir" || code=$?
 fi

@@ -23,14 +23,22 @@ ENDED = {
 }  # fmt: skip
 
 
+# Variables that change what Slurm's commands do and print, or that belong to a job this process is in. SBATCH_ACCOUNT and
+# others of sbatch stay: they are how users say where their jobs run.
+_FOREIGN = re.compile("(SQUEUE|SCANCEL|SCONTROL|SLURM)_.*|SBATCH_(CLUSTERS|WAIT|TEST_ONLY|DEBUG|IGNORE_PBS)")
+_NEEDED = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}  # to reach Slurm at all
+
+
 class UnavailableError(Exception):
     """Slurm does not answer."""
 
 
 def _run(*command) -> str:
-    """What a command of Slurm prints. Raises UnavailableError with its last line if it fails."""
+    """What a command of Slurm prints, whatever the user's environment has it do otherwise. Raises UnavailableError with its
+    last line if it fails."""
+    own = {name: value for name, value in os.environ.items() if name in _NEEDED or not _FOREIGN.fullmatch(name)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=own)
     except FileNotFoundError as error:
         raise UnavailableError(f"there is no {command[0]} in PATH") from error
     if done.returncode:
@@ -65,7 +73,9 @@ class Element:
 
 def elements(names: list[str]) -> dict[tuple[str, int], Element]:
     """{(job name, array index): element} of the jobs called `names` that Slurm still knows. Raises UnavailableError."""
-    listed = _run("squeue", "--noheader", "--array", "--states=all", f"--name={','.join(names)}", "--format=%F|%K|%T|%j|%r")
+    listed = _run(
+        "squeue", "--all", "--noheader", "--array", "--states=all", f"--name={','.join(names)}", "--format=%F|%K|%T|%j|%r"
+    )
     found = {}
     for line in listed.splitlines():
         array, index, state, name, reason = line.split("|", 4)
@@ -82,7 +92,7 @@ def cancel(jobs: list[str]) -> None:
         except UnavailableError as error:  # also if one has ended meanwhile
             refused = str(error)
     deadline = time.monotonic() + CANCEL_SECONDS
-    while set(jobs).intersection(_run("squeue", "--noheader", "--array", "--format=%F_%K").split()):
+    while set(jobs).intersection(_run("squeue", "--all", "--noheader", "--array", "--format=%F_%K").split()):
         if time.monotonic() > deadline:
             raise UnavailableError(refused)
         time.sleep(0.5)
@@ -128,7 +138,7 @@ def this_element() -> str:
 def is_being_ended() -> bool:
     """Whether Slurm has begun to end the job that this process is part of, and so can say why."""
     try:
-        return _run("squeue", "--noheader", "--format=%T", f"--jobs={this_element()}").strip() != "RUNNING"
+        return _run("squeue", "--all", "--noheader", "--format=%T", f"--jobs={this_element()}").strip() != "RUNNING"
     except UnavailableError:
         return False
 
@@ -156,7 +166,7 @@ def is_over(place: str) -> bool:
     try:
         if config("ClusterName") != cluster:
             return False
-        listed = _run("squeue", "--noheader", "--array", f"--states={','.join(sorted(RUNNING))}", "--format=%A")
+        listed = _run("squeue", "--all", "--noheader", "--array", f"--states={','.join(sorted(RUNNING))}", "--format=%A")
     except UnavailableError:
         return False
     return number not in listed.split()

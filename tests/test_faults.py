@@ -211,6 +211,26 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(tmp_path):
     assert code == 143 and "SIGHUP" not in output and "SIGINT" not in output, output
 
 
+@pytest.mark.parametrize("first_of_container", [False, True])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("leaves_nothing")
+def test_the_script_passes_on_the_signal_that_it_gets(tmp_path, first_of_container, signum, code):
+    """The first process of a container only gets signals that it handles."""
+    contain = ["unshare", "--pid", "--fork", "--mount-proc"] if first_of_container else []
+    if contain and subprocess.run([*contain, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("process namespaces need root")
+    script = ["bash", PROJECT / "run_sweep.sh", "--output_dir", tmp_path / "out", *TINY, *ENDLESS]
+    sweep = Sweep(tmp_path / "out", command=[*contain, *script])
+    roles = sweep.pids()
+    shell = sweep.process.pid
+    if contain:
+        shell = descendants(shell)[0]  # unshare only waits for it
+    os.kill(shell, signum)
+    ended, output = sweep.wait()
+    assert ended == code and signum.name in output, output
+    wait_until_dead(roles.values())
+
+
 @pytest.mark.usefixtures("leaves_nothing")
 def test_ctrl_c_again_and_again_ends_at_once_and_leaves_nothing(tmp_path):
     sweep = Sweep(tmp_path / "out", *ENDLESS)

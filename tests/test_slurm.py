@@ -173,6 +173,29 @@ def test_the_workflow(cluster, launch, run, awkward, tmp_path):
     assert list(out.iterdir()) == []
 
 
+# Each would have a command of Slurm hide jobs, print them otherwise, or submit something else
+ENVIRONMENT = {
+    "SQUEUE_PARTITION": "urgent", "SQUEUE_STATES": "FAILED", "SQUEUE_FORMAT": "%i", "SQUEUE_NAMES": "none",
+    "SCANCEL_PARTITION": "urgent", "SCANCEL_NAME": "none", "SLURM_CLUSTERS": "elsewhere", "SLURM_JOB_ID": "1",
+    "SBATCH_WAIT": "1", "SBATCH_CLUSTERS": "elsewhere", "SBATCH_NO_REQUEUE": "1", "SBATCH_ARRAY_INX": "7",
+    "SBATCH_JOB_NAME": "mine", "SBATCH_OUTPUT": "/dev/null", "SBATCH_ERROR": "/dev/null", "SBATCH_OPEN_MODE": "t",
+}  # fmt: skip
+
+
+def test_what_the_environment_asks_of_slurm_changes_nothing(cluster, launch, run, tmp_path):
+    out, environment = tmp_path / "out", {"env": os.environ | ENVIRONMENT}
+    held = launch(out, *SLURM, "--slurm_args=--hold", **environment)
+    assert held.returncode == 0, held.stderr
+    array = array_of(held)
+    shown = slurm("scontrol", "show", "job", f"{array}_0")
+    assert "Requeue=1" in shown and f"StdErr={out}/.slurm/" in shown, shown
+    again = launch(out, *SLURM, **environment)
+    assert again.returncode == 3 and "queued" in again.stderr, again.stderr
+    deleted = run("sweep.py", "delete_all", "--output_dir", out, "--skip_confirmation", **environment)
+    assert "cancel 2 trials" in deleted.stderr and not slurm("squeue", "-h"), deleted.stderr
+    assert list(out.iterdir()) == []
+
+
 def test_directories_whose_names_look_like_something_else(cluster, run, tmp_path):
     """Slurm's own patterns, what splits a script and an option, and what a shell reads."""
     (tmp_path / AWKWARD_DATA).mkdir()

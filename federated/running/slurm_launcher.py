@@ -129,37 +129,37 @@ class Slurm(Launcher):
             directory = output_dir.absolute() / RECORDS / f"{launch}-{number:03d}"
             limit = f"%{run.jobs}" if run.jobs else ""
             command = [
-                *("sbatch", "--parsable", *(self.options.slurm_args or ())),
+                # The environment (SBATCH_...) overrides what a script asks for, but not what stands here.
+                *("sbatch", "--parsable", *needs, *(self.options.slurm_args or ())),
                 *([AFTER_JOB] if run.jobs and number else []),  # the limit is one of each array
                 f"--job-name={directory.name}",
                 f"--array=0-{len(chunk) - 1}{limit}",
-                f"--output={str(directory).replace('%', '%%')}/%A_%a.log",
+                *(f"--{stream}={str(directory).replace('%', '%%')}/%A_%a.log" for stream in ("output", "error")),
                 str(directory / SCRIPT),
             ]
             lines = [json.dumps([_to_json(trial, output_dir) for trial in element]) + "\n" for element in chunk]
-            files = {SCRIPT: self._script(directory, needs, run), LIST: "".join(lines)}
+            files = {SCRIPT: self._script(directory, run), LIST: "".join(lines)}
             arrays.append(Array(directory, files, command, sum(map(len, chunk))))
         return arrays
 
-    def _needs(self, trials: list[Trial], run: RunOptions) -> str:
-        """The options of sbatch for what a job needs."""
+    def _needs(self, trials: list[Trial], run: RunOptions) -> list[str]:
+        """The options of sbatch for what a job needs, which --slurm_args overrides."""
         cpus, memory = 0, 0
         for trial in trials:
             processes = client_processes(trial, run, 1, [])
             cpus = max(cpus, processes * trial.settings.threads)
             # The server, the job itself and what it forks from: some clusters count what they share for each of them.
             memory = max(memory, (processes + 3) * PROCESS_BYTES)
-        return f"--cpus-per-task={cpus} --mem={memory >> 20}M"
+        size = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}", f"--mem={memory >> 20}M"]
+        return [*size, "--signal=B:TERM@60", "--requeue", "--open-mode=append"]  # the signal comes before the time limit
 
-    def _script(self, directory: pathlib.Path, needs: str, run: RunOptions) -> str:
+    def _script(self, directory: pathlib.Path, run: RunOptions) -> str:
         there = dataclasses.replace(run, data_dir=os.path.abspath(run.data_dir), jobs=None)  # jobs are limited by the array
         command = [sys.executable, str(directory.parent.parent / CODE / version.CODE / "slurm_job.py")]
         command += command_words({"trials": directory / LIST, **dataclasses.asdict(there)})
         return f"""#!/bin/bash
 # An array of sweep.py's launcher slurm: element K runs the trials of line K + 1 of {LIST}, with the code as it was at
-# the launch. The signal comes before the time limit; what is asked for here --slurm_args overrides.
-#SBATCH --nodes=1 --ntasks=1 {needs}
-#SBATCH --signal=B:TERM@60 --requeue --open-mode=append
+# the launch.
 exec {shlex.join(command)}
 """
 
