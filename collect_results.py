@@ -113,7 +113,7 @@ def print_text(report: Report, top: int | None) -> None:
         settings = report.settings[tuple(row[SWEEP])]
         print(f"Best hyperparameter setting: {row['hash']} with mean test accuracy: {row['accuracy']:.4f}")
         print(f"Model: {settings.model_arch}\nDataset: {settings.dataset}\nAlgorithm: {settings.algorithm}")
-        print(f"{tables.HEADINGS[report.selection]}: {tables.with_deviation(row['accuracy'], row['accuracy_std'])}\n")
+        print(f"{report.heading}: {tables.with_deviation(row['accuracy'], row['accuracy_std'])}\n")
     print_tables(report, "github", top)
     print("\nJob Statistics:\n")
     jobs = report.job_statistics()

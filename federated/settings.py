@@ -201,6 +201,13 @@ class RunOptions(ServerOptions):
     )
 
 
+def comparable(settings: Settings) -> dict[str, object]:
+    """{name: value} of what has to be equal for the accuracies of two sweeps to be compared: all settings that take effect, but
+    for the algorithm, and for where it is computed, which changes the last bits only."""
+    unused = ("algorithm", "device", "threads")
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in unused}
+
+
 def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Settings | None) -> None:
     """Raises UsageError if the sweep in `directory` was made with settings other than `settings`."""
     if stored is None:

@@ -75,17 +75,17 @@ def test_what_is_not_done_or_broken_is_ignored_and_counted(tmp_path, capsys):
     for trial in range(2):
         make_trial(tmp_path, 0, trial, [[0.5]] * 2, [0.5])
     make_trial(tmp_path, 0, 2, [[0.9]] * 2, [0.9], done=False)
-    make_trial(tmp_path, 1, 0, [[0.9]] * 2, [0.9])  # better, but on one trial only
+    make_trial(tmp_path, 1, 1, [[0.4]] * 2, [0.4])  # all sets have trial 1
     broken = make_trial(tmp_path, 2, 0, [[0.9]] * 2, [0.9])
     (broken / "results.json").write_text('{"test_acc": [0')
     foreign = make_trial(tmp_path, 3, 0, [[0.9]] * 2, [0.9])
     (foreign / "results.json").write_text(json.dumps([1, 2]))
     assert collect_results.main(["--output_dir", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
-    assert "Best Test Accuracy: 0.5000 ± 0.0000" in out
-    assert "Number of trials: 2\n" in out
+    assert "Best Test Accuracy: 0.5000\n" in out and "| 1 of 2 |" in out
+    assert "Number of trials: 1\n" in out
+    assert "on the trial seeds that all its sets have, 1; 1 more finished trials are left out" in out
     assert "Ignored: 1 trials that are not done." in err
-    assert "Ignored: 1 settings with fewer finished trials than others." in err
     assert str(broken) in err and str(foreign) in err
 
 

@@ -1,5 +1,6 @@
 """What is made of finished trials: selections, statistics, formats, exports."""
 
+import html
 import io
 import itertools
 import json
@@ -17,7 +18,7 @@ import collect_results
 from federated.reporting import selection
 from federated.reporting.collect import COLUMNS, collect
 from federated.reporting.report import Report
-from federated.settings import Settings
+from federated.settings import Settings, comparable
 
 
 def collected(capsys, out, *options):
@@ -125,7 +126,7 @@ def make_three(out):
     """Three algorithms with two settings each; Scaffold misses a seed and has one of its own."""
     for algorithm, accuracies in ACCURACIES.items():
         for seed, accuracy in enumerate(accuracies, start=algorithm == "Scaffold"):
-            settings = Settings(algorithm=algorithm, local_optimizer="adam" if algorithm != "Scaffold" else None)
+            settings = Settings(algorithm=algorithm, local_optimizer="sgd")
             make_trial(out, 0, seed, [[0.5]] * 2, [accuracy], settings)
 
 
@@ -155,7 +156,8 @@ def test_algorithms_are_compared_with_the_one_that_is_named(tmp_path, capsys):
     """In any case of letters. MNIST has no Fedprox, so there nothing is compared; on the digits Holm corrects two tests."""
     make_three(tmp_path)
     for algorithm in ("Fedavg", "Moon"):
-        make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5], Settings(dataset="mnist", algorithm=algorithm))
+        settings = Settings(dataset="mnist", algorithm=algorithm, local_optimizer="sgd")
+        make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.5], settings)
     default = {(test["dataset"], test["algorithm"]): test for test in numbers(capsys, tmp_path)["comparison"]}
     assert list(default) == [("digits", "Fedprox"), ("digits", "Scaffold"), ("mnist", "Moon")]
     found = numbers(capsys, tmp_path, "--against", "FEDPROX")
@@ -233,7 +235,7 @@ def test_csv_and_json_hold_the_numbers_and_nothing_else(tmp_path, capsys):
     table = pandas.read_csv(io.StringIO(out))
     assert "not done" in err and table["algorithm"].tolist() == list(ACCURACIES)
     assert table["accuracy"].tolist() == pytest.approx([np.mean(values) for values in ACCURACIES.values()])
-    assert table["hparams.learning_rate"].tolist()[:2] == [0.0003, 0.0003]
+    assert table["hparams.learning_rate"].tolist()[:2] == [0.1, 0.1]
     assert any("not done" in note for note in numbers(capsys, tmp_path)["notes"])
 
 
@@ -243,11 +245,11 @@ def test_where_there_is_no_global_model_clients_are_counted(tmp_path, capsys):
     make_trial(tmp_path, 0, 0, [[0.5]] * 2, [0.1], settings, local=[[0.9], [0.5]])
     make_trial(tmp_path, 0, 1, [[0.5]] * 2, [0.1], settings, local=[[0.8], [None]])
     out = collected(capsys, tmp_path).out
-    assert "Best Test Accuracy: 0.8000 ± 0.0000\n" in out
+    assert "Best Test Accuracy on Clients' Shares: 0.8000 ± 0.0000\n" in out
     (row,) = (line for line in out.splitlines() if line.startswith("| mlp"))
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[7:12] == ["–", "0.8000", "0.7500", "0.6500", "0.1000"]
-    assert "The accuracy of Fedper is that of the clients' own models" in out
+    assert "As clients have models of their own with Fedper, all rows are judged on the clients' shares" in out
 
 
 def test_the_target_is_timed_in_the_trials_that_reach_it(tmp_path, capsys):
@@ -303,8 +305,138 @@ def test_parquet_keeps_every_bit_and_type(tmp_path, capsys):
     file = tmp_path / "rows.parquet"
     collected(capsys, tmp_path / "out", "--export", str(file))
     rounds = collect([tmp_path / "out"]).rounds
+    rounds["accuracy"] = rounds["local_acc_weighted"]  # by which all are judged, as Fedrep is among them
     assert rounds["val_acc"].isna().sum() == 1 and rounds["hparams.head_epochs"].isna().sum() == 12
     pandas.testing.assert_frame_equal(pandas.read_parquet(file), rounds, check_exact=True)
+
+
+FORMS = ("github", "latex", "html", "csv", "json")
+
+
+def unformatted(text):
+    """What a table or note says, whatever its format."""
+    return html.unescape(text).replace("\\", "").replace("$", "")
+
+
+UNLIKE = {
+    "rounds 2 instead of 1": {"rounds": 2},
+    "partition dirichlet instead of iid": {"partition": "dirichlet"},
+    "local_optimizer sgd instead of adam": {"local_optimizer": "sgd"},
+    "samples_per_client 40 instead of None": {"samples_per_client": 40},
+    "hyper-parameter sets 2 instead of 1": {},
+    "model_arch": {"model_arch": "2nn"},
+}
+
+
+@pytest.mark.parametrize("difference", UNLIKE)
+def test_what_has_other_settings_or_another_budget_is_not_compared(tmp_path, capsys, difference):
+    for trial in range(3):
+        make_trial(tmp_path, 0, trial, [[0.5]] * 2, [0.5 + trial / 100])
+        for hparams_seed in range(1 + difference.startswith("hyper")):
+            settings = Settings(**{"algorithm": "Fedprox", **UNLIKE[difference]})
+            curve = [0.6 + trial / 50] * (1 + difference.startswith("rounds"))
+            make_trial(tmp_path, hparams_seed, trial, [curve] * 2, curve, settings)
+    for form in FORMS:
+        out = collected(capsys, tmp_path, "--format", form).out
+        assert difference in unformatted(out) or difference == "model_arch", form
+        assert "**" not in out and "textbf" not in out and "<b>" not in out and "Comparison" not in out
+    found = numbers(capsys, tmp_path)
+    assert found["comparison"] == [] and [best["group"] for best in found["results"]] == [0, 1]
+
+
+def test_the_algorithm_and_where_it_is_computed_are_no_difference():
+    def equal(*settings):
+        first, second = (comparable(Settings(**each)) for each in settings)
+        return first == second
+
+    assert equal({"device": "cpu", "threads": 1, "algorithm": "Moon"}, {"threads": 2})
+    assert not equal({"partition": "dirichlet"}, {"partition": "dirichlet", "partition_alpha": 0.1})
+    assert not equal({"partition": "labels"}, {"partition": "labels", "labels_per_client": 1})
+    checked = {
+        "model_arch",
+        "local_epochs",
+        "participation",
+        "holdout_fraction",
+        "augmentation",
+        "optimizer_state",
+        "precision",
+    }
+    assert checked | {"eval_every"} < set(comparable(Settings()))
+
+
+def test_beside_personal_models_all_are_judged_on_the_same_samples(tmp_path, capsys):
+    """Two algorithms that do the same on the clients' shares, of which one is worse on the rest of the test set."""
+    for trial, accuracy in enumerate((0.9, 0.8, 0.7)):
+        for algorithm in ("Fedavg", "Ditto"):
+            local = [[accuracy], [accuracy + 0.1 * (algorithm == "Ditto")]]
+            make_trial(tmp_path, 0, trial, [[0.5]] * 2, [0.1 + trial / 50], Settings(algorithm=algorithm), local=local)
+    for form in ("github", "latex", "html"):
+        assert "Best Test Accuracy on Clients' Shares" in unformatted(collected(capsys, tmp_path, "--format", form).out)
+    found = numbers(capsys, tmp_path, "--target", "0.65")
+    avg, ditto = found["results"]
+    assert [best["judged_by"] for best in (avg, ditto)] == ["local_acc_weighted"] * 2
+    assert (avg["accuracy"], ditto["accuracy"]) == (pytest.approx(0.8), pytest.approx(0.825))
+    assert avg["test_acc"] == pytest.approx(0.12) and avg["target_reached"] == 3
+    assert found["comparison"][0]["difference"] == pytest.approx(0.025)
+    assert "counts in Global only" in found["notes"][0]
+    file = tmp_path / "rows.csv"
+    collected(capsys, tmp_path, "--export", str(file))
+    rows = pandas.read_csv(file)
+    assert rows["accuracy"].tolist() == rows["local_acc_weighted"].tolist()
+
+
+def test_sets_are_judged_on_the_seeds_that_all_have(tmp_path, capsys):
+    """Three sets of two trials, and two trials more of two of them. The set that is best on the first two stays so."""
+    for hparams_seed, accuracy in enumerate((0.5, 0.9, 0.6)):
+        for trial in range(2):
+            make_trial(tmp_path, hparams_seed, trial, [[accuracy]] * 2, [accuracy + trial / 100])
+    before = numbers(capsys, tmp_path)["results"][0]
+    for hparams_seed, trial in ((0, 2), (2, 2)):
+        make_trial(tmp_path, hparams_seed, trial, [[0.99]] * 2, [0.99])
+    make_trial(tmp_path, 1, 2, [[0.99]] * 2, [0.99], done=False)
+    (best,) = numbers(capsys, tmp_path)["results"]
+    assert (best["hparams_seed"], best["accuracy"], best["n"]) == (1, before["accuracy"], 2)
+    assert (best["trial_seeds"], best["trials_left_out"], best["num_hparams"]) == ("0 1", 2, 3)
+    for form in ("github", "latex", "html", "json"):
+        out = unformatted(collected(capsys, tmp_path, "--format", form).out)
+        assert "on the trial seeds that all its sets have, 0, 1; 2 more finished trials are left out" in out
+        assert form == "json" or "2 of 3" in out
+    table = pandas.read_csv(io.StringIO(collected(capsys, tmp_path, "--format", "csv").out))
+    assert table["trials_left_out"].tolist() == [2] and table["trial_seeds"].tolist() == ["0 1"]
+
+
+def test_a_set_that_diverged_is_left_out_and_part_of_the_budget(tmp_path, capsys):
+    """And one that lacks the seed that most have."""
+    for algorithm in ("Fedavg", "Fedprox"):
+        settings = Settings(algorithm=algorithm)
+        for hparams_seed, trial in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            is_diverged = (algorithm, hparams_seed, trial) == ("Fedprox", 1, 1)
+            accuracy = 0.9 if hparams_seed else 0.5 + trial / 10
+            directory = make_trial(tmp_path, hparams_seed, trial, [[accuracy]] * 2, [accuracy], settings, done=not is_diverged)
+            if is_diverged:
+                failed = {"role": "server", "reason": "ended", "is_final": True, "earlier": []}
+                (directory / "failed.json").write_text(json.dumps(failed))
+    make_trial(tmp_path, 2, 5, [[0.99]] * 2, [0.99], Settings(algorithm="Fedavg"))
+    found = numbers(capsys, tmp_path)
+    avg, prox = found["results"]
+    assert (avg["hparams_seed"], avg["n"], avg["num_hparams"], avg["sets_unfinished"]) == (1, 2, 2, 1)
+    assert (prox["hparams_seed"], prox["n"], prox["num_hparams"], prox["sets_diverged"]) == (0, 2, 2, 1)
+    assert len(found["comparison"]) == 1 and any("1 with trials that diverged" in note for note in found["notes"])
+
+
+def test_means_over_unlike_seeds_are_told(tmp_path, capsys):
+    make_three(tmp_path)
+    assert "unlike trial seeds: Fedavg 0 1 2 3, Fedprox 0 1 2 3, Scaffold 1 2 3 4" in collected(capsys, tmp_path).out
+
+
+def test_trials_of_unlike_processors_are_told(tmp_path, capsys):
+    for trial, runs in enumerate((["A, AVX2"], ["A, AVX2"], ["A, AVX2", "B, AVX512"])):
+        file = make_trial(tmp_path, 0, trial, [[0.5]] * 2, [0.5]) / "results.json"
+        values = json.loads(file.read_text())
+        values["provenance"]["runs"] = [{"code": "a", "processor": each, "devices": ["cpu"]} for each in runs]
+        file.write_text(json.dumps(values))
+    line = "2 trials on A, AVX2, cpu; 1 trials on A, AVX2, cpu and then B, AVX512, cpu."
+    assert line in collected(capsys, tmp_path).err and any(line in note for note in numbers(capsys, tmp_path)["notes"])
 
 
 @pytest.mark.process

@@ -55,7 +55,7 @@ def test_the_workflow(launch, launch_here, call, awkward, launcher):
         assert clients["train_samples"].tolist() == [36, 36] and clients["val_samples"].tolist() == [4, 4]
         metrics = [f"{samples}_{what}" for samples in ("train", "val", "local") for what in ("loss", "acc")]
         assert {(clients[name].shape, clients[name].dtype.name) for name in metrics} == {((2, 2), "float32")}
-    assert content["provenance"].keys() >= {"git_revision", "argv", "torch", "python", "devices"}
+    assert content["provenance"].keys() >= {"git_revision", "argv", "torch", "python", "devices", "processor"}
 
     again = launch_here(awkward)
     assert again.returncode == 0 and "Nothing to launch! Exiting...All jobs are done." in again.stderr

@@ -1,5 +1,6 @@
 """What finished trials say, as one table with a row for each trial and round."""
 
+import collections
 import dataclasses
 import functools
 import io
@@ -43,6 +44,7 @@ class Collected:
     not_done    directories of trials that are not done
     diverged    those of them whose loss was no longer finite
     mixed       directories of trials that more than one version of the code computed
+    computed_on {processors and devices, as a text: how many trials they computed}, if the results say so
     broken      what could not be read, with the reason
     """
 
@@ -54,7 +56,13 @@ class Collected:
     not_done: list
     diverged: list
     mixed: list
+    computed_on: collections.Counter
     broken: list
+
+    def diverged_sets(self, sweep: tuple[str, str, str]) -> set[str]:
+        """The hashes of the hyper-parameter sets of a sweep that have a trial that diverged."""
+        name = self.settings[sweep].name
+        return {directory.parent.name for directory in self.diverged if directory.parent.parent.name == name}
 
 
 SWEEP = ["model", "dataset", "algorithm"]  # the columns that identify a sweep
@@ -83,7 +91,7 @@ COLUMNS = {
     "local_acc_mean": "the same, each client counting the same",
     "local_acc_worst": "of the worst client",
     "local_acc_std": "standard deviation over clients",
-    "accuracy": "the one that tables report: local_acc_weighted if clients have models of their own, else test_acc",
+    "accuracy": "local_acc_weighted if clients have models of their own, else test_acc; a report has the one that it judges by",
     "round_seconds": "",
     "seconds": "so far",
     "bytes_sent": "so far, between server and clients, both ways",
@@ -95,6 +103,7 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
     trials, of_clients, kinds, data_dirs, seen = [], {}, {}, {}, set()
     not_done, diverged, mixed, broken = [], [], [], []
     found: list[tuple[list[pathlib.Path], Settings]] = []  # the trials' directories of each sweep
+    computed_on: collections.Counter = collections.Counter()
     for output_dir in output_dirs:
         if not output_dir.is_dir():
             raise UsageError(f"{str(output_dir)!r} is not a directory")
@@ -135,13 +144,14 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                 seen.add(key)
                 if (data_dir := _provenance(results).get("data_dir")) is not None:
                     data_dirs[sweep] = str(data_dir)
+                computed_on.update(_places(results))
                 if len(_codes(results)) > 1:
                     mixed.append(directory)
             except BrokenError as error:
                 broken.append(str(error))
             except OSError as error:
                 broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
-    return Collected(_frame(trials), of_clients, settings, kinds, data_dirs, not_done, diverged, mixed, broken)
+    return Collected(_frame(trials), of_clients, settings, kinds, data_dirs, not_done, diverged, mixed, computed_on, broken)
 
 
 def _keys(sweeps: list[Settings]) -> list[tuple[str, str, str]]:
@@ -350,3 +360,12 @@ def _codes(results) -> set:
         return {str(run["code"]) for run in _provenance(results)["runs"]}
     except (KeyError, TypeError):
         return set()
+
+
+def _places(results) -> list[str]:
+    """One text that names the processors and devices that computed a trial, in their order; none if its results do not say."""
+    try:
+        runs = [f"{run['processor']}, {', '.join(map(str, run['devices']))}" for run in _provenance(results)["runs"]]
+    except (KeyError, TypeError):
+        return []
+    return [" and then ".join(dict.fromkeys(runs))]

@@ -77,18 +77,16 @@ def style(place: int) -> dict:
 def _curves(axes: Axes, report: "Report", sweeps: list[Sweep], value: str, band: bool) -> None:
     """Draw the reported accuracy of each sweep's best setting against the column `value`, by round: mean over trials, with a
     band of ± one sample deviation if asked for."""
-    of_sweep = dict(iter(report.sweeps()))
     for place, sweep in enumerate(sweeps):
-        rounds = of_sweep[sweep].dropna(subset=["accuracy"])
-        rounds = rounds[rounds["hash"] == report.rankings[sweep]["hash"][0]]
+        rounds = report.of_best[sweep].dropna(subset=["accuracy"])
         by_round = rounds.groupby("round")
         mean, deviation, x = by_round["accuracy"].mean(), by_round["accuracy"].std(ddof=1).fillna(0), by_round[value].mean()
         look = style(place)
         every = max(1, len(x) // 8)
-        axes.plot(x, mean, label=sweep[2], markersize=5, markevery=(place % every, every), linewidth=1.5, **look)
+        axes.plot(x, mean, label=report.label(sweep), markersize=5, markevery=(place % every, every), linewidth=1.5, **look)
         if band:
             axes.fill_between(x, mean - deviation, mean + deviation, color=look["color"], alpha=0.15, linewidth=0)
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel("test accuracy" + " on clients' shares" * (report.judged_by == selection.SHARES))
     axes.grid(alpha=0.3)
     _legend(axes, len(sweeps))
 
@@ -136,7 +134,7 @@ def clients(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
             accuracies[has_samples], positions=[len(drawn)], widths=0.84, whis=(0, 100), manage_ticks=False,
             medianprops={"color": "k", "linewidth": 2},
         )  # fmt: skip
-        drawn.append(sweep[2])
+        drawn.append(report.label(sweep))
     slanted: dict[str, typing.Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(drawn) > 4 else {}
     axes.set_xticks(range(len(drawn)), drawn, **slanted)
     middle, half = (len(drawn) - 1) / 2, max(len(drawn), 3) / 2 + 0.1
@@ -154,7 +152,7 @@ def expected_best(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
     for place, (sweep, curve) in enumerate(curves.items()):
         every = max(1, len(curve) // 8)
-        axes.plot(curve.index, curve, label=sweep[2], markevery=(place % every, every), markersize=5, **style(place))
+        axes.plot(curve.index, curve, label=report.label(sweep), markevery=(place % every, every), markersize=5, **style(place))
     axes.set_xlabel("random draws of hyper-parameters")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("expected best validation accuracy")

@@ -19,11 +19,33 @@ SELECTIONS = {
 DEFAULT_SELECTION = "validation"
 
 
-def chosen(rounds: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> tuple[pandas.DataFrame, list[str]]:
-    """The rows of one sweep that count, with a column `score` by which settings are ranked: one row a trial, with `original`
-    all that were evaluated. And the settings left out, since they have fewer finished trials than others and a mean over
-    fewer would not compare."""
+# Columns of the rounds, by one of which all rows of a table are judged
+TEST_SET, SHARES = "test_acc", "local_acc_weighted"
+
+
+def judged_by(any_personal: bool) -> str:
+    """One quantity on one set of samples, which all sweeps have: where clients of some have models of their own, each test
+    sample can only be judged by the model of the client whose share it lies in."""
+    return SHARES if any_personal else TEST_SET
+
+
+def judged(rounds: pandas.DataFrame, diverged: set[str]) -> pandas.DataFrame:
+    """The rows of one sweep's rounds that were evaluated, of the trial seeds that all sets have: means over unlike seeds would
+    not compare. Sets that have a trial that diverged are left out, unless all have; and those that lack the seed that most
+    sets have."""
     evaluated = rounds.dropna(subset=["val_acc", "accuracy"])
+    seeds = evaluated.groupby("hash", sort=False)["trial_seed"].agg(set)
+    seeds = seeds[~seeds.index.isin(diverged)] if not set(seeds.index) <= diverged else seeds
+    if seeds.empty:
+        return evaluated
+    most_common = seeds.explode().value_counts(sort=False).sort_index().idxmax()
+    seeds = seeds[[most_common in each for each in seeds]]
+    return evaluated[evaluated["hash"].isin(seeds.index) & evaluated["trial_seed"].isin(set.intersection(*seeds))]
+
+
+def chosen(evaluated: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> pandas.DataFrame:
+    """Those of one sweep's `judged` rows that count, with a column `score` by which settings are ranked: one row a trial, with
+    `original` all."""
     trials = evaluated.groupby(["hash", "trial_seed"], sort=False)
     if selection == "original":
         rows = evaluated
@@ -31,10 +53,7 @@ def chosen(rounds: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> tupl
         rows = trials.tail(1)
     else:
         rows = evaluated.loc[trials["val_acc" if selection == "validation" else "accuracy"].idxmax()]
-    rows = rows.assign(score=rows["val_acc" if selection in ("validation", "last") else "accuracy"])
-    counts = rows.groupby("hash")["trial_seed"].nunique()
-    left_out = counts[counts < counts.max()].index.tolist()
-    return rows[~rows["hash"].isin(left_out)], left_out
+    return rows.assign(score=rows["val_acc" if selection in ("validation", "last") else "accuracy"])
 
 
 def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION, has_global_model: bool = True) -> pandas.DataFrame:
@@ -82,36 +101,43 @@ def mean_and_interval(values: pandas.Series, independent: bool = True) -> tuple[
     return mean, deviation, mean - half, mean + half
 
 
-def cost(rounds: pandas.DataFrame, best: str, target: float | None = None) -> dict:
-    """What one sweep took: seconds of training of all trials and of one; of the setting `best` the bytes sent by a trial, and
-    the rounds, seconds and bytes until the reported accuracy first was `target`, means over those trials that got there."""
-    ends = rounds.groupby(["hash", "trial_seed"])[["seconds", "bytes_sent"]].max()
+def cost(rounds: pandas.DataFrame, of_best: pandas.DataFrame, target: float | None = None) -> dict:
+    """What one sweep took: seconds of training of all trials and of one; of the best setting, with the judged rounds `of_best`,
+    the bytes sent by a trial, and the rounds, seconds and bytes until the reported accuracy first was `target`, means over
+    those trials that got there."""
+    ends = rounds.groupby(["hash", "trial_seed"])["seconds"].max()
     spent = {
-        "seconds_total": ends["seconds"].sum(),
-        "seconds_mean": ends["seconds"].mean(),
-        "bytes_sent": ends.loc[best, "bytes_sent"].mean(),
+        "seconds_total": ends.sum(),
+        "seconds_mean": ends.mean(),
+        "bytes_sent": of_best.groupby("trial_seed")["bytes_sent"].max().mean(),
     }
     if target is not None:
-        of_best = rounds[rounds["hash"] == best]
         reached = of_best[of_best["accuracy"] >= target].groupby("trial_seed").first()
         spent |= {f"target_{name}": reached[name].mean() for name in ("round", "seconds", "bytes_sent")}
         spent |= {"target_reached": len(reached), "target_trials": of_best["trial_seed"].nunique()}
     return spent
 
 
-def compare(bests: list[pandas.DataFrame], against: str | None = None) -> pandas.DataFrame:
+def differences(ours: dict, theirs: dict) -> list[str]:
+    """What makes two sweeps unlike, by what has to be equal for them to be compared. What takes effect in one alone follows
+    from another difference."""
+    both = [name for name in ours if name in theirs]
+    return [f"{name} {ours[name]} instead of {theirs[name]}" for name in both if ours[name] != theirs[name]]
+
+
+def compare(bests: list[pandas.DataFrame], groups: list[int], against: str | None = None) -> pandas.DataFrame:
     """Paired t-tests of the chosen rows of each sweep's best setting against those of the algorithm `against`, or else of the
-    first one, with the same model and data, over the trial seeds that both have; none if that algorithm is missing. p_holm
-    is corrected for the tests with that model and data (Holm, 1979)."""
+    first one, over the trial seeds that both have. `groups` has a number for each sweep: only those with equal ones are
+    compared, and none of a group that lacks that algorithm. p_holm is corrected for the tests of the group (Holm, 1979)."""
     tests = []
-    references: dict[tuple, tuple] = {}
-    for rows in bests:
-        model, dataset, algorithm = rows[SWEEP].iloc[0]
+    references: dict[int, tuple] = {}
+    for rows, group in zip(bests, groups):
+        algorithm = rows["algorithm"].iloc[0]
         if against in (None, algorithm):
-            references.setdefault((model, dataset), (algorithm, rows.set_index("trial_seed")["accuracy"]))
-    for rows in bests:
+            references.setdefault(group, (algorithm, rows.set_index("trial_seed")["accuracy"]))
+    for rows, group in zip(bests, groups):
         model, dataset, algorithm = rows[SWEEP].iloc[0]
-        name, reference = references.get((model, dataset), (algorithm, None))
+        name, reference = references.get(group, (algorithm, None))
         if name == algorithm:
             continue
         accuracy = rows.set_index("trial_seed")["accuracy"]
@@ -120,6 +146,7 @@ def compare(bests: list[pandas.DataFrame], against: str | None = None) -> pandas
         tests.append(
             {
                 **dict(zip(SWEEP, (model, dataset, algorithm))),
+                "group": group,
                 "against": name,
                 "difference": mean,
                 "difference_std": deviation,
@@ -131,8 +158,8 @@ def compare(bests: list[pandas.DataFrame], against: str | None = None) -> pandas
         )
     comparison = pandas.DataFrame(tests)
     if tests:
-        comparison["p_holm"] = comparison.groupby(["model", "dataset"])["p"].transform(holm)
-    return comparison
+        comparison["p_holm"] = comparison.groupby("group")["p"].transform(holm)
+    return comparison.drop(columns="group", errors="ignore")
 
 
 def _paired_p(ours, theirs) -> float:

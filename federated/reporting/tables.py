@@ -7,7 +7,7 @@ import pandas
 from tabulate import tabulate
 
 from federated.reporting.collect import HPARAM, SWEEP
-from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, detectable
+from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, SHARES, detectable
 
 FORMATS = ("github", "latex", "csv", "json", "html")
 NONE = "–"  # stands for a number that does not exist
@@ -18,6 +18,11 @@ HEADINGS = {
     "oracle": "Test Accuracy (oracle)",
     "original": "Test Accuracy (original)",
 }
+
+
+def heading(selection: str, judged_by: str) -> str:
+    """That of the accuracy by which all rows of a table are judged."""
+    return HEADINGS[selection] + " on Clients' Shares" * (judged_by == SHARES)
 
 
 def with_deviation(mean: float, deviation: float) -> str:
@@ -37,16 +42,16 @@ def p_value(p: float) -> str:
     return NONE if pandas.isna(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def summary(results: pandas.DataFrame, settings: dict, selection: str, target: float | None) -> pandas.DataFrame:
-    """The table of the best settings, a row a sweep."""
+def summary(results: pandas.DataFrame, settings: dict, heading: str, target: float | None) -> pandas.DataFrame:
+    """The table of the best settings, a row a sweep, with the accuracy that they are judged by under `heading`."""
     rows = []
     for _, row in results.iterrows():
         shown = {
             "Model": row["model"],
             "Dataset": row["dataset"],
             "Algorithm": settings[tuple(row[SWEEP])].algorithm,
-            HEADINGS[selection]: with_deviation(row["accuracy"], row["accuracy_std"]),
-            "n": str(row["n"]),
+            heading: with_deviation(row["accuracy"], row["accuracy_std"]),
+            "n": _of(row["n"], row["num_trials_done"]) if row["n"] == row["num_trials"] else str(row["n"]),
             "95 % Interval": interval(row["accuracy_low"], row["accuracy_high"]),
             "Global": number(row["test_acc"]),
             "Clients (weighted)": number(row["local_acc_weighted"]),
@@ -62,6 +67,10 @@ def summary(results: pandas.DataFrame, settings: dict, selection: str, target: f
     return pandas.DataFrame(rows)
 
 
+def _of(number: int, all_there: int) -> str:
+    return str(number) if number == all_there else f"{number} of {all_there}"
+
+
 def notes(personal: list[str], selection: str) -> list[str]:
     """What has to be known to read the table, in which clients have models of their own under the algorithms `personal`."""
     lines = []
@@ -69,13 +78,40 @@ def notes(personal: list[str], selection: str) -> list[str]:
         lines.append(f"Selection {selection!r}: {SELECTIONS[selection]}.")
     if personal:
         lines.append(
-            f"The accuracy of {', '.join(personal)} is that of the clients' own models: each test sample is judged by the "
-            "model of the client whose share it lies in."
+            f"As clients have models of their own with {', '.join(personal)}, all rows are judged on the clients' shares of "
+            "the test set: each test sample by the model of the client whose share it lies in, or by the global model where "
+            "clients have no other. A test sample that is in no client's share counts in Global only."
         )
     lines.append(
         "Clients: accuracy on their own shares of the test set, the mean by their samples (weighted) and with each client "
         "counting the same (mean), the worst, and the standard deviation over clients (spread)."
     )
+    return lines
+
+
+def notes_on_trials(results: pandas.DataFrame, chosen: dict) -> list[str]:
+    """What is not compared with what, and which trials are not judged, of the best settings of the sweeps in `chosen`."""
+    lines, names = [], [" ".join(sweep) for sweep in chosen]
+    for (model, dataset, reference), rows in results[results["differs"] != ""].groupby(
+        ["model", "dataset", "reference"], sort=False
+    ):
+        unlike = ", ".join(f"{row['algorithm']} ({row['differs']})" for _, row in rows.iterrows())
+        lines.append(f"Not compared with {reference} on {model} {dataset}, as settings or budgets differ: {unlike}.")
+    for _, rows in results.groupby("group", sort=False):
+        if rows["trial_seeds"].nunique() > 1:
+            seeds = ", ".join(f"{row['algorithm']} {row['trial_seeds']}" for _, row in rows.iterrows())
+            lines.append(f"Means are over unlike trial seeds: {seeds}. Tests are over those that both have.")
+    for name, (_, row) in zip(names, results.iterrows()):
+        if row["trials_left_out"]:
+            lines.append(
+                f"{name} is judged on the trial seeds that all its sets have, {row['trial_seeds'].replace(' ', ', ')}; "
+                f"{row['trials_left_out']} more finished trials are left out."
+            )
+        if row["sets_unfinished"] or row["sets_diverged"]:
+            lines.append(
+                f"{name}: left out are {row['sets_unfinished']} hyper-parameter sets that lack trials which others have, and "
+                f"{row['sets_diverged']} with trials that diverged."
+            )
     return lines
 
 
@@ -99,7 +135,9 @@ def comparison(tests: pandas.DataFrame, settings: dict) -> pandas.DataFrame:
 
 def comparison_notes(tests: pandas.DataFrame) -> list[str]:
     """What the tests are, and a warning if they have too few pairs to decide."""
-    lines = ["Paired t-tests over trial seeds, two-sided, of the best settings; corrected by Holm's method on each data set."]
+    lines = [
+        "Paired, two-sided t-tests of the best settings over trial seeds, corrected by Holm's method where settings are equal."
+    ]
     fewest = tests["n"].min()
     if fewest < 2:
         lines.append("Too few trials to tell: a test needs at least 2 seeds that both have.")
@@ -191,9 +229,9 @@ def _html(headings, rows) -> str:
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
-def bold_cells(results: pandas.DataFrame, selection: str) -> frozenset[tuple[int, str]]:
-    """The best accuracies, as they read, among those of several on the same data."""
+def bold_cells(results: pandas.DataFrame, heading: str) -> frozenset[tuple[int, str]]:
+    """The best accuracies, as they read, among those of several that are compared."""
     accuracy = results["accuracy"].round(4)
-    by_data = accuracy.groupby(results["dataset"])
-    is_best = (accuracy == by_data.transform("max")) & (by_data.transform("size") > 1)
-    return frozenset((row, HEADINGS[selection]) for row in results.index[is_best])
+    compared = accuracy.groupby(results["group"])
+    is_best = (accuracy == compared.transform("max")) & (compared.transform("size") > 1)
+    return frozenset((row, heading) for row in results.index[is_best])

@@ -9,6 +9,16 @@ import torch
 from federated import version
 
 
+def processor() -> str:
+    """The model of this machine's CPU, and the vector instructions that torch uses of it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        models = []
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def describe() -> dict:
     """Describe this process and its machine."""
     return {
@@ -17,6 +27,7 @@ def describe() -> dict:
         "argv": sys.argv,
         "host": platform.node(),
         "platform": platform.platform(),
+        "processor": processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

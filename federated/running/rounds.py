@@ -103,7 +103,13 @@ class TrialServer:
 
     def resume(self) -> None:
         """Resume from the checkpoint of an earlier run, if there is one. Raises UsageError if it belongs to another trial."""
-        run = {"round": 0, "code": version.CODE, "git_revision": version.git_revision(), "time": time.strftime("%FT%T%z")}
+        run = {
+            "round": 0,
+            "code": version.CODE,
+            "git_revision": version.git_revision(),
+            "time": time.strftime("%FT%T%z"),
+            "processor": provenance.processor(),
+        }
         self.runs: list[dict] = [run]
         stored = checkpoint.load(self.trial.directory)
         if stored is None:
@@ -163,6 +169,7 @@ class TrialServer:
         while len(self.devices) < self.processes:
             process, message = self._hub.receive([each for each in range(self.processes) if each not in self.devices])
             self.devices[process] = message["ready"]
+        self.runs[-1]["devices"] = sorted(set(self.devices.values()))
         self._blocks_of = [self.plan.blocks_of(process, self.processes) for process in range(self.processes)]
         # To evaluate a client's own model a process needs what that client keeps
         self._evaluated_clients = [
