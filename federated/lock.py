@@ -7,6 +7,7 @@ process ids may be the same in two containers.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import json
@@ -19,8 +20,10 @@ import typing
 import uuid
 
 from federated import slurm
+from federated.files import open_regular
 
 LOCK = "lock"  # the file in the trial's directory
+_MAX_BYTES = 1 << 16  # of what is read of it
 _BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
 # File systems that only one kernel can mount at a time, in the words of stat(1)
 _ONE_KERNEL = {"ext2/ext3", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "overlayfs"}
@@ -71,11 +74,12 @@ class Owner:
             return False  # also in this Slurm job
         return slurm.is_over(self.host)
 
-    def was_before_boot(self, file: typing.IO) -> bool:
-        """Whether this process ran on this host before it was booted. The same name on a disk of its own makes it sure."""
+    def was_before_boot(self, path: pathlib.Path) -> bool:
+        """Whether this process, whose lock's file is at `path`, ran on this host before it was booted. The same name on a disk
+        of its own makes it sure."""
         if self.boot in (None, _boot()) or slurm.host_of(self.host) != socket.gethostname():
             return False
-        command = ["stat", "--file-system", "--format=%T", "--", str(file.name)]
+        command = ["stat", "--file-system", "--format=%T", "--", str(path)]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() in _ONE_KERNEL
 
     def __str__(self) -> str:
@@ -92,7 +96,7 @@ class LockedError(Exception):
 def read_lock(directory: pathlib.Path) -> Owner | None:
     """The owner that the lock's file in `directory` names; None if there is none."""
     try:
-        with open(directory / LOCK) as file:
+        with open_regular(directory / LOCK) as file:
             return _owner_in(file)
     except OSError:
         return None
@@ -102,8 +106,8 @@ def holder(directory: pathlib.Path) -> str | None:
     """The process that holds the lock in `directory` and may live, and what to do if nothing shows from here that it does; None
     if there is none."""
     try:
-        with open(directory / LOCK) as file:
-            return _holder(file, _is_locked(file))
+        with open_regular(directory / LOCK) as file:
+            return _holder(file, directory / LOCK, _is_locked(file))
     except OSError:
         return None
 
@@ -113,14 +117,14 @@ def is_held(directory: pathlib.Path) -> bool:
     return holder(directory) is not None
 
 
-def _holder(file: typing.TextIO, is_locked: bool) -> str | None:
-    """As `holder`; `is_locked` says whether another process has the kernel's lock of `file`."""
+def _holder(file: typing.IO, path: pathlib.Path, is_locked: bool) -> str | None:
+    """As `holder`, of the lock's `file` at `path`; `is_locked` says whether another process has the kernel's lock of it."""
     owner = _owner_in(file)
     if owner is None:
         return str(_UNNAMED) if is_locked else None
     if owner.is_seen(file):
         return str(owner) if is_locked else None
-    if owner.is_gone() or (not is_locked and owner.was_before_boot(file)):
+    if owner.is_gone() or (not is_locked and owner.was_before_boot(path)):
         return None
     if is_locked:
         return str(owner)
@@ -166,20 +170,22 @@ class Lock:
 
 def take_over(directory: pathlib.Path) -> None:
     """Remove the lock of a process that cannot be seen from here. Only the user can know that this process is dead."""
-    with contextlib.suppress(FileNotFoundError), open(directory / LOCK) as file:
+    with contextlib.suppress(FileNotFoundError), open_regular(directory / LOCK) as file:
         owner = _owner_in(file)
         if owner is not None and not owner.is_seen(file):
             (directory / LOCK).unlink()
 
 
 def _acquire(directory: pathlib.Path) -> typing.TextIO:
-    """The lock's file, made if missing, with the kernel's lock. Raises LockedError."""
+    """The lock's file, made if missing, with the kernel's lock. Raises LockedError, or OSError if something else is there."""
     path = directory / LOCK
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     while True:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(path, "a+"))
             is_locked = not try_lock(file)
-            if (found := _holder(file, is_locked)) is not None:
+            if (found := _holder(file, path, is_locked)) is not None:
                 raise LockedError(f"{str(directory)!r} is being run by {found}")
             if is_at(file, path):
                 if not is_locked:
@@ -216,10 +222,10 @@ def is_at(file: typing.IO, path: pathlib.Path) -> bool:
         return False
 
 
-def _owner_in(file: typing.TextIO) -> Owner | None:
+def _owner_in(file: typing.IO) -> Owner | None:
     file.seek(0)
     try:
-        values = json.load(file)
+        values = json.loads(file.read(_MAX_BYTES))
         return (
             None
             if not isinstance(values["host"], str)
