@@ -237,8 +237,10 @@ def write_sweep_file(directory: pathlib.Path, settings: Settings, space: Space |
     """Note the settings that all trials in `directory` share, and a search space from which their hyper-parameters come."""
     spaces: list[Space] = []
     if (directory / SWEEP).exists():
+        if space is None:  # as each trial begins
+            return
         settings, spaces = _read(directory)
-        if space is None or space in spaces:
+        if space in spaces:
             return
     directory.mkdir(parents=True, exist_ok=True)
     known = {

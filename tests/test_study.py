@@ -11,6 +11,7 @@ from federated import study
 from federated.options import UsageError
 from federated.settings import MAX_NAME_BYTES, Settings, stored_spaces
 from federated.study import combinations, sweeps_of
+from federated.trial import Trial
 from hparams_registry import space_of
 
 AXES = {
@@ -123,6 +124,16 @@ def test_a_sweep_knows_the_spaces_of_its_sets(launch_here, tmp_path):
         key = (algorithm, "digits", "sgd")
         own = {name: values for name, values in domains.items() if algorithm == "Fedprox" or name != "mu"}
         assert stored_spaces(sweep_dir) == [space_of("random", {}, *key), space_of("grid", own, *key)]
+
+
+def test_a_trial_that_begins_reads_no_settings(launch_here, tmp_path):
+    """Those of its sweep are written by then. What has become of the file since does not end the sweep."""
+    launched = launch_here(tmp_path / "out", "--num_hparams", 1)
+    assert launched.returncode == 0
+    (trial,) = (tmp_path / "out").glob("*/*/trial_0")
+    (trial.parents[1] / "sweep.json").write_text("{")
+    Trial(Settings(), {}, 0, 1, trial.with_name("trial_1")).prepare()
+    assert trial.with_name("trial_1").is_dir() and (trial.parents[1] / "sweep.json").read_text() == "{"
 
 
 def test_sweeps_of_unreadable_settings_are_told(tmp_path, capsys):
