@@ -19,6 +19,10 @@ class Fixed:
 
     value: float
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        return (self.value,)
+
     def draw(self, stream: np.random.RandomState) -> float:
         return self.value
 

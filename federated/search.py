@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from federated import domains
-from federated.domains import Choice, Domain
+from federated.domains import Choice, Domain, Fixed
 from federated.seeds import seed_hash
 
 RANDOM, GRID = "random", "grid"
@@ -39,14 +39,15 @@ class Space:
     def sets(self, first: int, number: int) -> Iterator[tuple[int, dict[str, float]]]:
         """(k, hyper-parameters) of sets first, first + 1, …, first + number - 1; of a grid at most those that there are."""
         if self.kind == GRID:
-            yield from itertools.islice(enumerate(self._combinations()), first, first + number)
+            combinations = (dict(zip(self.domains, values)) for values in itertools.product(*self._axes()))
+            yield from itertools.islice(enumerate(combinations), first, first + number)
             return
         for k in range(first, first + number):
             yield k, {name: self._value(name, domain, k) for name, domain in self.domains.items()}
 
-    def _combinations(self) -> Iterator[dict[str, float]]:
-        values = [domain.values if isinstance(domain, Choice) else (draw(domain, "", 0),) for domain in self.domains.values()]
-        return (dict(zip(self.domains, each)) for each in itertools.product(*values))
+    def _axes(self) -> list[tuple[float, ...]]:
+        """The values of each hyper-parameter of a grid."""
+        return [domain.values for domain in self.domains.values() if isinstance(domain, Fixed | Choice)]
 
     def _value(self, name: str, domain: Domain, k: int) -> float:
         if k == 0 and domain.holds(self.defaults[name]):
@@ -55,11 +56,7 @@ class Space:
 
     def size(self) -> int:
         """How many sets a grid has."""
-        return math.prod(len(domain.values) for domain in self.domains.values() if isinstance(domain, Choice))
-
-    def made(self, k: int, hparams: dict[str, float]) -> bool:
-        """True if `hparams` is set k of this space."""
-        return [hparams] == [each for _, each in self.sets(k, 1)]
+        return math.prod(map(len, self._axes()))
 
     def as_json(self) -> dict[str, typing.Any]:
         return {
@@ -78,6 +75,8 @@ class Space:
             name: domains.from_json(domain, _number, isinstance(defaults[name], int))
             for name, domain in value["domains"].items()
         }
+        if value["search"] == GRID and not all(isinstance(domain, Fixed | Choice) for domain in read.values()):
+            raise ValueError("a grid has no ranges")
         return cls(value["search"], read, defaults)
 
 

@@ -114,6 +114,10 @@ class Settings:
                 return "keep" if self.participation == 1 and algorithm.keeps_moments else "reset"
         return Settings.__dataclass_fields__[name].default
 
+    def values(self) -> dict[str, typing.Any]:
+        """{setting: value}, the algorithm as the registry spells it. What has equal values computes the same."""
+        return dataclasses.asdict(self) | {"algorithm": algorithms.canonical(self.algorithm)}
+
     @property
     def participants(self) -> int:
         """Clients that train in a round."""
@@ -212,8 +216,8 @@ def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Set
     """Raises UsageError if the sweep in `directory` was made with settings other than `settings`."""
     if stored is None:
         return
-    ours, theirs = (dataclasses.asdict(s) | {"algorithm": algorithms.canonical(s.algorithm)} for s in (settings, stored))
-    for name, value in ours.items():
+    theirs = stored.values()
+    for name, value in settings.values().items():
         if value != theirs[name]:
             raise UsageError(
                 f"--{name} is {value} here and {theirs[name]} in the sweep that {str(directory)!r} holds: "
@@ -248,11 +252,6 @@ def write_sweep_file(directory: pathlib.Path, settings: Settings, space: Space |
         "spaces": [each.as_json() for each in (*spaces, space) if each is not None],
     }
     write_atomically(directory / SWEEP, json.dumps(known, indent=1) + "\n")
-
-
-def stored_spaces(directory: pathlib.Path) -> list[Space]:
-    """The search spaces of the sweep in `directory`, the first one first. Raises UsageError if they can't be read."""
-    return _read(directory)[1]
 
 
 def remove_sweep_file(directory: pathlib.Path) -> None:

@@ -55,9 +55,5 @@ def sweeps_there(output_dir: pathlib.Path) -> list[Settings]:
 
 def matches(settings: Settings, given: Given) -> bool:
     """True if a sweep has all settings that were given."""
-    named = given | ({"algorithm": algorithms.canonical(given["algorithm"])} if "algorithm" in given else {})
-    return all(_value(settings, name) == value for name, value in named.items())
-
-
-def _value(settings: Settings, name: str) -> typing.Any:
-    return algorithms.canonical(settings.algorithm) if name == "algorithm" else getattr(settings, name)
+    values = settings.values()
+    return all(values[name] == (algorithms.canonical(value) if name == "algorithm" else value) for name, value in given.items())

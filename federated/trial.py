@@ -20,7 +20,6 @@ import typing
 
 import numpy as np
 
-from federated import algorithms
 from federated.files import open_regular, read_regular, write_atomically
 from federated.lock import Lock, LockedError, Owner, is_held, read_lock
 from federated.search import Space
@@ -132,8 +131,7 @@ class Trial:
     def identity(self) -> dict:
         """All that its results are a function of."""
         return {
-            **dataclasses.asdict(self.settings),
-            "algorithm": algorithms.canonical(self.settings.algorithm),
+            **self.settings.values(),
             "hparams": self.hparams,
             "hparams_seed": self.hparams_seed,
             "trial_seed": self.trial_seed,

@@ -9,7 +9,8 @@ from helpers import results
 import sweep
 from federated import study
 from federated.options import UsageError
-from federated.settings import MAX_NAME_BYTES, Settings, stored_spaces
+from federated.search import Space
+from federated.settings import MAX_NAME_BYTES, Settings
 from federated.study import combinations, sweeps_of
 from federated.trial import Trial
 from hparams_registry import space_of
@@ -123,7 +124,8 @@ def test_a_sweep_knows_the_spaces_of_its_sets(launch_here, tmp_path):
         assert len(list(sweep_dir.glob("*/trial_0/done"))) == sets
         key = (algorithm, "digits", "sgd")
         own = {name: values for name, values in domains.items() if algorithm == "Fedprox" or name != "mu"}
-        assert stored_spaces(sweep_dir) == [space_of("random", {}, *key), space_of("grid", own, *key)]
+        spaces = list(map(Space.from_json, json.loads((sweep_dir / "sweep.json").read_text())["spaces"]))
+        assert spaces == [space_of("random", {}, *key), space_of("grid", own, *key)]
 
 
 def test_a_trial_that_begins_reads_no_settings(launch_here, tmp_path):

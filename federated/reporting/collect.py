@@ -157,7 +157,6 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
 def _keys(sweeps: list[Settings]) -> list[tuple[str, str, str]]:
     """The key of each sweep in the frame: model, data set and algorithm. If an algorithm was run on a data set with unlike
     settings, what differs is part of the data set's name, so that only sweeps that are equal in it are compared."""
-
     values: dict[tuple[str, str, str], dict[str, set]] = {}  # of each setting of the sweeps that have the same key so far
     for sweep in sweeps:
         known = values.setdefault(_key(sweep), {})
