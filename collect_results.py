@@ -17,11 +17,13 @@ import pandas
 
 from federated import algorithms, options
 from federated.files import write_atomically
-from federated.options import USAGE_ERROR, Parser, UsageError, exit_with, integer, number, one_of, output_file, say
+from federated.options import USAGE_ERROR, Parser, UsageError, exit_with, integer, names_of, number, one_of, output_file, say
 from federated.reporting import tables
-from federated.reporting.collect import SWEEP, collect
+from federated.reporting.collect import SWEEP, collect, with_settings
 from federated.reporting.report import Report, ignored
 from federated.reporting.selection import DEFAULT_SELECTION, SELECTIONS
+from federated.settings import Settings
+from federated.study import Conditions
 
 NOTHING_DONE = 1
 
@@ -44,7 +46,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--against", type=one_of(algorithms.REGISTRY, ignore_case=True), metavar="ALGORITHM",
         help="compare all others with this one; default: the first of the table",
     )  # fmt: skip
+    parser.add_argument(
+        "--where", type=condition, nargs="+", default=[], metavar="SETTING=VALUE",
+        help="only sweeps with these settings, as in --where partition=dirichlet participation=0.2; of a setting with several "
+        "values, one of them",
+    )  # fmt: skip
     group = parser.add_argument_group("what is printed")
+    group.add_argument(
+        "--columns", type=one_of(names_of(Settings)), nargs="+", metavar="SETTING",
+        help="a row for each algorithm, and the values of these settings side by side, as in --columns partition_alpha",
+    )  # fmt: skip
     group.add_argument(
         "--format", type=one_of(tables.FORMATS), default="github", metavar="NAME", help=f"of it: {', '.join(tables.FORMATS)}"
     )
@@ -65,17 +76,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def condition(text: str) -> tuple[str, str]:
+    """Parse SETTING=VALUE."""
+    name, is_given, value = text.partition("=")
+    if not is_given or name not in names_of(Settings):
+        raise argparse.ArgumentTypeError(f"{text!r} is not SETTING=VALUE with one of {', '.join(names_of(Settings))}")
+    return name, value
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    where: Conditions = {}
+    for name, value in args.where:
+        where.setdefault(name, []).append(value)
     try:
-        collected = collect([pathlib.Path(directory) for directory in args.output_dir])
+        if args.columns is not None and args.format in ("csv", "json"):
+            raise UsageError(f"--columns is for tables: --format {args.format} has a column for each setting")
+        collected = collect([pathlib.Path(directory) for directory in args.output_dir], where)
         if collected.rounds.empty:
             say("\n".join([*ignored(collected), f"No finished trials in {', '.join(args.output_dir)}."]))
             return NOTHING_DONE
         against = args.against and algorithms.canonical(args.against)
-        report = Report(collected, args.selection, args.target, against)
+        report = Report(collected, args.selection, args.target, against, args.columns)
         if args.export is not None:
-            export(report.rounds, args.export)
+            export(with_settings(report.rounds, collected.settings), args.export)
         if args.plots is not None:
             from federated.reporting import plots
 
@@ -98,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         print(report.top(args.top or 1).to_csv(index=False), end="")
     elif args.format == "json":
         print_json(report, args.top or 1)
-    elif args.format == "github":
+    elif args.format == "github" and args.columns is None:
         print_text(report, args.top)
     else:
         print_tables(report, args.format, args.top)
@@ -110,16 +134,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_text(report: Report, top: int | None) -> None:
     for _, row in report.best.iterrows():
-        settings = report.settings[tuple(row[SWEEP])]
+        settings = report.settings[row[SWEEP]]
         print(f"Best hyperparameter setting: {row['hash']} with mean test accuracy: {row['accuracy']:.4f}")
         print(f"Model: {settings.model_arch}\nDataset: {settings.dataset}\nAlgorithm: {settings.algorithm}")
+        for name in report.varying:
+            print(f"{name}: {tables.value_of(settings, name)}")
         print(f"{report.heading}: {tables.with_deviation(row['accuracy'], row['accuracy_std'])}\n")
     print_tables(report, "github", top)
     print("\nJob Statistics:\n")
     jobs = report.job_statistics()
-    for _, job in jobs.iterrows():
+    for title, (_, job) in zip(map(report.title, report.settings), jobs.iterrows()):
         if len(jobs) > 1:
-            print(f"{job['Model']} {job['Dataset']} {job['Algorithm']}:")
+            print(f"{title}:")
         print(f"Number of hyperparameter sets: {job['Hyper-parameter Sets']}")
         print(f"Number of trials: {job['Trials']}")
         print(f"Number of clients: {job['Clients']}")
@@ -135,12 +161,12 @@ def print_tables(report: Report, form: str, top: int | None) -> None:
 
 
 def print_json(report: Report, top: int) -> None:
-    tests = report.comparison.to_json(orient="records")
+    tests = with_settings(report.comparison, report.settings) if len(report.comparison) else report.comparison
     print(json.dumps(
         {
             "selection": report.selection,
             "results": json.loads(report.top(top).to_json(orient="records")),
-            "comparison": json.loads(tests),
+            "comparison": json.loads(tests.to_json(orient="records")),
             "notes": [*report.notes(), *report.ignored],
         },
         indent=1,

@@ -58,6 +58,9 @@ class Space:
         """How many sets a grid has."""
         return math.prod(map(len, self._axes()))
 
+    def __str__(self) -> str:
+        return f"{self.kind} search, {'; '.join(f'{name} {domain}' for name, domain in self.domains.items())}"
+
     def as_json(self) -> dict[str, typing.Any]:
         return {
             "search": self.kind,

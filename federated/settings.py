@@ -131,17 +131,21 @@ class Settings:
     @property
     def name(self) -> str:
         """The directory of the sweep below the output directory: model, data set and algorithm, and each further setting that
-        shapes what is learned and is not at its default. At most MAX_NAME_BYTES long: a digest takes the place of the rest."""
+        shapes what is learned and is not at its default."""
         parts = [f"{self.model_arch}_{self.dataset}_{algorithms.canonical(self.algorithm)}"]
         for name in names_of(Settings):
             value = getattr(self, name)
             if name not in NOT_IN_NAME and value != self.default_of(name):
                 parts.append(f"{name}={value}")
-        whole = ",".join(parts)
-        if len(whole) <= MAX_NAME_BYTES:
-            return whole
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:16]
-        return f"{whole[: MAX_NAME_BYTES - len(digest) - 1]},{digest}"
+        return short_name(",".join(parts))
+
+
+def short_name(name: str) -> str:
+    """A name of at most MAX_NAME_BYTES; a digest takes the place of the rest."""
+    if len(name) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name[: MAX_NAME_BYTES - len(digest) - 1]},{digest}"
 
 
 # Settings that name a sweep's directory in front, and those that another sweep in the same place cannot differ in
@@ -243,7 +247,7 @@ def write_sweep_file(directory: pathlib.Path, settings: Settings, space: Space |
     if (directory / SWEEP).exists():
         if space is None:  # as each trial begins
             return
-        settings, spaces = _read(directory)
+        settings, spaces = read_sweep_file(directory)
         if space in spaces:
             return
     directory.mkdir(parents=True, exist_ok=True)
@@ -264,13 +268,14 @@ def remove_sweep_file(directory: pathlib.Path) -> None:
 def stored_settings(directory: pathlib.Path) -> Settings | None:
     """The settings of the sweep in `directory`, None if there is no sweep. Raises UsageError if it can't be read."""
     try:
-        return _read(directory)[0]
+        return read_sweep_file(directory)[0]
     except FileNotFoundError:
         return None
 
 
-def _read(directory: pathlib.Path) -> tuple[Settings, list[Space]]:
-    """Raises UsageError, and FileNotFoundError if there is no sweep."""
+def read_sweep_file(directory: pathlib.Path) -> tuple[Settings, list[Space]]:
+    """The settings of the sweep in `directory`, and the search spaces of its hyper-parameter sets, the first one first. Raises
+    UsageError if they can't be read, and FileNotFoundError if there is no sweep."""
     path = directory / SWEEP
     try:
         known = json.loads(read_regular(path, _MAX_BYTES))

@@ -57,3 +57,34 @@ def matches(settings: Settings, given: Given) -> bool:
     """True if a sweep has all settings that were given."""
     values = settings.values()
     return all(values[name] == (algorithms.canonical(value) if name == "algorithm" else value) for name, value in given.items())
+
+
+Conditions = dict[str, list[str]]  # {setting: the texts of its values, one of which a sweep has to have}
+
+
+def meets(settings: Settings, where: Conditions) -> bool:
+    """True if a sweep meets all conditions."""
+    values = settings.values()
+    return all(any(_is_written(values[name], text) for text in texts) for name, texts in where.items())
+
+
+def check_conditions(sweeps: list[Settings], where: Conditions) -> None:
+    """Raises UsageError if no sweep has a value, or none meets all conditions."""
+    for name, texts in where.items():
+        there = sorted({each.values()[name] for each in sweeps}, key=lambda value: (value is not None, value))
+        for text in texts:
+            if not any(_is_written(value, text) for value in there):
+                raise UsageError(f"--where {name}={text}: no sweep has it; there are {', '.join(map(str, there)) or 'none'}")
+    if not any(meets(each, where) for each in sweeps):
+        together = " ".join(f"{name}={text}" for name, texts in where.items() for text in texts)
+        raise UsageError(f"--where {together}: no sweep has all of these")
+
+
+def _is_written(value: object, text: str) -> bool:
+    """True if `text` writes the value of a setting: a number in any way, a name in any case."""
+    if isinstance(value, int | float):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return str(value).lower() == text.lower()

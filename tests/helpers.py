@@ -20,9 +20,10 @@ import pytest
 from federated import algorithms
 from federated.metrics import over_clients
 from federated.running import checkpoint
-from federated.settings import Settings
+from federated.search import RANDOM
+from federated.settings import Settings, write_sweep_file
 from federated.trial import CHECKPOINT, Trial, hparams_hash, trial_path
-from hparams_registry import default_hparams, random_hparams
+from hparams_registry import default_hparams, random_hparams, space_of
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"
@@ -106,6 +107,7 @@ def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, d
     directory = trial_path(output_dir / settings.name / hparams_hash(hparams), trial_seed)
     this = Trial(settings, hparams, hparams_seed, trial_seed, directory)
     this.prepare()
+    write_sweep_file(this.sweep_dir, settings, space_of(RANDOM, {}, *settings.hparams_key))
     algorithm = algorithms.load(settings.algorithm)
     test, val, local = (np.array(values, dtype=float) for values in (test, val, local or [test] * 2))
     losses = np.where(np.isnan(test), np.nan, 1.0)

@@ -90,24 +90,31 @@ def test_what_is_not_done_or_broken_is_ignored_and_counted(tmp_path, capsys):
 
 
 def test_several_directories_make_one_row_for_each_sweep(tmp_path, capsys):
-    for trial in range(2):
-        make_trial(tmp_path / "a", 0, trial, [[0.5]] * 2, [0.5])
-        make_trial(tmp_path / "b", 0, trial + 1, [[0.5]] * 2, [0.6])  # trial 1 is in both and counts once
+    """The same trial in two of them counts once."""
+    for trial, accuracy in enumerate((0.5, 0.5, 0.6)):
+        for out in ("a", "b")[trial > 1 :] if trial else ("a",):
+            make_trial(tmp_path / out, 0, trial, [[0.5]] * 2, [accuracy])
     make_trial(tmp_path / "b", 0, 0, [[0.5]] * 2, [0.7], Settings(dataset="mnist", model_arch="cnn", algorithm="fedavg"))
-    assert collect_results.main(["--output_dir", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    both = ["--output_dir", str(tmp_path / "a"), str(tmp_path / "b")]
+    assert collect_results.main(both) == 0
     out = capsys.readouterr().out
     assert "| mlp     | digits    | Fedavg      | 0.5333 ± 0.0577      |" in out
     assert "| cnn     | mnist     | fedavg      | 0.7000               |" in out
     assert out.count("Number of hyperparameter sets: 1\n") == 2
+    theirs = make_trial(tmp_path / "b", 0, 1, [[0.5]] * 2, [0.5], local=[[0.4], [0.5]])
+    assert collect_results.main(both) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    ours = tmp_path / "a" / theirs.relative_to(tmp_path / "b")
+    assert f"{str(ours)!r} and {str(theirs)!r} hold the same trial with unlike results" in line
 
 
 def test_sweeps_with_other_settings_stand_in_rows_of_their_own(tmp_path, capsys):
-    """In one directory or in several. What differs is said, and only what is equal in it is compared."""
+    """In one directory or in several, with a column for each setting that varies. Only equal ones are compared."""
     make_trial(tmp_path / "a", 0, 0, [[0.5]] * 2, [0.5])
     make_trial(tmp_path / "b", 0, 0, [[0.5] * 7] * 2, [0.5] * 7)
     assert collect_results.main(["--output_dir", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     out = capsys.readouterr().out
-    assert "| digits, rounds=1 " in out and "| digits, rounds=7 " in out
+    assert "| Algorithm   | rounds   |" in out and "| Fedavg      | 1        |" in out and "| Fedavg      | 7        |" in out
     for algorithm in ("Fedavg", "Fedprox"):
         for alpha, accuracy in ((0.1, 0.6), (0.5, 0.8)):
             settings = Settings(algorithm=algorithm, partition="dirichlet", partition_alpha=alpha)
@@ -116,8 +123,8 @@ def test_sweeps_with_other_settings_stand_in_rows_of_their_own(tmp_path, capsys)
     assert collect_results.main(["--output_dir", str(tmp_path / "c")]) == 0
     out, err = capsys.readouterr()
     for alpha, accuracy in ((0.1, "0.6000"), (0.5, "0.8000")):
-        assert f"| digits, partition_alpha={alpha} | Fedavg      | **{accuracy}" in out
-        assert f"| digits, partition_alpha={alpha} | Fedprox     | **{accuracy}" in out
+        for algorithm in ("Fedavg ", "Fedprox"):
+            assert f"| {algorithm}     | {alpha}               | **{accuracy}" in out
     assert not err
 
 

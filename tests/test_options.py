@@ -164,6 +164,8 @@ OPTIONS = {
         "--selection": NO_NAMES,
         "--target": reals("1.1"),
         "--against": NO_NAMES,
+        "--where": ("", "partition", "=", "nonsense=1", "algorithm"),
+        "--columns": NO_NAMES,
         "--format": NO_NAMES,
         "--top": wholes(1, 10**9),
         "--best_command": None,

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
 from federated.reporting import selection
-from federated.reporting.collect import COLUMNS, collect
+from federated.reporting.collect import COLUMNS, TRIAL, collect
 from federated.trial import EVENTS
 
 METRICS = list(COLUMNS)[list(COLUMNS).index("train_loss") : list(COLUMNS).index("accuracy") + 1]
@@ -33,8 +33,9 @@ def test_tensorboard_reads_the_frame(launch_here, call, tmp_path):
     options = (*sweep, "--rounds", 5, "--eval_every", 2, "--num_clients", 3, "--participation", 0.67)
     launched = launch_here(out, *options, "--tensorboard")
     assert launched.returncode == 0, launched.stderr
-    rounds, groups = collect([out]).rounds, {}
-    for (algorithm, setting, seed), rows in rounds.groupby(["algorithm", "hash", "trial_seed"]):
+    found, groups = collect([out]), {}
+    for (name, setting, seed), rows in found.rounds.groupby(TRIAL):
+        algorithm = found.settings[name].algorithm
         (trial,) = out.glob(f"mlp_digits_{algorithm},*/{setting}/trial_{seed}")
         scalars, hparams, group = read(trial)
         best = selection.chosen(rows.dropna(subset=["val_acc", "accuracy"]))

@@ -18,8 +18,10 @@ from federated import algorithms, trial
 from federated.files import read_regular
 from federated.metrics import over_clients
 from federated.options import UsageError, shown
+from federated.search import Space
 from federated.settings import SWEEP as SWEEP_FILE
-from federated.settings import Settings, stored_settings
+from federated.settings import Settings, read_sweep_file
+from federated.study import Conditions, check_conditions, meets
 from federated.trial import Trial, hparams_hash
 
 
@@ -33,14 +35,16 @@ class Kind:
 
 @dataclasses.dataclass
 class Collected:
-    """What the trials of the output directories say.
+    """What the trials of the output directories say. A sweep goes by its name: that of its directory, followed by what else
+    differs from a sweep of the same name in another output directory.
 
-    rounds      one row a trial and round, see COLUMNS; the sweeps in the order of the algorithms' registry
-    of_clients  {(model, dataset, algorithm, hash, trial_seed): float32 [clients, rounds]}: each client's accuracy on its share
-                of the test set, NaN if it has none or nothing was evaluated
-    settings    {(model, dataset, algorithm): Settings}
+    rounds      one row a trial and round, see COLUMNS, sweep by sweep
+    of_clients  {(sweep, hash, trial_seed): float32 [clients, rounds]}: each client's accuracy on its share of the test set,
+                NaN if it has none or nothing was evaluated
+    settings    {sweep: Settings}, in the order of tables: equal settings side by side, there as algorithms are registered
+    spaces      {sweep: the search spaces of its hyper-parameter sets, the first one first}
     kinds       {algorithm: Kind}
-    data_dirs   {(model, dataset, algorithm): where the data lay}, if the results say so
+    data_dirs   {sweep: where the data lay}, if the results say so
     not_done    directories of trials that are not done
     diverged    those of them whose loss was no longer finite
     mixed       directories of trials that more than one version of the code computed
@@ -49,32 +53,31 @@ class Collected:
     """
 
     rounds: pandas.DataFrame
-    of_clients: dict
-    settings: dict
-    kinds: dict
-    data_dirs: dict
-    not_done: list
-    diverged: list
-    mixed: list
+    of_clients: dict[tuple[str, str, int], np.ndarray]
+    settings: dict[str, Settings]
+    spaces: dict[str, list[Space]]
+    kinds: dict[str, Kind]
+    data_dirs: dict[str, str]
+    not_done: list[pathlib.Path]
+    diverged: list[pathlib.Path]
+    mixed: list[pathlib.Path]
     computed_on: collections.Counter
-    broken: list
+    broken: list[str]
 
-    def diverged_sets(self, sweep: tuple[str, str, str]) -> set[str]:
+    def diverged_sets(self, sweep: str) -> set[str]:
         """The hashes of the hyper-parameter sets of a sweep that have a trial that diverged."""
         name = self.settings[sweep].name
         return {directory.parent.name for directory in self.diverged if directory.parent.parent.name == name}
 
 
-SWEEP = ["model", "dataset", "algorithm"]  # the columns that identify a sweep
-TRIAL = [*SWEEP, "hash", "trial_seed"]  # those that identify a trial
+SWEEP = "sweep"  # the column that identifies a sweep
+TRIAL = [SWEEP, "hash", "trial_seed"]  # those that identify a trial
 
 # Of each row; the hyper-parameters follow, each in a column of its own, whose name keeps them apart from these and from what
 # statistics adds
 HPARAM = "hparams."
 COLUMNS = {
-    "model": "as in results.json, like dataset",
-    "dataset": "",
-    "algorithm": "in the registered spelling",
+    "sweep": "its name",
     "hash": "of the hyper-parameters: the directory of their trials",
     "hparams": "the hyper-parameters as JSON",
     "hparams_seed": "0 for the defaults, else that of the draw",
@@ -98,93 +101,143 @@ COLUMNS = {
 }
 
 
-def collect(output_dirs: list[pathlib.Path]) -> Collected:
-    """Read the finished trials of all sweeps. Raises UsageError if a directory is missing."""
-    trials, of_clients, kinds, data_dirs, seen = [], {}, {}, {}, set()
-    not_done, diverged, mixed, broken = [], [], [], []
-    found: list[tuple[list[pathlib.Path], Settings]] = []  # the trials' directories of each sweep
-    computed_on: collections.Counter = collections.Counter()
+def collect(output_dirs: list[pathlib.Path], where: Conditions | None = None) -> Collected:
+    """Read the finished trials of all sweeps, or of those that meet `where`. Raises UsageError if a directory is missing, no
+    sweep meets a condition, or two directories hold the same trial with unlike results."""
+    collected = Collected(pandas.DataFrame(), {}, {}, {}, {}, {}, [], [], [], collections.Counter(), [])
+    found = _sweeps(output_dirs, collected.broken)
+    if where:
+        check_conditions([settings for _, settings, _ in found], where)
+        found = [each for each in found if meets(each[1], where)]
+    names = _names([settings for _, settings, _ in found])
+    trials: dict[tuple, tuple[dict, dict]] = {}
+    directories: dict[tuple, pathlib.Path] = {}  # of these trials
+    for sweep, (sweep_dir, settings, spaces) in sorted(zip(names, found), key=lambda pair: _place(pair[1][1])):
+        collected.settings.setdefault(sweep, settings)
+        known = collected.spaces.setdefault(sweep, [])
+        known += [space for space in spaces if space not in known]
+        for directory in sorted(sweep_dir.glob("*/trial_*")):
+            try:
+                if not _is_done(directory, settings, collected):
+                    continue
+                results, clients = read_trial(directory, settings)
+            except BrokenError as error:
+                collected.broken.append(str(error))
+                continue
+            except OSError as error:
+                collected.broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
+                continue
+            key = (sweep, directory.parent.name, results["trial_seed"])
+            if key in trials:
+                _check_equal(directories[key], directory, settings)
+                continue
+            directories[key] = directory
+            trials[key] = _columns(sweep, directory, results)
+            collected.of_clients[key] = clients["local_acc"]
+            _note(collected, sweep, directory, results)
+    collected.rounds = _frame(list(trials.values()))
+    return collected
+
+
+def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[tuple[pathlib.Path, Settings, list[Space]]]:
+    """(directory, settings, search spaces) of all sweeps; `broken` gets lines on those that cannot be read."""
+    found = []
     for output_dir in output_dirs:
         if not output_dir.is_dir():
             raise UsageError(f"{str(output_dir)!r} is not a directory")
         for sweep_dir in sorted(path for path in output_dir.iterdir() if path.is_dir()):
-            directories = sorted(sweep_dir.glob("*/trial_*"))
             try:
-                stored = stored_settings(sweep_dir)
+                settings, spaces = read_sweep_file(sweep_dir)
             except UsageError as error:
                 broken.append(str(error))
-                continue
-            if stored is not None and stored.name == sweep_dir.name:
-                found.append((directories, stored))
-            elif directories or stored is not None:
-                why = "is missing" if stored is None else f"is that of {stored.name}"
-                broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} {why}")
-    keys = _keys([stored for _, stored in found])
-    settings = dict(zip(keys, [stored for _, stored in found]))
-    for sweep, (directories, stored) in zip(keys, found):
-        for directory in directories:
-            key = (sweep, directory.parent.name, directory.name)
-            try:
-                if not directory.is_dir():
-                    raise BrokenError(f"{str(directory)!r} is no directory")
-                if not (directory / trial.DONE).is_file():
-                    not_done.append(directory)
-                    if Trial(stored, {}, 0, 0, directory).has_failed():
-                        diverged.append(directory)
-                    continue
-                if key in seen:
-                    continue
-                results = _read_results(directory, stored)
-                once, by_round = _columns(sweep, directory, results)
-                clients = _read_clients(directory / trial.CLIENTS, stored)
-                _check_clients(directory, by_round, clients, results["personal"])
-                trials.append((once, by_round | _totals(by_round)))
-                of_clients[tuple(once[name] for name in TRIAL)] = clients["local_acc"]
-                kinds[sweep[2]] = Kind(results["personal"], results["has_global_model"])
-                seen.add(key)
-                if (data_dir := _provenance(results).get("data_dir")) is not None:
-                    data_dirs[sweep] = str(data_dir)
-                computed_on.update(_places(results))
-                if len(_codes(results)) > 1:
-                    mixed.append(directory)
-            except BrokenError as error:
-                broken.append(str(error))
-            except OSError as error:
-                broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
-    return Collected(_frame(trials), of_clients, settings, kinds, data_dirs, not_done, diverged, mixed, computed_on, broken)
+            except FileNotFoundError:
+                if any(sweep_dir.glob("*/trial_*")):
+                    broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} is missing")
+            else:
+                if settings.name == sweep_dir.name:
+                    found.append((sweep_dir, settings, spaces))
+                else:
+                    broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} is that of {settings.name}")
+    return found
 
 
-def _keys(sweeps: list[Settings]) -> list[tuple[str, str, str]]:
-    """The key of each sweep in the frame: model, data set and algorithm. If an algorithm was run on a data set with unlike
-    settings, what differs is part of the data set's name, so that only sweeps that are equal in it are compared."""
-    values: dict[tuple[str, str, str], dict[str, set]] = {}  # of each setting of the sweeps that have the same key so far
+def _names(sweeps: list[Settings]) -> list[str]:
+    """The names of sweeps, of which several may be of one directory's name in several output directories."""
+    alike = collections.defaultdict(list)
     for sweep in sweeps:
-        known = values.setdefault(_key(sweep), {})
-        for name, value in vars(sweep).items():
-            known.setdefault(name, set()).add(value)
-    keys = []
-    for sweep in sweeps:
-        model, dataset, algorithm = _key(sweep)
-        beside = [known for key, known in values.items() if key[:2] == (model, dataset)]
-        differing = [name for name in vars(sweep) if name not in _KEY and any(len(known[name]) > 1 for known in beside)]
-        named = [f"{name}={getattr(sweep, name)}" for name in differing if getattr(sweep, name) is not None]
-        keys.append((model, ", ".join([dataset, *named]), algorithm))
-    return keys
+        alike[sweep.name].append(sweep.values())
+    return [
+        ",".join(
+            [sweep.name]
+            + [
+                f"{name}={value}"
+                for name, value in sweep.values().items()
+                if any(value != each[name] for each in alike[sweep.name])
+            ]
+        )
+        for sweep in sweeps
+    ]
 
 
-_KEY = ("model_arch", "dataset", "algorithm")
+# Settings that may follow from the algorithm
+OF_ALGORITHM = ("algorithm", "local_optimizer", "optimizer_state")
 
 
-def _key(sweep: Settings) -> tuple[str, str, str]:
-    return sweep.model_arch, sweep.dataset, algorithms.canonical(sweep.algorithm)
+def _place(settings: Settings) -> list:
+    """By which sweeps are sorted."""
+    values = settings.values()
+    order = list(algorithms.REGISTRY)
+    algorithm = values["algorithm"]
+    place = order.index(algorithm) if algorithm in order else len(order)
+    last = [place, *(values.pop(name) for name in OF_ALGORITHM)]
+    return [*((value is not None, value) for value in values.values()), *last]
+
+
+def _is_done(directory: pathlib.Path, settings: Settings, collected: Collected) -> bool:
+    """True if a trial has results; else it is listed as not done. Raises BrokenError."""
+    if not directory.is_dir():
+        raise BrokenError(f"{str(directory)!r} is no directory")
+    if (directory / trial.DONE).is_file():
+        return True
+    collected.not_done.append(directory)
+    if Trial(settings, {}, 0, 0, directory).has_failed():
+        collected.diverged.append(directory)
+    return False
+
+
+def read_trial(directory: pathlib.Path, settings: Settings) -> tuple[dict, dict[str, np.ndarray]]:
+    """The object in results.json, its curves as float64 [rounds], and the arrays in clients.npz of a finished trial. Raises
+    BrokenError or OSError."""
+    results = _read_results(directory, settings)
+    clients = _read_clients(directory / trial.CLIENTS, settings)
+    _check_clients(directory, results["curves"], clients, results["personal"])
+    return results, clients
+
+
+def _check_equal(first: pathlib.Path, second: pathlib.Path, settings: Settings) -> None:
+    """Raises UsageError if two directories of the same trial have unlike numbers."""
+    (ours, our_clients), (theirs, their_clients) = (read_trial(directory, settings) for directory in (first, second))
+    numbers = [(ours["curves"][name], theirs["curves"][name]) for name in CURVES if name != "round_seconds"]
+    numbers += [(our_clients[name], their_clients[name]) for name in our_clients]
+    if not all(np.array_equal(one, other, equal_nan=True) for one, other in numbers):
+        raise UsageError(f"{str(first)!r} and {str(second)!r} hold the same trial with unlike results: collect one of them")
+
+
+def _note(collected: Collected, sweep: str, directory: pathlib.Path, results: dict) -> None:
+    """Note what a trial's results say besides numbers."""
+    algorithm = collected.settings[sweep].values()["algorithm"]
+    collected.kinds[algorithm] = Kind(results["personal"], results["has_global_model"])
+    if (data_dir := _provenance(results).get("data_dir")) is not None:
+        collected.data_dirs[sweep] = str(data_dir)
+    collected.computed_on.update(_places(results))
+    if len(_codes(results)) > 1:
+        collected.mixed.append(directory)
 
 
 def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
     """One row a trial and round, from the columns of each trial that have one value and those that have one a round."""
     if not trials:
         return pandas.DataFrame(columns=list(COLUMNS))
-    order = {name: place for place, name in enumerate(algorithms.REGISTRY)}
-    trials = sorted(trials, key=lambda trial: [(order.get(trial[0][name], len(order)), trial[0][name]) for name in SWEEP])
     constant = pandas.DataFrame([once for once, _ in trials])
     lengths = [len(by_round["round"]) for _, by_round in trials]
     frame = constant.loc[constant.index.repeat(lengths)].reset_index(drop=True)
@@ -192,6 +245,14 @@ def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
     frame = pandas.concat([frame, pandas.DataFrame(varying)], axis=1)
     hparams = [name for name in constant if name not in COLUMNS]
     return frame[[*COLUMNS, *hparams]]
+
+
+def with_settings(rows: pandas.DataFrame, settings: dict[str, Settings]) -> pandas.DataFrame:
+    """The rows with a column for each setting behind that of their sweep; the algorithm as it is registered."""
+    of_each = pandas.DataFrame([each.values() for each in settings.values()], dtype=object)
+    places = pandas.Index(settings).get_indexer(rows[SWEEP])
+    columns = {name: of_each[name].infer_objects().to_numpy()[places] for name in of_each}
+    return pandas.concat([rows[[SWEEP]], pandas.DataFrame(columns, index=rows.index), rows.drop(columns=SWEEP)], axis=1)
 
 
 def hparams_of(rounds: pandas.DataFrame) -> list[str]:
@@ -316,13 +377,13 @@ def _header(kind: type, shape: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
-def _check_clients(directory, by_round, clients, personal: bool) -> None:
+def _check_clients(directory: pathlib.Path, curves: dict, clients: dict[str, np.ndarray], personal: bool) -> None:
     """Raises BrokenError if the curves are not those of these clients, as if one of the files came from another trial."""
     train, val, local = (np.stack([clients[f"{name}_loss"], clients[f"{name}_acc"]], 1) for name in ("train", "val", "local"))
-    test = np.stack([by_round["test_loss"], by_round["test_acc"]])
+    test = np.stack([curves["test_loss"], curves["test_acc"]])
     samples = [clients[f"{name}_samples"] for name in ("train", "val", "local")]
     columns = over_clients(train, val, test, local, samples, personal)
-    theirs, ours = np.stack(list(columns.values())), np.stack([by_round[name] for name in columns])
+    theirs, ours = np.stack(list(columns.values())), np.stack([curves[name] for name in columns])
     with np.errstate(invalid="ignore"):  # float32 here, float64 there
         is_near = (np.abs(theirs - ours) <= 1e-5 + 1e-4 * np.abs(ours)) | (np.isnan(theirs) & np.isnan(ours))
     if not is_near.all():
@@ -330,22 +391,19 @@ def _check_clients(directory, by_round, clients, personal: bool) -> None:
         raise BrokenError(f"{str(directory / trial.CLIENTS)!r} is not of the trial in {trial.RESULTS} beside it: {name}")
 
 
-def _columns(sweep, directory: pathlib.Path, results: dict) -> tuple[dict, dict]:
+def _columns(sweep: str, directory: pathlib.Path, results: dict) -> tuple[dict, dict]:
     """The columns of a trial that have one value, and those that have one a round."""
-    once = dict(zip(SWEEP, sweep)) | {
+    once = {
+        SWEEP: sweep,
         "hash": directory.parent.name,
         "hparams": json.dumps(results["hparams"], sort_keys=True),
         "hparams_seed": results["hparams_seed"],
         "trial_seed": results["trial_seed"],
         **{f"{HPARAM}{name}": value for name, value in results["hparams"].items()},
     }
-    rounds = len(results["curves"]["accuracy"])
-    return once, {"round": np.arange(1, rounds + 1), **results["curves"]}
-
-
-def _totals(by_round: dict) -> dict:
-    """The columns of the frame that count up."""
-    return {"seconds": np.cumsum(by_round["round_seconds"]), "bytes_sent": np.cumsum(by_round["bytes_sent"])}
+    curves = results["curves"]
+    so_far = {"seconds": np.cumsum(curves["round_seconds"]), "bytes_sent": np.cumsum(curves["bytes_sent"])}
+    return once, {"round": np.arange(1, len(curves["accuracy"]) + 1), **curves, **so_far}
 
 
 def _provenance(results) -> dict:

@@ -15,11 +15,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from federated.files import write_atomically
 from federated.reporting import selection
 from federated.reporting.collect import HPARAM
+from federated.settings import short_name
 
 if typing.TYPE_CHECKING:
     from federated.reporting.report import Report
-
-Sweep = tuple[str, str, str]  # model, data set, algorithm
 
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#F0E442")
 LINES = ("-", "--", ":", "-.")
@@ -32,19 +31,21 @@ matplotlib.rcParams["svg.hashsalt"] = "federated"  # so that the same results gi
 def pictures(report: "Report") -> dict[str, tuple[str, Figure]]:
     """{name: (what it shows, figure)} of all pictures of a federated.reporting.report.Report."""
     drawn = {}
-    data = list(dict.fromkeys((model, dataset) for model, dataset, _ in report.chosen))
-    for model, dataset in data:
-        sweeps = [sweep for sweep in report.chosen if sweep[:2] == (model, dataset)]
-        title = f"{model} on {dataset}"
-        for name, (what, draw) in OF_DATA.items():
+    for cell, sweeps in report.cells.items():
+        for name, (what, draw) in OF_CELL.items():
             figure = Figure(figsize=(6.4, 4), layout="constrained")
-            axes = figure.add_subplot(title=title)
+            axes = figure.add_subplot(title=cell)
             if draw(axes, report, sweeps):
-                drawn[f"{name}_{model}_{dataset}"] = f"{what}: {title}", figure
+                drawn[_file_name(name, cell)] = f"{what}: {cell}", figure
     for sweep in report.chosen:
         if (by_hparam := hparams(report, sweep)) is not None:
-            drawn[f"hparams_{'_'.join(sweep)}"] = f"Validation accuracy by hyper-parameter: {' '.join(sweep)}", by_hparam
+            title = report.title(sweep)
+            drawn[_file_name("hparams", title)] = f"Validation accuracy by hyper-parameter: {title}", by_hparam
     return drawn
+
+
+def _file_name(what: str, of: str) -> str:
+    return short_name(f"{what}_{of}".replace(", ", ",").replace(" ", "_"))
 
 
 def save_all(report: "Report", directory: pathlib.Path) -> None:
@@ -74,7 +75,7 @@ def style(place: int) -> dict:
     }
 
 
-def _curves(axes: Axes, report: "Report", sweeps: list[Sweep], value: str, band: bool) -> None:
+def _curves(axes: Axes, report: "Report", sweeps: list[str], value: str, band: bool) -> None:
     """Draw the reported accuracy of each sweep's best setting against the column `value`, by round: mean over trials, with a
     band of ± one sample deviation if asked for."""
     for place, sweep in enumerate(sweeps):
@@ -98,21 +99,21 @@ def _legend(axes, entries) -> None:
         axes.legend(fontsize="small", handlelength=3)
 
 
-def learning_curves(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
+def learning_curves(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
     _curves(axes, report, sweeps, "round", band=True)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return True
 
 
-def accuracy_by_bytes(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
+def accuracy_by_bytes(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
     _curves(axes, report, sweeps, "bytes_sent", band=False)
     axes.set_xlabel("bytes sent between server and clients")
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     return True
 
 
-def clients(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
+def clients(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
     """A point for each client of each trial of the best settings, the clients side by side in the order of their numbers, and
     a box of them. Draws nothing if no client has test samples."""
     drawn: list[str] = []
@@ -146,7 +147,7 @@ def clients(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
     return bool(drawn)
 
 
-def expected_best(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
+def expected_best(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
     """See federated.reporting.selection.expected_best. Draws nothing if no sweep has two random draws."""
     curves = {sweep: selection.expected_best(report.rankings[sweep]) for sweep in sweeps}
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
@@ -163,7 +164,7 @@ def expected_best(axes: Axes, report: "Report", sweeps: list[Sweep]) -> bool:
 
 
 # {name of the file: (what it shows, the function that draws it)}
-OF_DATA = {
+OF_CELL = {
     "learning_curves": ("Learning curves, mean ± sample deviation over trials", learning_curves),
     "accuracy_by_bytes": ("Accuracy against bytes sent", accuracy_by_bytes),
     "clients": ("Accuracy of each client, and its distribution", clients),
@@ -171,7 +172,7 @@ OF_DATA = {
 }
 
 
-def hparams(report: "Report", sweep: Sweep) -> Figure | None:
+def hparams(report: "Report", sweep: str) -> Figure | None:
     """Each varied hyper-parameter of a sweep against the validation accuracy of its settings; None if none varies."""
     ranking = report.rankings[sweep]
     varied = [name for name in report.hparams[sweep] if ranking[name].nunique() > 1]
@@ -180,7 +181,7 @@ def hparams(report: "Report", sweep: Sweep) -> Figure | None:
     columns = min(3, len(varied))
     lines = -(-len(varied) // columns)
     figure = Figure(figsize=(6.4 if columns < 3 else 9, 0.6 + 2.6 * lines), layout="constrained")
-    figure.suptitle(" ".join(sweep))
+    figure.suptitle(report.title(sweep))
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     for axes, name in zip(grid.flat, varied):
         values = ranking[name]

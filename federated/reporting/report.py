@@ -3,45 +3,62 @@
 import pandas
 
 from federated.options import UsageError
-from federated.reporting import selection, tables
-from federated.reporting.collect import SWEEP, Collected, hparams_of
-from federated.settings import comparable
+from federated.reporting import pivot, selection, tables
+from federated.reporting.collect import OF_ALGORITHM, SWEEP, Collected, hparams_of, with_settings
+from federated.reporting.tables import NAMED
+from federated.search import RANDOM, Space
+from federated.settings import Settings, comparable
+
+# Settings in which algorithms that are compared in one picture may differ: those that may follow from the algorithm, and where
+# it is computed
+_MAY_DIFFER = (*OF_ALGORITHM, "device", "threads")
 
 
 class Report:
     """A report on finished trials. `rule` names the selection; `target` is a test accuracy to be reached; all algorithms are
-    compared with `against`, by default the first. Raises UsageError if there is nothing to compare with.
+    compared with `against`, by default the first; the first table has the values of the settings `columns` side by side.
+    Raises UsageError if there is nothing to compare with.
 
     rounds      see federated.reporting.collect.COLUMNS; accuracy is the column `judged_by`, for all rows
-    settings    {(model, dataset, algorithm): Settings}
-    data_dirs   see federated.reporting.collect.Collected
+    settings    {sweep: Settings}, of the sweeps that have a best setting
+    varying     the settings that are not equal in all of these, but for the model, the data set and the algorithm
+    data_dirs   see federated.reporting.collect.Collected, like spaces
     rankings    {sweep: its settings, the best first}
     chosen      {sweep: the rows that count, of its best setting}
     of_best     {sweep: all rounds of the judged trials of its best setting}
     of_clients  {sweep: the accuracies of that setting's clients}, see federated.reporting.selection.of_clients
     best        one row a sweep: its best setting, and what the sweep took. What is compared has the same `group`; `differs`
-                says what makes a sweep unlike the one that others with the same model and data are compared with
+                says in what a sweep is unlike the `reference` that others in the same cell are compared with
+    cells       {cell: its sweeps}: what is equal but for the algorithm, and what may follow from it
     comparison  the paired tests, one row each
     personal    the algorithms whose clients end up with models of their own
     ignored     lines on what is left out or doubtful
     """
 
-    def __init__(self, collected: Collected, rule: str, target: float | None = None, against: str | None = None) -> None:
-        self.settings, self.data_dirs, self.selection, self.target = collected.settings, collected.data_dirs, rule, target
-        self.personal = [name for name in collected.rounds["algorithm"].unique() if collected.kinds[name].personal]
+    def __init__(
+        self,
+        collected: Collected,
+        rule: str,
+        target: float | None = None,
+        against: str | None = None,
+        columns: list[str] | None = None,
+    ) -> None:
+        self.data_dirs, self.spaces, self.selection, self.target = collected.data_dirs, collected.spaces, rule, target
+        self.personal = [name for name, kind in collected.kinds.items() if kind.personal]
         self.judged_by = selection.judged_by(bool(self.personal))
         self.rounds = collected.rounds.assign(accuracy=collected.rounds[self.judged_by])
         self.ignored = ignored(collected)
         self.rankings, self.chosen, self.of_best, self.of_clients, self.hparams, rows = {}, {}, {}, {}, {}, []
-        for sweep, rounds in self.sweeps():
+        for sweep, rounds in self.rounds.groupby(SWEEP, sort=False):
             diverged = collected.diverged_sets(sweep)
             judged = selection.judged(rounds, diverged)
             if judged.empty:
-                self.ignored.append(f"Ignored: {' '.join(sweep)}, whose clients have no test samples.")
+                self.ignored.append(f"Ignored: {sweep}, whose clients have no test samples.")
                 continue
             self.hparams[sweep] = hparams_of(rounds)
             chosen = selection.chosen(judged, rule)
-            self.rankings[sweep] = ranking = selection.ranked(chosen, rule, collected.kinds[sweep[2]].has_global_model)
+            algorithm = collected.settings[sweep].values()["algorithm"]
+            self.rankings[sweep] = ranking = selection.ranked(chosen, rule, collected.kinds[algorithm].has_global_model)
             best = ranking["hash"][0]
             self.chosen[sweep] = chosen[chosen["hash"] == best]
             seeds = self.chosen[sweep]["trial_seed"].unique()
@@ -50,104 +67,162 @@ class Report:
             rows.append(
                 ranking.iloc[0].to_dict()
                 | _counts(rounds, judged, diverged)
-                | {"num_clients": self.settings[sweep].num_clients, "judged_by": self.judged_by}
+                | {"judged_by": self.judged_by}
                 | selection.cost(rounds, self.of_best[sweep], target)
             )
         if not rows:
             raise UsageError("no clients have test samples to judge by")
         self.best = pandas.DataFrame(rows)
+        self.settings = {sweep: collected.settings[sweep] for sweep in self.chosen}
+        self.varying = _varying(list(self.settings.values()))
+        self.columns = columns
+        self.cells = self._cells()
         if against is not None:
             self.ignored += self._check_against(against)
         self._group(against)
-        # the rows of `original` are rounds, which have no partner
-        pairs = [] if rule == "original" else list(self.chosen.values())
-        self.comparison = selection.compare(pairs, self.best["group"].tolist(), against)
+        self.comparison = self.compare(self._references(against))
+
+    def algorithm(self, sweep: str) -> str:
+        """The algorithm of a sweep, as it is registered."""
+        return self.settings[sweep].values()["algorithm"]
+
+    def _cells(self) -> dict[str, list[str]]:
+        cells: dict[str, list[str]] = {}
+        for sweep, settings in self.settings.items():
+            named = [name for name in self.varying if name not in _MAY_DIFFER]
+            cells.setdefault(", ".join([f"{settings.model_arch} {settings.dataset}", *_written(settings, named)]), []).append(
+                sweep
+            )
+        return cells
+
+    def label(self, sweep: str) -> str:
+        """The algorithm, and what makes the sweep unlike others of its cell."""
+        differs = self.best["differs"][list(self.settings).index(sweep)]
+        return f"{self.algorithm(sweep)} ({differs})" if differs else self.algorithm(sweep)
+
+    def title(self, sweep: str) -> str:
+        """What tells a sweep from the others of the report."""
+        settings = self.settings[sweep]
+        names = [settings.model_arch, settings.dataset, self.algorithm(sweep)]
+        return ", ".join([" ".join(names), *_written(settings, self.varying)])
 
     def _group(self, against: str | None) -> None:
         """Number the sweeps by what has to be equal for them to be compared: settings and budget."""
+        sets = dict(zip(self.settings, self.best["num_hparams"]))
+        equal = {sweep: comparable(each) | {"hyper-parameter sets": sets[sweep]} for sweep, each in self.settings.items()}
         groups: dict[tuple, int] = {}
-        references: dict[tuple, tuple[str, dict]] = {}
-        numbers, differs, sweeps = [], [], list(self.chosen)
-        equals = [
-            comparable(self.settings[sweep]) | {"hyper-parameter sets": number}
-            for sweep, number in zip(sweeps, self.best["num_hparams"])
-        ]
-        for sweep, equal in sorted(zip(sweeps, equals), key=lambda pair: pair[0][2] != against):
-            references.setdefault(sweep[:2], (sweep[2], equal))
-        for sweep, equal in zip(sweeps, equals):
-            numbers.append(groups.setdefault(tuple(equal.items()), len(groups)))
-            differs.append("; ".join(selection.differences(equal, references[sweep[:2]][1])))
-        self.best["group"], self.best["differs"] = numbers, differs
-        self.best["reference"] = [references[sweep[:2]][0] for sweep in sweeps]
+        self.best["group"] = [groups.setdefault(tuple(each.items()), len(groups)) for each in equal.values()]
+        differs, references = {}, {}
+        for sweeps in self.cells.values():
+            reference = next((sweep for sweep in sweeps if self.algorithm(sweep) == against), sweeps[0])
+            for sweep in sweeps:
+                differs[sweep] = "; ".join(selection.differences(equal[sweep], equal[reference]))
+                references[sweep] = self.algorithm(reference)
+        self.best["differs"] = [differs[sweep] for sweep in self.settings]
+        self.best["reference"] = [references[sweep] for sweep in self.settings]
 
-    def label(self, sweep: tuple[str, str, str]) -> str:
-        """The algorithm, and what makes the sweep unlike others with the same model and data."""
-        differs = self.best["differs"][list(self.chosen).index(sweep)]
-        return f"{sweep[2]} ({differs})" if differs else sweep[2]
+    def _references(self, against: str | None) -> dict[int, str]:
+        """{group: the sweep that its others are compared with}: that of `against`, or else the first; none if it lacks it."""
+        references: dict[int, str] = {}
+        for sweep, group in zip(self.settings, self.best["group"]):
+            if against in (None, self.algorithm(sweep)):
+                references.setdefault(group, sweep)
+        return references
+
+    def compare(self, references: dict[int, str]) -> pandas.DataFrame:
+        """Paired tests of the best settings of each group against that of its reference."""
+        if self.selection == "original":  # its rows are rounds, which have no partner
+            return pandas.DataFrame()
+        tests = selection.compare(self.chosen, self.best["group"].tolist(), references)
+        return tests.assign(against=tests["against"].map(self.algorithm)) if len(tests) else tests
 
     def _check_against(self, against: str) -> list[str]:
-        """Lines that name the data on which nothing is compared. Raises UsageError if that is all data."""
+        """Lines that name the cells in which nothing is compared. Raises UsageError if these are all."""
         if self.selection == "original":
             raise UsageError("--against: --selection original compares nothing, as its accuracies are of rounds, not of trials")
-        there = list(dict.fromkeys(algorithm for _, _, algorithm in self.chosen))
-        if against not in there:
-            raise UsageError(f"--against {against}: it has no finished trials; there are those of {', '.join(there)}")
-        data = dict.fromkeys((model, dataset) for model, dataset, _ in self.chosen)
-        missing = [f"{model} {dataset}" for model, dataset in data if (model, dataset, against) not in self.chosen]
-        return [f"Not compared: {name}, where {against} has no finished trials." for name in missing]
-
-    def sweeps(self) -> "pandas.api.typing.DataFrameGroupBy":
-        """((model, dataset, algorithm), its rows) of each sweep."""
-        return self.rounds.groupby(SWEEP, sort=False)
+        there = {cell: list(map(self.algorithm, sweeps)) for cell, sweeps in self.cells.items()}
+        every = list(dict.fromkeys(name for names in there.values() for name in names))
+        if against not in every:
+            raise UsageError(f"--against {against}: it has no finished trials; there are those of {', '.join(every)}")
+        return [
+            f"Not compared: {cell}, where {against} has no finished trials." for cell in there if against not in there[cell]
+        ]
 
     def table(self, form: str) -> str:
         """The best settings, in a format of tables.render."""
-        summary = tables.summary(self.best, self.settings, self.heading, self.target)
-        return tables.render(summary, form, tables.bold_cells(self.best, self.heading))
+        if self.columns is not None:
+            return tables.render(*pivot.table(self, self.columns), form)
+        return tables.render(tables.summary(self), {(row, self.heading) for row in tables.best_rows(self.best)}, form)
 
     @property
     def heading(self) -> str:
         return tables.heading(self.selection, self.judged_by)
 
     def notes(self) -> list[str]:
-        return [*tables.notes(self.personal, self.selection), *tables.notes_on_trials(self.best, self.chosen)]
+        first = pivot.notes(self) if self.columns is not None else tables.notes_on_clients(self)
+        return [*tables.notes(self), *first, *tables.notes_on_trials(self)]
 
     def sections(self, form: str, top: int | None) -> list[tuple[str, str, list[str]]]:
-        """(heading, table, notes) of what follows the first table; with `top` also the best `top` settings of each sweep. In
-        github what the jobs took is no table, but lines of its own."""
+        """(heading, table, notes) of what follows the first table; with `top` also the best `top` settings of each sweep. With
+        `columns` the first table stands for all sweeps. In github what the jobs took is no table, but lines of its own."""
         sections = []
-        if len(self.comparison):
-            table = tables.comparison(self.comparison, self.settings)
-            sections.append(("Comparison", tables.render(table, form), tables.comparison_notes(self.comparison)))
-        for sweep, ranking in self.rankings.items() if top else ():
-            name = " ".join(sweep)
-            sections.append(
-                (f"Settings of {name}", tables.render(tables.ranking(ranking[:top], self.hparams[sweep]), form), [])
-            )
-            if len(ranking) > 1:
-                mattered = tables.importance(selection.importance(ranking, self.hparams[sweep]))
-                note = f"Absolute rank correlation (Spearman) with the validation accuracy, over {len(ranking)} settings."
-                sections.append((f"Importance in {name}", tables.render(mattered, form), [note]))
-            curve = selection.expected_best(ranking)
-            if len(curve):
-                note = f"Of {len(curve)} random draws, without the defaults (Dodge et al., EMNLP 2019)."
-                sections.append((f"Best of k draws of {name}", tables.render(tables.expected_best(curve), form), [note]))
-        if form != "github":
-            sections.append(("Job statistics", tables.render(self.job_statistics(), form), []))
+        if len(self.comparison) and self.columns is None:
+            table = tables.comparison(self)
+            sections.append(("Comparison", tables.render(table, (), form), tables.comparison_notes(self.comparison)))
+        if top is not None:
+            for sweep in self.rankings:
+                sections += self._of_sweep(sweep, form, top)
+        if form != "github" and self.columns is None:
+            sections.append(("Job statistics", tables.render(self.job_statistics(), (), form), []))
         return sections
 
+    def _of_sweep(self, sweep: str, form: str, top: int) -> list[tuple[str, str, list[str]]]:
+        """The sections on a sweep's settings; what hyper-parameters and draws are worth, by search space."""
+        ranking, hparams, title = self.rankings[sweep], self.hparams[sweep], self.title(sweep)
+        by_space = self.by_space(sweep)
+        notes = [f"Space {number}: {space}." for number, (space, _) in enumerate(by_space, start=1)]
+        sections = [(f"Settings of {title}", tables.render(tables.ranking(ranking[:top], hparams), (), form), notes)]
+        for number, (space, rows) in enumerate(by_space, start=1):
+            of_space = f" (space {number})" * (len(by_space) > 1)
+            if len(rows) > 1:
+                mattered = tables.importance(selection.importance(rows, hparams))
+                note = f"Absolute rank correlation (Spearman) with the validation accuracy, over {len(rows)} settings."
+                sections.append((f"Importance in {title}{of_space}", tables.render(mattered, (), form), [note]))
+            curve = selection.expected_best(rows) if space.kind == RANDOM else ()
+            if len(curve):
+                note = f"Of {len(curve)} random draws, without the defaults (Dodge et al., EMNLP 2019)."
+                table = tables.render(tables.expected_best(curve), (), form)
+                sections.append((f"Best of k draws of {title}{of_space}", table, [note]))
+        return sections
+
+    def by_space(self, sweep: str) -> list[tuple[Space, pandas.DataFrame]]:
+        """The search spaces of a sweep, each with the ranking of the settings that come from it; the defaults may come from
+        several."""
+        return [(space, selection.of_space(self.rankings[sweep], space)) for space in self.spaces[sweep]]
+
     def job_statistics(self) -> pandas.DataFrame:
-        return tables.job_statistics(self.best, self.settings)
+        return tables.job_statistics(self)
 
     def top(self, n: int) -> pandas.DataFrame:
         """The best n settings of each sweep in numbers, the best one with what the sweep took and its comparison."""
         rows = pandas.concat([ranking[:n] for ranking in self.rankings.values()], ignore_index=True)
         extra = [name for name in self.best if name not in rows]
-        rows = rows.merge(self.best[[*SWEEP, "rank", *extra]], how="left", on=[*SWEEP, "rank"])
-        if not len(self.comparison):
-            return rows
-        tests = self.comparison.rename(columns={"n": "pairs"}).assign(rank=1)
-        return rows.merge(tests, how="left", on=[*SWEEP, "rank"])
+        rows = rows.merge(self.best[[SWEEP, "rank", *extra]], how="left", on=[SWEEP, "rank"])
+        if len(self.comparison):
+            tests = self.comparison.rename(columns={"n": "pairs"}).assign(rank=1)
+            rows = rows.merge(tests, how="left", on=[SWEEP, "rank"])
+        return with_settings(rows, self.settings)
+
+
+def _varying(sweeps: list[Settings]) -> list[str]:
+    """The settings that are not equal in all `sweeps`, but for those that each table has."""
+    values = [each.values() for each in sweeps]
+    return [name for name in values[0] if name not in NAMED and len({each[name] for each in values}) > 1]
+
+
+def _written(settings: Settings, names: list[str]) -> list[str]:
+    """The values of these settings that take effect."""
+    return [f"{name}={getattr(settings, name)}" for name in names if getattr(settings, name) is not None]
 
 
 def _counts(rounds: pandas.DataFrame, judged: pandas.DataFrame, diverged: set[str]) -> dict:

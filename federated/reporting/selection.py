@@ -3,10 +3,13 @@
 scipy.stats, which takes two seconds to import, is imported where it is used.
 """
 
+import json
+
 import numpy as np
 import pandas
 
 from federated.reporting.collect import HPARAM, SWEEP, TRIAL, hparams_of
+from federated.search import Space
 
 # What counts of a trial, and as the best setting; the first one is honest
 SELECTIONS = {
@@ -65,7 +68,7 @@ def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION, has_globa
         mean, deviation, low, high = mean_and_interval(group["accuracy"], independent=selection != "original")
         settings.append(
             {
-                **{name: first[name] for name in (*SWEEP, "hash", "hparams_seed")},
+                **{name: first[name] for name in (SWEEP, "hash", "hparams", "hparams_seed")},
                 "accuracy": mean,
                 "accuracy_std": deviation,
                 "n": len(group),
@@ -79,8 +82,17 @@ def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION, has_globa
             }
         )
     ranking = pandas.DataFrame(settings).sort_values("score", ascending=False, kind="stable", ignore_index=True)
-    ranking.insert(len(SWEEP), "rank", ranking.index + 1)
+    ranking.insert(1, "rank", ranking.index + 1)
     return ranking
+
+
+def of_space(ranking: pandas.DataFrame, space: Space) -> pandas.DataFrame:
+    """The rows of a ranking whose settings come from a search space."""
+    comes = [
+        list(space.sets(number, 1)) == [(number, json.loads(hparams))]
+        for number, hparams in zip(ranking["hparams_seed"], ranking["hparams"])
+    ]
+    return ranking[comes].reset_index(drop=True)
 
 
 def of_clients(rows: pandas.DataFrame, accuracies: dict) -> np.ndarray:
@@ -125,29 +137,23 @@ def differences(ours: dict, theirs: dict) -> list[str]:
     return [f"{name} {ours[name]} instead of {theirs[name]}" for name in both if ours[name] != theirs[name]]
 
 
-def compare(bests: list[pandas.DataFrame], groups: list[int], against: str | None = None) -> pandas.DataFrame:
-    """Paired t-tests of the chosen rows of each sweep's best setting against those of the algorithm `against`, or else of the
-    first one, over the trial seeds that both have. `groups` has a number for each sweep: only those with equal ones are
-    compared, and none of a group that lacks that algorithm. p_holm is corrected for the tests of the group (Holm, 1979)."""
+def compare(chosen: dict[str, pandas.DataFrame], groups: list[int], references: dict[int, str]) -> pandas.DataFrame:
+    """Paired t-tests of the chosen rows of each sweep's best setting against those of the reference of its group, over the
+    trial seeds that both have. `groups` has a number for each sweep; only those with equal ones are compared, and none of a
+    group without reference. p_holm is corrected for the tests of the group (Holm, 1979)."""
     tests = []
-    references: dict[int, tuple] = {}
-    for rows, group in zip(bests, groups):
-        algorithm = rows["algorithm"].iloc[0]
-        if against in (None, algorithm):
-            references.setdefault(group, (algorithm, rows.set_index("trial_seed")["accuracy"]))
-    for rows, group in zip(bests, groups):
-        model, dataset, algorithm = rows[SWEEP].iloc[0]
-        name, reference = references.get(group, (algorithm, None))
-        if name == algorithm:
+    accuracies = {sweep: rows.set_index("trial_seed")["accuracy"] for sweep, rows in chosen.items()}
+    for (sweep, accuracy), group in zip(accuracies.items(), groups):
+        reference = references.get(group, sweep)
+        if reference == sweep:
             continue
-        accuracy = rows.set_index("trial_seed")["accuracy"]
-        both = pandas.concat([accuracy, reference], axis=1, join="inner", keys=("ours", "theirs"))
+        both = pandas.concat([accuracy, accuracies[reference]], axis=1, join="inner", keys=("ours", "theirs"))
         mean, deviation, low, high = mean_and_interval(both["ours"] - both["theirs"])
         tests.append(
             {
-                **dict(zip(SWEEP, (model, dataset, algorithm))),
+                SWEEP: sweep,
                 "group": group,
-                "against": name,
+                "against": reference,
                 "difference": mean,
                 "difference_std": deviation,
                 "n": len(both),

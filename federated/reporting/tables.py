@@ -1,13 +1,19 @@
 """Results as text: the columns that people read, in each of the formats."""
 
 import html
-from collections.abc import Callable
+import itertools
+import typing
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 import pandas
 from tabulate import tabulate
 
 from federated.reporting.collect import HPARAM, SWEEP
 from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, SHARES, detectable
+from federated.settings import Settings
+
+if typing.TYPE_CHECKING:
+    from federated.reporting.report import Report
 
 FORMATS = ("github", "latex", "csv", "json", "html")
 NONE = "–"  # stands for a number that does not exist
@@ -25,9 +31,9 @@ def heading(selection: str, judged_by: str) -> str:
     return HEADINGS[selection] + " on Clients' Shares" * (judged_by == SHARES)
 
 
-def with_deviation(mean: float, deviation: float) -> str:
+def with_deviation(mean: float, deviation: float, digits: int = 4) -> str:
     """Mean ± sample standard deviation; the mean alone if there is one value."""
-    return f"{mean:.4f}" if pandas.isna(deviation) else f"{mean:.4f} ± {deviation:.4f}"
+    return f"{mean:.{digits}f}" if pandas.isna(deviation) else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def number(value: float, form: str = ".4f") -> str:
@@ -42,15 +48,28 @@ def p_value(p: float) -> str:
     return NONE if pandas.isna(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def summary(results: pandas.DataFrame, settings: dict, heading: str, target: float | None) -> pandas.DataFrame:
-    """The table of the best settings, a row a sweep, with the accuracy that they are judged by under `heading`."""
+NAMED = {"model_arch": "Model", "dataset": "Dataset", "algorithm": "Algorithm"}  # settings that each table has, and their heads
+
+
+def names(report: "Report", sweep: str) -> dict[str, str]:
+    """The cells that identify a sweep: model, data set, the algorithm as the user wrote it, and each setting that varies."""
+    settings = report.settings[sweep]
+    return {NAMED.get(name, name): value_of(settings, name) for name in (*NAMED, *report.varying)}
+
+
+def value_of(settings: Settings, name: str) -> str:
+    """The value of a setting as tables have it."""
+    value = getattr(settings, name)
+    return NONE if value is None else str(value)
+
+
+def summary(report: "Report") -> pandas.DataFrame:
+    """The table of the best settings, a row a sweep, with the accuracy that they are judged by."""
     rows = []
-    for _, row in results.iterrows():
+    for _, row in report.best.iterrows():
         shown = {
-            "Model": row["model"],
-            "Dataset": row["dataset"],
-            "Algorithm": settings[tuple(row[SWEEP])].algorithm,
-            heading: with_deviation(row["accuracy"], row["accuracy_std"]),
+            **names(report, row[SWEEP]),
+            report.heading: with_deviation(row["accuracy"], row["accuracy_std"]),
             "n": _of(row["n"], row["num_trials_done"]) if row["n"] == row["num_trials"] else str(row["n"]),
             "95 % Interval": interval(row["accuracy_low"], row["accuracy_high"]),
             "Global": number(row["test_acc"]),
@@ -59,10 +78,10 @@ def summary(results: pandas.DataFrame, settings: dict, heading: str, target: flo
             "Worst Client": number(row["local_acc_worst"]),
             "Spread": number(row["local_acc_std"]),
         }
-        if target is not None:
+        if report.target is not None:
             some = f" ({row['target_reached']} of {row['target_trials']})" * (0 < row["target_reached"] < row["target_trials"])
-            shown[f"Rounds to {target:g}"] = number(row["target_round"], ".1f") + some
-            shown[f"Seconds to {target:g}"] = number(row["target_seconds"], ".1f")
+            shown[f"Rounds to {report.target:g}"] = number(row["target_round"], ".1f") + some
+            shown[f"Seconds to {report.target:g}"] = number(row["target_seconds"], ".1f")
         rows.append(shown)
     return pandas.DataFrame(rows)
 
@@ -71,57 +90,82 @@ def _of(number: int, all_there: int) -> str:
     return str(number) if number == all_there else f"{number} of {all_there}"
 
 
-def notes(personal: list[str], selection: str) -> list[str]:
-    """What has to be known to read the table, in which clients have models of their own under the algorithms `personal`."""
+def notes(report: "Report") -> list[str]:
+    """What has to be known to read an accuracy."""
     lines = []
-    if selection != DEFAULT_SELECTION:
-        lines.append(f"Selection {selection!r}: {SELECTIONS[selection]}.")
-    if personal:
+    if report.selection != DEFAULT_SELECTION:
+        lines.append(f"Selection {report.selection!r}: {SELECTIONS[report.selection]}.")
+    if report.personal:
         lines.append(
-            f"As clients have models of their own with {', '.join(personal)}, all rows are judged on the clients' shares of "
-            "the test set: each test sample by the model of the client whose share it lies in, or by the global model where "
-            "clients have no other. A test sample that is in no client's share counts in Global only."
+            f"As clients have models of their own with {', '.join(report.personal)}, all rows are judged on the clients' "
+            "shares of the test set: each test sample by the model of the client whose share it lies in, or by the global "
+            "model where clients have no other. A test sample that is in no client's share counts in Global only."
         )
-    lines.append(
-        "Clients: accuracy on their own shares of the test set, the mean by their samples (weighted) and with each client "
-        "counting the same (mean), the worst, and the standard deviation over clients (spread)."
-    )
     return lines
 
 
-def notes_on_trials(results: pandas.DataFrame, chosen: dict) -> list[str]:
-    """What is not compared with what, and which trials are not judged, of the best settings of the sweeps in `chosen`."""
-    lines, names = [], [" ".join(sweep) for sweep in chosen]
-    for (model, dataset, reference), rows in results[results["differs"] != ""].groupby(
-        ["model", "dataset", "reference"], sort=False
-    ):
-        unlike = ", ".join(f"{row['algorithm']} ({row['differs']})" for _, row in rows.iterrows())
-        lines.append(f"Not compared with {reference} on {model} {dataset}, as settings or budgets differ: {unlike}.")
-    for _, rows in results.groupby("group", sort=False):
+def notes_on_clients(report: "Report") -> list[str]:
+    lines = [
+        "Clients: accuracy on their own shares of the test set, the mean by their samples (weighted) and with each client "
+        "counting the same (mean), the worst, and the standard deviation over clients (spread)."
+    ]
+    if report.varying:
+        lines.append("Rows are compared if their settings and their numbers of hyper-parameter sets are equal.")
+    return lines
+
+
+def notes_on_trials(report: "Report") -> list[str]:
+    """What is not compared with what, which trials are not judged, and where settings come from."""
+    lines = []
+    rows_of = {row[SWEEP]: row for _, row in report.best.iterrows()}
+    for cell, sweeps in report.cells.items():
+        if unlike := [sweep for sweep in sweeps if rows_of[sweep]["differs"]]:
+            listed, reference = ", ".join(map(report.label, unlike)), rows_of[unlike[0]]["reference"]
+            lines.append(f"Not compared with {reference} on {cell}, as settings or budgets differ: {listed}.")
+    for _, rows in report.best.groupby("group", sort=False):
         if rows["trial_seeds"].nunique() > 1:
-            seeds = ", ".join(f"{row['algorithm']} {row['trial_seeds']}" for _, row in rows.iterrows())
+            seeds = ", ".join(f"{report.algorithm(row[SWEEP])} {row['trial_seeds']}" for _, row in rows.iterrows())
             lines.append(f"Means are over unlike trial seeds: {seeds}. Tests are over those that both have.")
-    for name, (_, row) in zip(names, results.iterrows()):
+        lines += _unlike_domains(report, rows[SWEEP].tolist())
+    for sweep, row in rows_of.items():
+        title = report.title(sweep)
         if row["trials_left_out"]:
             lines.append(
-                f"{name} is judged on the trial seeds that all its sets have, {row['trial_seeds'].replace(' ', ', ')}; "
+                f"{title} is judged on the trial seeds that all its sets have, {row['trial_seeds'].replace(' ', ', ')}; "
                 f"{row['trials_left_out']} more finished trials are left out."
             )
         if row["sets_unfinished"] or row["sets_diverged"]:
             lines.append(
-                f"{name}: left out are {row['sets_unfinished']} hyper-parameter sets that lack trials which others have, and "
+                f"{title}: left out are {row['sets_unfinished']} hyper-parameter sets that lack trials which others have, and "
                 f"{row['sets_diverged']} with trials that diverged."
             )
+        if len(report.spaces[sweep]) > 1:
+            counts = [f"{len(rows)} from {space}" for space, rows in report.by_space(sweep)]
+            lines.append(f"{title} has hyper-parameter sets of several search spaces: {'; '.join(counts)}.")
     return lines
 
 
-def comparison(tests: pandas.DataFrame, settings: dict) -> pandas.DataFrame:
+def _unlike_domains(report: "Report", sweeps: list[str]) -> list[str]:
+    """Of sweeps that are compared, a line for each hyper-parameter that they share and did not tune over the same values."""
+    domains: dict[str, dict[str, list[str]]] = {}
+    for sweep in sweeps:
+        for name in dict.fromkeys(name for space in report.spaces[sweep] for name in space.domains):
+            of_sweep = dict.fromkeys(str(space.domains[name]) for space in report.spaces[sweep] if name in space.domains)
+            domains.setdefault(name, {}).setdefault(" and ".join(of_sweep), []).append(report.algorithm(sweep))
+    return [
+        f"{name} was tuned over unlike domains: "
+        + "; ".join(f"{', '.join(names)} over {text}" for text, names in tuned.items())
+        + "."
+        for name, tuned in domains.items()
+        if len(tuned) > 1
+    ]
+
+
+def comparison(report: "Report") -> pandas.DataFrame:
     """The table of the paired tests."""
     return pandas.DataFrame(
         {
-            "Model": test["model"],
-            "Dataset": test["dataset"],
-            "Algorithm": settings[tuple(test[SWEEP])].algorithm,
+            **names(report, test[SWEEP]),
             "Against": test["against"],
             "Difference": NONE if not test["n"] else with_deviation(test["difference"], test["difference_std"]),
             "95 % Interval": interval(test["difference_low"], test["difference_high"]),
@@ -129,7 +173,7 @@ def comparison(tests: pandas.DataFrame, settings: dict) -> pandas.DataFrame:
             "p": p_value(test["p"]),
             "p (Holm)": p_value(test["p_holm"]),
         }
-        for _, test in tests.iterrows()
+        for _, test in report.comparison.iterrows()
     )
 
 
@@ -182,56 +226,87 @@ def expected_best(curve: pandas.Series) -> pandas.DataFrame:
     return pandas.DataFrame({"Random Draws": str(k), "Expected Best Validation Accuracy": f"{curve[k]:.4f}"} for k in budgets)
 
 
-def job_statistics(results: pandas.DataFrame, settings: dict) -> pandas.DataFrame:
+def job_statistics(report: "Report") -> pandas.DataFrame:
     """The table of each sweep's jobs and what they took."""
     return pandas.DataFrame(
         {
-            "Model": row["model"],
-            "Dataset": row["dataset"],
-            "Algorithm": settings[tuple(row[SWEEP])].algorithm,
+            **names(report, row[SWEEP]),
             "Hyper-parameter Sets": str(row["num_hparams"]),
             "Trials": str(row["num_trials"]),
-            "Clients": str(row["num_clients"]),
+            "Clients": str(report.settings[row[SWEEP]].num_clients),
             "Training Time (s)": number(row["seconds_total"], ".1f"),
             "Training Time a Trial (s)": number(row["seconds_mean"], ".1f"),
             "MB Sent a Trial": number(row["bytes_sent"] / 1e6, ".1f"),
         }
-        for _, row in results.iterrows()
+        for _, row in report.best.iterrows()
     )
 
 
 BOLD = {"github": "**{}**", "latex": r"\textbf{{{}}}", "html": "<b>{}</b>"}
-_IN_LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--", "|": "$|$", "<": "$<$"})
+_IN_LATEX = str.maketrans({
+    "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--", "|": "$|$", "<": "$<$", "†": r"$^\dagger$",
+})  # fmt: skip
 ESCAPE: dict[str, Callable[[str], str]] = {"github": str, "latex": lambda text: text.translate(_IN_LATEX), "html": html.escape}
 
 
-def render(table: pandas.DataFrame, form: str, bold: frozenset[tuple[int, str]] = frozenset()) -> str:
-    """A table of texts in github, latex or html; `bold` are the cells that stand out, as (row, column)."""
+def render(table: pandas.DataFrame, bold: Collection[tuple[int, Hashable]], form: str) -> str:
+    """A table of texts in github, latex (with booktabs) or html. `bold` are the cells that stand out, as (row, column). If the
+    columns are a MultiIndex, the table's index has the heads of its rows."""
     escape = ESCAPE[form]
-    rows = [
-        [BOLD[form].format(escape(cell)) if (number, name) in bold else escape(cell) for name, cell in zip(table, row)]
-        for number, row in enumerate(table.itertuples(index=False))
+    cells = [
+        [BOLD[form].format(escape(cell)) if (row, column) in bold else escape(cell) for column, cell in zip(table, values)]
+        for row, values in enumerate(table.itertuples(index=False))
     ]
+    if not isinstance(table.columns, pandas.MultiIndex):
+        table, head = pandas.DataFrame(cells, columns=list(map(escape, table))), None
+    else:
+        table = pandas.DataFrame(cells, _escaped(table.index, escape), _escaped(table.columns, escape))
+        head = _grouped_head(table)
+    if form == "latex":
+        options = {"escape": False, "index": head is not None, "multirow": False, "multicolumn_format": "c"}
+        return table.to_latex(**options).rstrip("\n")
+    if head is not None:
+        table = table.set_axis([_flat(table.columns.names, values) for values in table], axis="columns").reset_index()
     if form == "html":
-        return _html(list(map(escape, table)), rows)
-    return tabulate(
-        rows, headers=list(map(escape, table)), tablefmt={"latex": "latex_raw"}.get(form, form), disable_numparse=True
-    )
+        return _html(table, head or "<tr>" + "".join(f"<th>{heading}</th>" for heading in table) + "</tr>")
+    return tabulate(table.values.tolist(), headers=list(table), tablefmt=form, disable_numparse=True)
 
 
-def _html(headings, rows) -> str:
+def _escaped(labels: pandas.Index, escape: Callable[[str], str]) -> pandas.Index:
+    levels = [list(map(escape, labels.get_level_values(level))) for level in range(labels.nlevels)]
+    names = list(map(escape, labels.names))
+    return pandas.MultiIndex.from_arrays(levels, names=names) if len(levels) > 1 else pandas.Index(levels[0], name=names[0])
+
+
+def _flat(names: Sequence[str], values: str | tuple[str, ...]) -> str:
+    """The head of a column in one line."""
+    pairs = list(zip(names, [values] if isinstance(values, str) else values))
+    return ", ".join(f"{name}={value}" for name, value in pairs if value != NONE) or f"{pairs[0][0]}={NONE}"
+
+
+def _grouped_head(table: pandas.DataFrame) -> str:
+    """The rows of an HTML head in which equal values side by side share a cell."""
+    lines = []
+    columns = [(values,) if isinstance(values, str) else values for values in table]
+    for level, name in enumerate(table.columns.names):
+        groups = [(values[-1], len(list(same))) for values, same in itertools.groupby(each[: level + 1] for each in columns)]
+        cells = "".join(f'<th colspan="{width}">{value}</th>' for value, width in groups)
+        lines.append(f'<tr><th colspan="{table.index.nlevels}">{name}</th>{cells}</tr>')
+    names = "".join(f"<th>{name}</th>" for name in table.index.names)
+    return "".join([*lines, f'<tr>{names}<th colspan="{len(columns)}"></th></tr>'])
+
+
+def _html(table: pandas.DataFrame, head: str) -> str:
     """Cells name their column, so that a narrow page can show each row as a list."""
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
     body = "\n".join(
-        "<tr>" + "".join(f'<td data-label="{heading}">{cell}</td>' for heading, cell in zip(headings, row)) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f'<td data-label="{heading}">{cell}</td>' for heading, cell in zip(table, row)) + "</tr>"
+        for row in table.itertuples(index=False)
     )
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
-def bold_cells(results: pandas.DataFrame, heading: str) -> frozenset[tuple[int, str]]:
-    """The best accuracies, as they read, among those of several that are compared."""
-    accuracy = results["accuracy"].round(4)
-    compared = accuracy.groupby(results["group"])
-    is_best = (accuracy == compared.transform("max")) & (compared.transform("size") > 1)
-    return frozenset((row, heading) for row in results.index[is_best])
+def best_rows(best: pandas.DataFrame) -> pandas.Index:
+    """The rows of a report's `best` with the highest accuracy, as it reads, among those of several that are compared."""
+    accuracy = best["accuracy"].round(4)
+    compared = accuracy.groupby(best["group"])
+    return best.index[(accuracy == compared.transform("max")) & (compared.transform("size") > 1)]
