@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.columns is not None and args.format in ("csv", "json"):
             raise UsageError(f"--columns is for tables: --format {args.format} has a column for each setting")
-        collected = collect([pathlib.Path(directory) for directory in args.output_dir], where)
+        collected = collect(args.output_dir, where)
         if collected.rounds.empty:
             say("\n".join([*ignored(collected), f"No finished trials in {', '.join(args.output_dir)}."]))
             return NOTHING_DONE

@@ -8,7 +8,7 @@ import pathlib
 from command_launchers import LocalParallel
 from federated import slurm
 from federated.options import Parser, add_options, exit_with, options_from, shown
-from federated.running.processes import Interrupted, exit_code_of, interrupt_on_signals
+from federated.running.processes import Interrupted, exit_code_of, interrupted_by_signals
 from federated.running.progress import Progress
 from federated.running.slurm_launcher import listed_trials
 from federated.settings import RunOptions
@@ -33,7 +33,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    interrupt_on_signals("ending; the checkpoints stay.")
+    with interrupted_by_signals("ending; the checkpoints stay."):
+        return run_element(args)
+
+
+def run_element(args: argparse.Namespace) -> int:
+    """Run the trials of this element of the array that are left. Returns the exit code."""
     os.environ[slurm.JOB_VARIABLE] = slurm.this_job()
     trials = listed_trials(args.trials, int(os.environ["SLURM_ARRAY_TASK_ID"]))
     left = [trial for trial in trials if not trial.is_done()]

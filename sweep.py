@@ -33,7 +33,7 @@ from federated.options import (
     say,
 )
 from federated.running.launcher import Launcher, QueuedTrial
-from federated.running.processes import Interrupted, interrupt_on_signals
+from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress, follow, last_round
 from federated.search import GRID, KINDS, RANDOM, Space
 from federated.settings import RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
@@ -421,9 +421,9 @@ def _add_picture(parser: Parser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    interrupt_on_signals("ending; what is done and the checkpoints stay, and the same command resumes from here.")
     try:
-        return COMMANDS[args.command][0](args)
+        with interrupted_by_signals("ending; what is done and the checkpoints stay, and the same command resumes from here."):
+            return COMMANDS[args.command][0](args)
     except UsageError as error:
         say(f"sweep.py {args.command}: error: {error}")
         return USAGE_ERROR

@@ -10,6 +10,7 @@ import pathlib
 import typing
 import zipfile
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 import pandas
@@ -17,7 +18,7 @@ import pandas
 from federated import algorithms, trial
 from federated.files import read_regular
 from federated.metrics import over_clients
-from federated.options import UsageError, shown
+from federated.options import UsageError, names_of, shown
 from federated.search import Space
 from federated.settings import SWEEP as SWEEP_FILE
 from federated.settings import Settings, read_sweep_file
@@ -39,6 +40,7 @@ class Collected:
     differs from a sweep of the same name in another output directory.
 
     rounds      one row a trial and round, see COLUMNS, sweep by sweep
+    directories {(sweep, hash, trial_seed): the directory of the trial}
     of_clients  {(sweep, hash, trial_seed): float32 [clients, rounds]}: each client's accuracy on its share of the test set,
                 NaN if it has none or nothing was evaluated
     settings    {sweep: Settings}, in the order of tables: equal settings side by side, there as algorithms are registered
@@ -53,6 +55,7 @@ class Collected:
     """
 
     rounds: pandas.DataFrame
+    directories: dict[tuple[str, str, int], pathlib.Path]
     of_clients: dict[tuple[str, str, int], np.ndarray]
     settings: dict[str, Settings]
     spaces: dict[str, list[Space]]
@@ -63,6 +66,22 @@ class Collected:
     mixed: list[pathlib.Path]
     computed_on: collections.Counter
     broken: list[str]
+
+    def frame(self) -> pandas.DataFrame:
+        """`rounds` with a column for each setting."""
+        return with_settings(self.rounds, self.settings)
+
+    def clients(self) -> pandas.DataFrame:
+        """One row a trial, client and round: train_loss, train_acc, val_loss, val_acc, local_loss, local_acc, NaN where the
+        client was not trained or evaluated, and its numbers of samples. Raises OSError if a trial is no longer there."""
+        frames = []
+        for (sweep, hash, seed), directory in self.directories.items():
+            arrays = _read_clients(directory / trial.CLIENTS, self.settings[sweep])
+            clients, rounds = arrays["train_loss"].shape
+            places = {"client": np.repeat(np.arange(clients), rounds), "round": np.tile(np.arange(1, rounds + 1), clients)}
+            values = {name: each.ravel() if each.ndim == 2 else np.repeat(each, rounds) for name, each in arrays.items()}
+            frames.append(pandas.DataFrame({SWEEP: sweep, "hash": hash, "trial_seed": seed, **places, **values}))
+        return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=[*TRIAL, "client", "round"])
 
     def diverged_sets(self, sweep: str) -> set[str]:
         """The hashes of the hyper-parameter sets of a sweep that have a trial that diverged."""
@@ -101,17 +120,16 @@ COLUMNS = {
 }
 
 
-def collect(output_dirs: list[pathlib.Path], where: Conditions | None = None) -> Collected:
+def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None = None) -> Collected:
     """Read the finished trials of all sweeps, or of those that meet `where`. Raises UsageError if a directory is missing, no
     sweep meets a condition, or two directories hold the same trial with unlike results."""
-    collected = Collected(pandas.DataFrame(), {}, {}, {}, {}, {}, [], [], [], collections.Counter(), [])
-    found = _sweeps(output_dirs, collected.broken)
+    collected = Collected(pandas.DataFrame(), {}, {}, {}, {}, {}, {}, [], [], [], collections.Counter(), [])
+    found = _sweeps(list(map(pathlib.Path, output_dirs)), collected.broken)
     if where:
         check_conditions([settings for _, settings, _ in found], where)
         found = [each for each in found if meets(each[1], where)]
     names = _names([settings for _, settings, _ in found])
-    trials: dict[tuple, tuple[dict, dict]] = {}
-    directories: dict[tuple, pathlib.Path] = {}  # of these trials
+    trials = []
     for sweep, (sweep_dir, settings, spaces) in sorted(zip(names, found), key=lambda pair: _place(pair[1][1])):
         collected.settings.setdefault(sweep, settings)
         known = collected.spaces.setdefault(sweep, [])
@@ -128,14 +146,14 @@ def collect(output_dirs: list[pathlib.Path], where: Conditions | None = None) ->
                 collected.broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
                 continue
             key = (sweep, directory.parent.name, results["trial_seed"])
-            if key in trials:
-                _check_equal(directories[key], directory, settings)
+            if key in collected.directories:
+                _check_equal(collected.directories[key], directory, settings)
                 continue
-            directories[key] = directory
-            trials[key] = _columns(sweep, directory, results)
+            collected.directories[key] = directory
+            trials.append(_columns(sweep, directory, results))
             collected.of_clients[key] = clients["local_acc"]
             _note(collected, sweep, directory, results)
-    collected.rounds = _frame(list(trials.values()))
+    collected.rounds = _frame(trials)
     return collected
 
 
@@ -249,7 +267,7 @@ def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
 
 def with_settings(rows: pandas.DataFrame, settings: dict[str, Settings]) -> pandas.DataFrame:
     """The rows with a column for each setting behind that of their sweep; the algorithm as it is registered."""
-    of_each = pandas.DataFrame([each.values() for each in settings.values()], dtype=object)
+    of_each = pandas.DataFrame([each.values() for each in settings.values()], columns=names_of(Settings), dtype=object)
     places = pandas.Index(settings).get_indexer(rows[SWEEP])
     columns = {name: of_each[name].infer_objects().to_numpy()[places] for name in of_each}
     return pandas.concat([rows[[SWEEP]], pandas.DataFrame(columns, index=rows.index), rows.drop(columns=SWEEP)], axis=1)

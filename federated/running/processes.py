@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 import typing
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.util import get_temp_dir
@@ -191,7 +193,8 @@ class ForkedProcess:
     def __init__(self, command: list[str], log: pathlib.Path, environment: Environment) -> None:
         additions = {name: warm.Inherited(value) if isinstance(value, int) else value for name, value in environment.items()}
         self._process = self._context.Process(target=warm.run_script, args=(command, log, additions))
-        self._process.start()
+        with _no_main_module():
+            self._process.start()
         self.sentinel = self._process.sentinel
 
     @property
@@ -217,18 +220,30 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> 
     for trial in trials:
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
-    ForkedProcess._context.set_forkserver_preload(["__main__", warm.__name__, *modules])
+    ForkedProcess._context.set_forkserver_preload([warm.__name__, *modules])
     before, temporary = dict(os.environ), tempfile.tempdir
     path = os.pathsep.join(filter(None, [str(HERE), before.get("PYTHONPATH")]))
     try:
         tempfile.tempdir = socket_directory()  # where multiprocessing makes the directory of its socket
         os.environ.update({"PYTHONPATH": path, "PYTHONSAFEPATH": "1", warm.DIRECTORY_VARIABLE: get_temp_dir()})
-        forkserver.ensure_running()
+        with _no_main_module():
+            forkserver.ensure_running()
     finally:
         tempfile.tempdir = temporary
         os.environ.clear()
         os.environ.update(before)
     _keep_reachable(forkserver._forkserver)
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Within it, multiprocessing finds no main module that it would run again in each process: trials need none, a notebook has
+    none that could be run, and a script that calls sweep.main() would launch again."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _keep_reachable(server: typing.Any) -> None:
@@ -259,18 +274,25 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
-def interrupt_on_signals(message: str) -> None:
-    """Print `message` and raise Interrupted on the first SIGINT, SIGTERM or SIGHUP. Ignore further ones: what follows is
-    killing the trials' processes and tidying up, which is as fast as ending without. A signal that this process was started
-    to ignore, such as nohup's SIGHUP, stays ignored."""
+@contextlib.contextmanager
+def interrupted_by_signals(message: str) -> Iterator[None]:
+    """Within it, print `message` and raise Interrupted on the first SIGINT, SIGTERM or SIGHUP. Ignore further ones: what
+    follows is killing the trials' processes and tidying up, which is as fast as ending without. A signal that this process was
+    started to ignore, such as nohup's SIGHUP, stays ignored."""
 
     def interrupt(signum: int, frame: object) -> None:
-        for each in signals:
+        for each in before:
             signal.signal(each, signal.SIG_IGN)
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"{signal.Signals(signum).name}: {message}", file=sys.stderr, flush=True)
         raise Interrupted(signum)
 
-    signals = [each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
-    for each in signals:
-        signal.signal(each, interrupt)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {each: handler for each, handler in handlers.items() if handler != signal.SIG_IGN}
+    try:
+        for each in before:
+            signal.signal(each, interrupt)
+        yield
+    finally:
+        for each, handler in before.items():  # a notebook goes on
+            signal.signal(each, handler)
