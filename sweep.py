@@ -333,7 +333,13 @@ COMMANDS = {
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="sweep.py", description=__doc__, formatter_class=argparse.HelpFormatter)
+    parser = Parser(
+        prog="sweep.py",
+        description=__doc__,
+        epilog="@FILE stands for the options that FILE holds, over any number of lines, with # before comments.",
+        formatter_class=argparse.HelpFormatter,
+        fromfile_prefix_chars="@",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (function, example) in COMMANDS.items():
         help = function.__doc__

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import signal
 import sys
 import typing
@@ -53,6 +54,19 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
         text = f"FedSweep {VERSION}, code {CODE}"
         self.add_argument("--version", action="version", version=text, help="print the version and the digest of the code")
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """The words of a line in a file of arguments, as a shell would take them apart."""
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"{shortened(arg_line)!r} in a file of arguments: {error}")
+
+    def parse_known_args(self, args=None, namespace=None):
+        try:
+            return super().parse_known_args(args, namespace)
+        except UnicodeDecodeError as error:
+            self.error(f"a file of arguments is no text: {error}")
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")

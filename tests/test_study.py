@@ -101,6 +101,36 @@ def test_a_study_is_launched_seen_and_deleted_whole_or_in_part(launch_here, call
     assert "Deleted 4 jobs!" in deleted.stderr and not list(out.iterdir())
 
 
+def test_a_study_is_written_down_in_a_file(launch_here, tmp_path):
+    """Comments, quotes, several options a line; what follows on the command line goes on with it."""
+    (tmp_path / "my study.txt").write_text(
+        "# Two algorithms under two skews\n--algorithm Fedavg Scaffold   # both with sgd\n\n--local_optimizer\nsgd\n"
+        """--partition iid dirichlet --partition_alpha 0.3 --hparams '{"learning_rate": 0.1}'\n"""
+    )
+    common = ("--num_hparams", 1, "--num_clients", 3)
+    assert launch_here(tmp_path / "file", f"@{tmp_path / 'my study.txt'}", *common).returncode == 0
+    words = (*TWO_BY_TWO, "--local_optimizer", "sgd", "--hparams", '{"learning_rate": 0.1}')
+    assert launch_here(tmp_path / "words", *words, *common).returncode == 0
+    assert len(results(tmp_path / "file")) == 4 and results(tmp_path / "file") == results(tmp_path / "words")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"--partition 'iid", '"--partition \'iid" in a file of arguments: No closing quotation'),
+        (b"\xff\xfe", "a file of arguments is no text"),
+        (b"--nonsense", "unrecognized arguments: --nonsense"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_of_arguments_that_cannot_be_read_is_one_line(call, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "study.txt").write_bytes(content)
+    refused = call("sweep.py", "status", f"@{tmp_path / 'study.txt'}")
+    (line,) = refused.stderr.splitlines()
+    assert refused.returncode == 2 and message in line
+
+
 def test_a_study_equals_its_sweeps_launched_one_by_one(launch_here, tmp_path):
     assert launch_here(tmp_path / "study", *SMALL).returncode == 0
     for algorithm in ("Fedavg", "Scaffold"):
