@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 import sys
 import typing
 
@@ -110,6 +111,9 @@ class Job:
 
     def __str__(self) -> str:
         done = f"{self.states.count(self.DONE)}/{len(self.trials)} trials done"
+        if shorter := self.shorter():
+            rounds = sorted({str(trial.rounds_done()) for trial in shorter})
+            done += f" ({len(shorter)} with {' or '.join(rounds)} of {self.settings.rounds} rounds)"
         if self.hparams_seed is None:
             return f"{self.state}: {self.output_dir} {done}, of unknown hyper-parameters"
         return f"{self.state}: {self.output_dir} set {self.hparams_seed}, {done}, {json.dumps(self.hparams)}"
@@ -121,6 +125,11 @@ class Job:
             for trial, state in zip(self.trials, self.states)
             if not self.is_queued(trial) and not trial.is_done() and (again or state != self.FAILED)
         ]
+
+    def shorter(self) -> list[Trial]:
+        """The trials that have results, but of fewer rounds than the sweep."""
+        ended = (self.NOT_LAUNCHED, self.DONE)
+        return [trial for trial, state in zip(self.trials, self.states) if state not in ended and trial.rounds_done()]
 
     @staticmethod
     def launch(jobs: "list[Job]", again: bool, launcher_fn: typing.Callable[[list[Trial]], None]) -> None:
@@ -257,11 +266,14 @@ def launch(args: argparse.Namespace) -> int:
     by_sweep: dict[Settings, list[Trial]] = {}
     for trial in trials:
         by_sweep.setdefault(trial.settings, []).append(trial)
-    rounds = sum(trial.settings.rounds for trial in trials)
+    rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
     say(f"About to launch {len(to_launch)} jobs.")
     say(f"They are of {len(by_sweep)} sweeps and have {len(trials)} trials left, of {rounds} rounds in all.")
     for settings, of_sweep in by_sweep.items():
         check(settings, run, of_sweep)
+    say_what_is_extended([trial for job in to_launch for trial in job.shorter()], run)
+    if run.keep_checkpoints:
+        say_what_is_kept(trials, run, pathlib.Path(args.output_dir))
     if not confirmed(args):
         return 0
     output_dir = pathlib.Path(args.output_dir)
@@ -500,6 +512,32 @@ def check(settings: Settings, run: RunOptions, trials: list[Trial]) -> None:
         models.check_batch_of_one(settings.model_arch, spec)
 
 
+def say_what_is_extended(trials: list[Trial], run: RunOptions) -> None:
+    """Say what becomes of `trials`, which have results of fewer rounds."""
+    if not trials:
+        return
+    kept = sum(trial.rounds_kept() > 0 for trial in trials)
+    say(
+        f"{len(trials)} trials have results of fewer rounds, which stay until those of all rounds take their place: "
+        f"{kept} go on from kept checkpoints, {len(trials) - kept} are computed again from the start."
+    )
+    if kept and not run.keep_checkpoints:
+        say("Those checkpoints go as their trials are done: --keep_checkpoints keeps new ones.")
+    for option in ("save_model", "tensorboard"):
+        there = sum(bool(trial.extras()[option]) for trial in trials)
+        if there and not getattr(run, option):
+            say(f"What --{option} wrote for {there} of them goes with their results: --{option} writes it again.")
+
+
+def say_what_is_kept(trials: list[Trial], run: RunOptions, output_dir: pathlib.Path) -> None:
+    """Say how much of the disk the checkpoints of `trials` take that are kept."""
+    from federated.running.rounds import checkpoint_bytes  # torch takes a second to import
+
+    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.is_dir())
+    size, free = sum(checkpoint_bytes(trial, run.save_model) for trial in trials), shutil.disk_usage(existing).free
+    say(f"The checkpoints of {len(trials)} trials are kept: about {size / 1e6:.1f} MB, of {free / 1e6:.0f} MB free.")
+
+
 def delete(jobs: list[Job], args: argparse.Namespace) -> None:
     """Cancel what is queued of `jobs` and delete them, but for those that run."""
     for job in [job for job in jobs if any(each.state() == Job.RUNNING for each in job.trials if not job.is_queued(each))]:
@@ -507,6 +545,8 @@ def delete(jobs: list[Job], args: argparse.Namespace) -> None:
         jobs.remove(job)
     active = sum(each.is_active() for job in jobs for each in job.queued.values())
     say(f"About to {f'cancel {active} trials that are queued or running, and ' if active else ''}delete {len(jobs)} jobs.")
+    if shorter := sum(len(job.shorter()) for job in jobs):
+        say(f"{shorter} of their trials have results of fewer rounds, which go, too.")
     if jobs and confirmed(args):
         output_dir, directories = pathlib.Path(args.output_dir), {job.output_dir for job in jobs}
         launchers: list[Launcher] = [launcher() for launcher in REGISTRY.values()]
@@ -544,6 +584,7 @@ def as_json(jobs: list[Job]) -> str:
             "trial_seed": trial.trial_seed,
             "state": state,
             "directory": str(trial.directory),
+            "rounds_done": trial.settings.rounds if state == Job.DONE else trial.rounds_done(),
             **(dataclasses.asdict(last) if last is not None else {}),
             "failures": [{"role": failure["role"], "reason": failure["reason"]} for failure in failures],
             "queue": queued[trial.directory].detail if trial.directory in queued else None,

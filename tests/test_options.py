@@ -116,7 +116,7 @@ SWEEP = {
 }
 DELETE = {**SWEEP, "--skip_confirmation": None, "--take_over": None}
 RUN = {"--data_dir": DIRECTORIES, "--timeout": reals("0", "1e7", "1e300")}
-SERVER = {"--checkpoint_seconds": reals("1e7"), "--save_model": None, "--tensorboard": None}
+SERVER = {"--checkpoint_seconds": reals("1e7"), "--keep_checkpoints": None, "--save_model": None, "--tensorboard": None}
 TRIAL = {
     "--trials_per_device": wholes(1, 1024),
     "--client_processes": wholes(1, 1024),

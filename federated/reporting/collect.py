@@ -42,7 +42,9 @@ class Collected:
     kinds       {algorithm: Kind}
     data_dirs   {(model, dataset, algorithm): where the data lay}, if the results say so
     not_done    directories of trials that are not done
-    diverged    those of them whose loss was no longer finite
+    shorter     those of them that have results, but of fewer rounds than others of their sweep
+    unextended  {(model, dataset, algorithm): the rounds that its sweep is to have}, if none of its trials has them yet
+    diverged    those that are not done whose loss was no longer finite
     mixed       directories of trials that more than one version of the code computed
     computed_on {processors and devices, as a text: how many trials they computed}, if the results say so
     broken      what could not be read, with the reason
@@ -54,6 +56,8 @@ class Collected:
     kinds: dict
     data_dirs: dict
     not_done: list
+    shorter: list
+    unextended: dict
     diverged: list
     mixed: list
     computed_on: collections.Counter
@@ -101,8 +105,9 @@ COLUMNS = {
 def collect(output_dirs: list[pathlib.Path]) -> Collected:
     """Read the finished trials of all sweeps. Raises UsageError if a directory is missing."""
     trials, of_clients, kinds, data_dirs, seen = [], {}, {}, {}, set()
-    not_done, diverged, mixed, broken = [], [], [], []
-    found: list[tuple[list[pathlib.Path], Settings]] = []  # the trials' directories of each sweep
+    not_done, shorter, diverged, mixed, broken = [], [], [], [], []
+    # Of each sweep the rounds that its trials have, by their directories, its settings, and the rounds that it is to have
+    found: list[tuple[dict[pathlib.Path, float], Settings, int]] = []
     computed_on: collections.Counter = collections.Counter()
     for output_dir in output_dirs:
         if not output_dir.is_dir():
@@ -115,20 +120,25 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                 broken.append(str(error))
                 continue
             if stored is not None and stored.name == sweep_dir.name:
-                found.append((directories, stored))
+                done = {directory: trial.rounds_done(directory) for directory in directories}
+                there = max((int(rounds) for rounds in done.values() if 0 < rounds <= stored.rounds), default=stored.rounds)
+                found.append((done, dataclasses.replace(stored, rounds=there), stored.rounds))
             elif directories or stored is not None:
                 why = "is missing" if stored is None else f"is that of {stored.name}"
                 broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} {why}")
-    keys = _keys([stored for _, stored in found])
-    settings = dict(zip(keys, [stored for _, stored in found]))
-    for sweep, (directories, stored) in zip(keys, found):
-        for directory in directories:
+    keys = _keys([stored for _, stored, _ in found])
+    settings = dict(zip(keys, [stored for _, stored, _ in found]))
+    unextended = {key: asked for key, (_, stored, asked) in zip(keys, found) if stored.rounds < asked}
+    for sweep, (done, stored, _) in zip(keys, found):
+        for directory, rounds in done.items():
             key = (sweep, directory.parent.name, directory.name)
             try:
                 if not directory.is_dir():
                     raise BrokenError(f"{str(directory)!r} is no directory")
-                if not (directory / trial.DONE).is_file():
+                if rounds < stored.rounds:
                     not_done.append(directory)
+                    if rounds:
+                        shorter.append(directory)
                     if Trial(stored, {}, 0, 0, directory).has_failed():
                         diverged.append(directory)
                     continue
@@ -136,7 +146,7 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                     continue
                 results = _read_results(directory, stored)
                 once, by_round = _columns(sweep, directory, results)
-                clients = _read_clients(directory / trial.CLIENTS, stored)
+                clients = _read_clients(trial.clients_path(directory, stored.rounds), stored)
                 _check_clients(directory, by_round, clients, results["personal"])
                 trials.append((once, by_round | _totals(by_round)))
                 of_clients[tuple(once[name] for name in TRIAL)] = clients["local_acc"]
@@ -151,7 +161,20 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                 broken.append(str(error))
             except OSError as error:
                 broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
-    return Collected(_frame(trials), of_clients, settings, kinds, data_dirs, not_done, diverged, mixed, computed_on, broken)
+    return Collected(
+        _frame(trials),
+        of_clients,
+        settings,
+        kinds,
+        data_dirs,
+        not_done,
+        shorter,
+        unextended,
+        diverged,
+        mixed,
+        computed_on,
+        broken,
+    )
 
 
 def _keys(sweeps: list[Settings]) -> list[tuple[str, str, str]]:
