@@ -144,18 +144,16 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                     continue
                 if key in seen:
                     continue
-                results = _read_results(directory, stored)
+                results, clients = read_trial(directory, stored)
                 once, by_round = _columns(sweep, directory, results)
-                clients = _read_clients(trial.clients_path(directory, stored.rounds), stored)
-                _check_clients(directory, by_round, clients, results["personal"])
                 trials.append((once, by_round | _totals(by_round)))
                 of_clients[tuple(once[name] for name in TRIAL)] = clients["local_acc"]
                 kinds[sweep[2]] = Kind(results["personal"], results["has_global_model"])
                 seen.add(key)
-                if (data_dir := _provenance(results).get("data_dir")) is not None:
+                if (data_dir := provenance_of(results).get("data_dir")) is not None:
                     data_dirs[sweep] = str(data_dir)
-                computed_on.update(_places(results))
-                if len(_codes(results)) > 1:
+                computed_on.update(places_of(results))
+                if len(codes_of(results)) > 1:
                     mixed.append(directory)
             except BrokenError as error:
                 broken.append(str(error))
@@ -226,6 +224,15 @@ class BrokenError(Exception):
     """A result file does not hold what a trial writes; the text names the file."""
 
 
+def read_trial(directory: pathlib.Path, settings: Settings) -> tuple[dict, dict[str, np.ndarray]]:
+    """The object in results.json of a done trial with these `settings`, with its curves as float64 [rounds], and the arrays of
+    its clients.npz. Raises BrokenError or OSError."""
+    results = _read_results(directory, settings)
+    clients = _read_clients(trial.clients_path(directory, settings.rounds), settings)
+    _check_clients(directory, results["curves"], clients, results["personal"])
+    return results, clients
+
+
 MAX_BYTES = 1 << 28  # of results.json
 MAX_CLIENTS_BYTES = 1 << 30  # of clients.npz, and of each array in it
 
@@ -239,7 +246,7 @@ _LARGEST = np.array(list(CURVES.values()))[:, None]
 
 
 def _read_results(directory: pathlib.Path, settings: Settings) -> dict:
-    """The object in a trial's results.json, with its curves as float64 [curves, rounds]. Raises BrokenError or OSError."""
+    """The object in a trial's results.json, with its curves as float64 [rounds]. Raises BrokenError or OSError."""
     path = directory / trial.RESULTS
 
     def refuse(constant) -> typing.Never:
@@ -371,23 +378,23 @@ def _totals(by_round: dict) -> dict:
     return {"seconds": np.cumsum(by_round["round_seconds"]), "bytes_sent": np.cumsum(by_round["bytes_sent"])}
 
 
-def _provenance(results) -> dict:
+def provenance_of(results) -> dict:
     provenance = results.get("provenance")
     return provenance if isinstance(provenance, dict) else {}
 
 
-def _codes(results) -> set:
+def codes_of(results) -> set:
     """The versions of the code that computed a trial."""
     try:
-        return {str(run["code"]) for run in _provenance(results)["runs"]}
+        return {str(run["code"]) for run in provenance_of(results)["runs"]}
     except (KeyError, TypeError):
         return set()
 
 
-def _places(results) -> list[str]:
+def places_of(results) -> list[str]:
     """One text that names the processors and devices that computed a trial, in their order; none if its results do not say."""
     try:
-        runs = [f"{run['processor']}, {', '.join(map(str, run['devices']))}" for run in _provenance(results)["runs"]]
+        runs = [f"{run['processor']}, {', '.join(map(str, run['devices']))}" for run in provenance_of(results)["runs"]]
     except (KeyError, TypeError):
         return []
     return [" and then ".join(dict.fromkeys(runs))]
