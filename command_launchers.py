@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import pathlib
 import shlex
+import typing
 
 from federated.options import UsageError, add_options, names_of, one_of, option, options_from
 from federated.running import resources
@@ -113,8 +114,9 @@ REGISTRY: dict[str, type[Launcher]] = {
 DEFAULT = "local_parallel"
 
 
-def add_arguments(parser: argparse._ActionsContainer) -> None:
-    """Add the options that choose a launcher, those of how trials are run, and those that single launchers have."""
+def add_arguments(parser: argparse._ActionsContainer, without: typing.Collection[str] = ()) -> None:
+    """Add the options that choose a launcher, those of how trials are run, and those that single launchers have, but for those
+    in `without`."""
     parser.add_argument(
         "--command_launcher",
         type=one_of(REGISTRY),
@@ -122,9 +124,9 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         metavar="NAME",
         help=f"{', '.join(REGISTRY)} (default: {DEFAULT})",
     )
-    add_options(parser, RunOptions)
+    add_options(parser, RunOptions, without=without)
     for launcher in REGISTRY.values():
-        add_options(parser, launcher.Options)
+        add_options(parser, launcher.Options, without=without)
 
 
 def launcher_from(args: argparse.Namespace) -> Launcher:
@@ -135,7 +137,7 @@ def launcher_from(args: argparse.Namespace) -> Launcher:
     for other, launcher in REGISTRY.items():
         default = launcher.Options()
         for each in names_of(launcher.Options):
-            if other not in selected and getattr(args, each) != getattr(default, each):
+            if other not in selected and getattr(args, each, getattr(default, each)) != getattr(default, each):
                 raise UsageError(f"--{each} applies only to --command_launcher {other}, and this is {name}")
     made = [REGISTRY[each](options_from(REGISTRY[each].Options, args)) for each in selected]
     return made[0] if len(made) == 1 else DryRun(made[0].options, made[1])

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 import sys
+import tempfile
 import typing
 
 import command_launchers
@@ -27,6 +29,7 @@ from federated.options import (
     integer,
     json_object_or_file,
     names_of,
+    number,
     one_of,
     options_from,
     output_file,
@@ -47,12 +50,14 @@ from federated.trial import (
     trial_path,
     trial_seed_of,
 )
+from federated.version import CODE
 from hparams_registry import hparams_of, space_of
 
 MAX_TRIALS = 100_000  # of one command
 SETS = ("hparams_seed", "num_hparams", "hparams")  # options that choose hyper-parameter sets
 NUM_HPARAMS, NUM_TRIALS = 5, 3  # the defaults
 DELETE = ("delete_incomplete", "delete_all")
+NOT_OF_VERIFY = ("keep_checkpoints", "save_model", "tensorboard", "dry_run_of", "wait")  # it waits, and leaves nothing
 
 
 class Job:
@@ -110,6 +115,9 @@ class Job:
 
     def __str__(self) -> str:
         done = f"{self.states.count(self.DONE)}/{len(self.trials)} trials done"
+        if shorter := self.shorter():
+            rounds = sorted({str(trial.rounds_done()) for trial in shorter})
+            done += f" ({len(shorter)} with {' or '.join(rounds)} of {self.settings.rounds} rounds)"
         if self.hparams_seed is None:
             return f"{self.state}: {self.output_dir} {done}, of unknown hyper-parameters"
         return f"{self.state}: {self.output_dir} set {self.hparams_seed}, {done}, {json.dumps(self.hparams)}"
@@ -121,6 +129,11 @@ class Job:
             for trial, state in zip(self.trials, self.states)
             if not self.is_queued(trial) and not trial.is_done() and (again or state != self.FAILED)
         ]
+
+    def shorter(self) -> list[Trial]:
+        """The trials that have results, but of fewer rounds than the sweep."""
+        ended = (self.NOT_LAUNCHED, self.DONE)
+        return [trial for trial, state in zip(self.trials, self.states) if state not in ended and trial.rounds_done()]
 
     @staticmethod
     def launch(jobs: "list[Job]", again: bool, launcher_fn: typing.Callable[[list[Trial]], None]) -> None:
@@ -254,14 +267,15 @@ def launch(args: argparse.Namespace) -> int:
         say(f"Nothing to launch! Exiting...All jobs {'are done or failed' if failed else 'are done'}.")
         return 0
     trials = [trial for job in to_launch for trial in job.left(args.again)]
-    by_sweep: dict[Settings, list[Trial]] = {}
-    for trial in trials:
-        by_sweep.setdefault(trial.settings, []).append(trial)
-    rounds = sum(trial.settings.rounds for trial in trials)
+    by_sweep = grouped(trials, lambda trial: trial.settings)
+    rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
     say(f"About to launch {len(to_launch)} jobs.")
     say(f"They are of {len(by_sweep)} sweeps and have {len(trials)} trials left, of {rounds} rounds in all.")
     for settings, of_sweep in by_sweep.items():
         check(settings, run, of_sweep)
+    say_what_is_extended([trial for job in to_launch for trial in job.shorter()], run)
+    if run.keep_checkpoints:
+        say_what_is_kept(trials, run, pathlib.Path(args.output_dir))
     if not confirmed(args):
         return 0
     output_dir = pathlib.Path(args.output_dir)
@@ -299,6 +313,49 @@ def delete_all(args: argparse.Namespace) -> int:
     return 0
 
 
+def verify(args: argparse.Namespace) -> int:
+    """Compute a share of the done trials again, elsewhere, and compare every number."""
+    from federated.reporting import verification  # pandas takes a second to import
+
+    if args.command_launcher == "dry_run":
+        raise UsageError("--command_launcher dry_run computes nothing that could be compared")
+    args.wait = args.command_launcher == "slurm"
+    launcher, run = command_launchers.launcher_from(args), options_from(RunOptions, args)
+    done = verification.done_trials(chosen_sweeps(args), pathlib.Path(args.output_dir))
+    if not done:
+        say(f"No finished trials in {args.output_dir}.")
+        return FAILED
+    originals, differing = verification.read(verification.share_of(done, args.fraction))
+    chosen, rounds = len(originals) + len(differing), sum(each.settings.rounds for each in originals)
+    say(f"About to compute {chosen} of {len(done)} trials again, of {rounds} rounds in all.")
+    with tempfile.TemporaryDirectory(prefix="fedsweep-verify-") as temporary:
+        again = [each.again(pathlib.Path(temporary)) for each in originals]
+        run_again(again, launcher, run, pathlib.Path(temporary))
+        for original, trial in zip(originals, again):
+            if lines := verification.compare(original, trial):
+                differing[original.directory] = lines
+    for path, lines in differing.items():
+        print(f"{path}:", *lines, sep="\n  ")
+    print(f"{chosen - len(differing)} of {chosen} trials: the same bits")
+    if other := sum(original.is_of_other_code() for original in originals):
+        print(f"{other} of them were computed by other code than this, which has the digest {CODE}.")
+    return FAILED if differing else 0
+
+
+def run_again(trials: list[Trial], launcher: Launcher, run: RunOptions, output_dir: pathlib.Path) -> None:
+    """Run `trials`, and leave none of them queued. Raises UsageError if they cannot be run."""
+    for settings, of_sweep in grouped(trials, lambda trial: trial.settings).items():
+        check(settings, run, of_sweep)
+    machines = grouped(trials, lambda trial: (trial.settings.device, trial.settings.precision, trial.settings.threads))
+    try:
+        with Progress(trials) as progress:
+            for of_machine in machines.values():
+                launcher.launch(of_machine, output_dir, run, progress.report)
+    finally:
+        if active := [each for each in launcher.queued(output_dir).values() if each.is_active()]:
+            launcher.cancel(active)
+
+
 def show_partition(args: argparse.Namespace) -> int:
     """Print how many samples of each label each client has, in the trial of seed 0."""
     settings = options_from(Settings, args)
@@ -328,6 +385,7 @@ COMMANDS = {
     "status": (status, "--algorithm Fedavg Fedprox --dataset mnist --watch"),
     "delete_incomplete": (delete_incomplete, "--dataset mnist"),
     "delete_all": (delete_all, "--dataset mnist"),
+    "verify": (verify, "--fraction 0.1 --dataset mnist"),
     "show_partition": (show_partition, "--dataset mnist --partition dirichlet --picture labels.png"),
 }
 
@@ -352,10 +410,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         )
         if name == "show_partition":
             _add_picture(sub)
+        elif name == "verify":
+            _add_share(sub)
         else:
             _add_sweep(sub, name)
-        if name == "launch":
-            command_launchers.add_arguments(sub.add_argument_group("how it is run", "None of these changes a result."))
+        if name in ("launch", "verify"):
+            group = sub.add_argument_group("how it is run", "None of these changes a result.")
+            command_launchers.add_arguments(group, without=NOT_OF_VERIFY if name == "verify" else ())
         settings = sub.add_argument_group(
             "what a trial trains", "Several values of a setting make a sweep of each combination."
         )
@@ -366,7 +427,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def _add_sweep(parser: Parser, command: str) -> None:
     """Add the options that choose jobs."""
     group = parser.add_argument_group("the sweep")
-    group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
+    _add_output_dir(group)
     every = "; default: all that are there" if command in DELETE else ""
     group.add_argument(
         "--num_hparams",
@@ -415,6 +476,19 @@ def _add_sweep(parser: Parser, command: str) -> None:
         )
 
 
+def _add_output_dir(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
+
+
+def _add_share(parser: Parser) -> None:
+    """Add the options that choose what is verified."""
+    _add_output_dir(parser)
+    parser.add_argument(
+        "--fraction", type=number(0, 1, above=True), default=0.1, metavar="FLOAT",
+        help="share of the done trials, at least one of them (default: 0.1)",
+    )  # fmt: skip
+
+
 def _add_picture(parser: Parser) -> None:
     parser.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
     parser.add_argument(
@@ -427,8 +501,9 @@ def _add_picture(parser: Parser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    stays = "what is done and the checkpoints stay, and the same command resumes from here"
     try:
-        with interrupted_by_signals("ending; what is done and the checkpoints stay, and the same command resumes from here."):
+        with interrupted_by_signals(f"ending; {'nothing is left behind' if args.command == 'verify' else stays}."):
             return COMMANDS[args.command][0](args)
     except UsageError as error:
         say(f"sweep.py {args.command}: error: {error}")
@@ -443,6 +518,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 # Helpers of the commands
+
+
+def grouped(trials: list[Trial], key: typing.Callable[[Trial], typing.Any]) -> dict[typing.Any, list[Trial]]:
+    """{key(trial): those trials}, in their order."""
+    groups: dict[typing.Any, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(key(trial), []).append(trial)
+    return groups
 
 
 def combinations_of(args: argparse.Namespace) -> list[study.Given]:
@@ -506,6 +589,32 @@ def check(settings: Settings, run: RunOptions, trials: list[Trial]) -> None:
         models.check_batch_of_one(settings.model_arch, spec)
 
 
+def say_what_is_extended(trials: list[Trial], run: RunOptions) -> None:
+    """Say what becomes of `trials`, which have results of fewer rounds."""
+    if not trials:
+        return
+    kept = sum(trial.rounds_kept() > 0 for trial in trials)
+    say(
+        f"{len(trials)} trials have results of fewer rounds, which stay until those of all rounds take their place: "
+        f"{kept} go on from kept checkpoints, {len(trials) - kept} are computed again from the start."
+    )
+    if kept and not run.keep_checkpoints:
+        say("Those checkpoints go as their trials are done: --keep_checkpoints keeps new ones.")
+    for option in ("save_model", "tensorboard"):
+        there = sum(bool(trial.extras()[option]) for trial in trials)
+        if there and not getattr(run, option):
+            say(f"What --{option} wrote for {there} of them goes with their results: --{option} writes it again.")
+
+
+def say_what_is_kept(trials: list[Trial], run: RunOptions, output_dir: pathlib.Path) -> None:
+    """Say how much of the disk the checkpoints of `trials` take that are kept."""
+    from federated.running.rounds import checkpoint_bytes  # torch takes a second to import
+
+    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.is_dir())
+    size, free = sum(checkpoint_bytes(trial, run.save_model) for trial in trials), shutil.disk_usage(existing).free
+    say(f"The checkpoints of {len(trials)} trials are kept: about {size / 1e6:.1f} MB, of {free / 1e6:.0f} MB free.")
+
+
 def delete(jobs: list[Job], args: argparse.Namespace) -> None:
     """Cancel what is queued of `jobs` and delete them, but for those that run."""
     for job in [job for job in jobs if any(each.state() == Job.RUNNING for each in job.trials if not job.is_queued(each))]:
@@ -513,6 +622,8 @@ def delete(jobs: list[Job], args: argparse.Namespace) -> None:
         jobs.remove(job)
     active = sum(each.is_active() for job in jobs for each in job.queued.values())
     say(f"About to {f'cancel {active} trials that are queued or running, and ' if active else ''}delete {len(jobs)} jobs.")
+    if shorter := sum(len(job.shorter()) for job in jobs):
+        say(f"{shorter} of their trials have results of fewer rounds, which go, too.")
     if jobs and confirmed(args):
         output_dir, directories = pathlib.Path(args.output_dir), {job.output_dir for job in jobs}
         launchers: list[Launcher] = [launcher() for launcher in REGISTRY.values()]
@@ -550,6 +661,7 @@ def as_json(jobs: list[Job]) -> str:
             "trial_seed": trial.trial_seed,
             "state": state,
             "directory": str(trial.directory),
+            "rounds_done": trial.settings.rounds if state == Job.DONE else trial.rounds_done(),
             **(dataclasses.asdict(last) if last is not None else {}),
             "failures": [{"role": failure["role"], "reason": failure["reason"]} for failure in failures],
             "queue": queued[trial.directory].detail if trial.directory in queued else None,

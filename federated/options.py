@@ -80,10 +80,18 @@ def option(default: typing.Any, parse: typing.Callable | None, help: str, metava
     return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar})
 
 
-def add_options(parser: typing.Any, options: type, given_only: bool = False, several: typing.Collection[str] = ()) -> None:
-    """Add to `parser` the option of each field of the dataclass `options`. With `given_only`, the namespace holds only what
-    the user gave. An option in `several` takes one value or more."""
+def add_options(
+    parser: typing.Any,
+    options: type,
+    given_only: bool = False,
+    several: typing.Collection[str] = (),
+    without: typing.Collection[str] = (),
+) -> None:
+    """Add to `parser` the option of each field of the dataclass `options`, but for those in `without`. With `given_only`, the
+    namespace holds only what the user gave. An option in `several` takes one value or more."""
     for field in dataclasses.fields(options):
+        if field.name in without:
+            continue
         parse, default = field.metadata["parse"], field.default
         what: dict[str, typing.Any] = {"action": "store_true"}
         if parse is not None:

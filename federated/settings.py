@@ -178,6 +178,9 @@ class ServerOptions(ProcessOptions):
         "least time between checkpoints, which are made at round ends; 0: after each round",
         metavar="SECONDS",
     )
+    keep_checkpoints: bool = option(
+        False, None, "keep the state of done trials, so that a launch with more --rounds goes on from it"
+    )
     save_model: bool = option(
         False, None, "keep the global model of the best validation accuracy as model.pt, a state_dict, in the trial's directory"
     )
@@ -216,16 +219,20 @@ def comparable(settings: Settings) -> dict[str, object]:
     return {name: value for name, value in dataclasses.asdict(settings).items() if name not in unused}
 
 
-def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Settings | None) -> None:
-    """Raises UsageError if the sweep in `directory` was made with settings other than `settings`."""
+def check_same_settings(directory: pathlib.Path, settings: Settings, stored: Settings | None, may_extend: bool) -> None:
+    """Raises UsageError if the sweep in `directory` was made with settings other than `settings`. With `may_extend` these may
+    have more rounds."""
     if stored is None:
         return
     theirs = stored.values()
     for name, value in settings.values().items():
-        if value != theirs[name]:
+        is_more = name == "rounds" and value > theirs[name]
+        if value != theirs[name] and not (is_more and may_extend):
+            ways = [f"give {shlex.join(command_words({name: theirs[name]}))} to resume it"]
+            ways += [f"--rounds={value} to extend it"] if is_more else []
             raise UsageError(
                 f"--{name} is {value} here and {theirs[name]} in the sweep that {str(directory)!r} holds: "
-                f"give {shlex.join(command_words({name: theirs[name]}))} to resume it, or another --output_dir for a new one"
+                f"{', '.join(ways)}, or another --output_dir for a new one"
             )
 
 
@@ -242,18 +249,22 @@ def check_tensorboard() -> None:
 
 
 def write_sweep_file(directory: pathlib.Path, settings: Settings, space: Space | None = None) -> None:
-    """Note the settings that all trials in `directory` share, and a search space from which their hyper-parameters come."""
+    """Note the settings that all trials in `directory` share, and a search space from which their hyper-parameters come. Of
+    settings that stand there only the rounds change, which may grow."""
     spaces: list[Space] = []
     if (directory / SWEEP).exists():
         if space is None:  # as each trial begins
             return
-        settings, spaces = read_sweep_file(directory)
-        if space in spaces:
+        stored, spaces = read_sweep_file(directory)
+        settings = dataclasses.replace(stored, rounds=max(settings.rounds, stored.rounds))
+        if space in spaces and settings == stored:
             return
+    if space is not None and space not in spaces:
+        spaces.append(space)
     directory.mkdir(parents=True, exist_ok=True)
     known = {
         "settings": dataclasses.asdict(settings),
-        "spaces": [each.as_json() for each in (*spaces, space) if each is not None],
+        "spaces": [each.as_json() for each in spaces],
     }
     write_atomically(directory / SWEEP, json.dumps(known, indent=1) + "\n")
 

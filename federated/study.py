@@ -27,13 +27,17 @@ def combinations(axes: dict[str, list]) -> list[Given]:
 
 def sweeps_of(combinations: list[Given], output_dir: pathlib.Path) -> list[Settings]:
     """The sweep of each combination, equal ones once. Raises UsageError if values do not fit together, or a sweep in
-    `output_dir` was made with others."""
+    `output_dir` was made with others. Rounds that were given may be more than those of the sweep there."""
     sweeps: dict[str, Settings] = {}
     for given in combinations:
         settings = Settings(**given)
-        sweeps.setdefault(settings.name, settings)
+        same = sweeps.setdefault(settings.name, settings)
+        for name, value in settings.values().items():
+            if value != same.values()[name]:
+                raise UsageError(f"--{name} {same.values()[name]} {value}: it takes one value, as it is not in a sweep's name")
     for name, settings in sweeps.items():
-        check_same_settings(output_dir / name, settings, stored_settings(output_dir / name))
+        may_extend = any("rounds" in given for given in combinations)
+        check_same_settings(output_dir / name, settings, stored_settings(output_dir / name), may_extend)
     return list(sweeps.values())
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -40,13 +41,14 @@ HPARAMS = "hparams.json"  # in the directory of a hyper-parameter set
 # Files of a trial's directory
 RESULTS, CLIENTS, DONE, FAILED, MODEL = "results.json", "clients.npz", "done", "failed.json", "model.pt"
 CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
+KEPT = "checkpoint.kept.npz"  # of a done trial: its state after the last round, from which more rounds go on
 EVENTS = "events.out.tfevents.*.trial"  # TensorBoard looks for names that begin so
 _MAX_FAILED_BYTES = 1 << 24
 # All that a trial writes there: nothing else is ever deleted
 _OWN_FILES = re.compile(
-    "|".join(map(re.escape, (RESULTS, CLIENTS, DONE, FAILED, MODEL, *CHECKPOINTS)))
+    "|".join(map(re.escape, (RESULTS, CLIENTS, DONE, FAILED, MODEL, *CHECKPOINTS, KEPT)))
     + f"|{fnmatch.translate(EVENTS)}"
-    + r"|(server|client_process_\d+)\.log|\.[a-z.]+\.[0-9a-f]+\.tmp"
+    + r"|(server|client_process_\d+)\.log|clients\.\d+\.npz|\.[a-z.]+\.[0-9a-f]+\.tmp"
 )
 
 
@@ -83,7 +85,16 @@ class Trial:
         return self.directory / f"{role}.log"
 
     def is_done(self) -> bool:
-        return (self.directory / DONE).is_file()
+        """True if there are results of all rounds."""
+        return self.rounds_done() >= self.settings.rounds
+
+    def rounds_done(self) -> float:
+        return rounds_done(self.directory)
+
+    def rounds_kept(self) -> int:
+        """The rounds that need not be computed again, as their results come with a checkpoint."""
+        done = self.rounds_done()
+        return int(done) if 0 < done < math.inf and (self.directory / KEPT).is_file() else 0
 
     def broken_results(self) -> list[pathlib.Path]:
         """The result files of a done trial that are missing or cut, by their first and last bytes. collect_results.py reads
@@ -189,16 +200,58 @@ class Trial:
         if owner is not None and owner != Owner.this_process():
             raise LockedError(f"{str(self.directory)!r} was taken over by {owner}")
 
-    def forget_attempts(self) -> None:
-        """Once the trial is done: remove what only unfinished ones need. Their history is in the results."""
-        for name in (FAILED, *CHECKPOINTS):
-            (self.directory / name).unlink(missing_ok=True)
+    def forget_attempts(self, keep_checkpoint: bool = True) -> None:
+        """Once the trial is done: remove what only unfinished ones need. Their history is in the results. The checkpoint that
+        the trial has kept goes only if not `keep_checkpoint`."""
+        names = (FAILED, *CHECKPOINTS, *([] if keep_checkpoint else [KEPT]))
+        for path in (*(self.directory / name for name in names), *self.directory.glob("clients.[0-9]*.npz")):
+            path.unlink(missing_ok=True)
+
+    def extras(self) -> dict[str, list[pathlib.Path]]:
+        """{option: the files that it had written beside the results}."""
+        return {"save_model": list(self.directory.glob(MODEL)), "tensorboard": list(self.directory.glob(EVENTS))}
 
     def write_results(self, results: dict, clients: dict[str, np.ndarray]) -> None:
-        """Write clients.npz and results.json, each whole or absent, and then the mark that the trial is done."""
-        write_atomically(self.directory / CLIENTS, lambda file: np.savez_compressed(file, allow_pickle=False, **clients))
+        """Write clients.npz and results.json, each whole or absent, and then the mark that the trial is done. Results of fewer
+        rounds are replaced as results.json gets its name; until then `clients_path` has what belongs to them."""
+        done, present = self.rounds_done(), self.directory / CLIENTS
+
+        def write(file: typing.BinaryIO) -> None:
+            np.savez_compressed(file, allow_pickle=False, **clients)
+            if 0 < done < self.settings.rounds and clients_path(self.directory, int(done)) == present:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(present, _clients_of(self.directory, int(done)))
+
+        write_atomically(self.directory / CLIENTS, write)
         write_atomically(self.directory / RESULTS, json.dumps(results, allow_nan=False) + "\n")
         write_atomically(self.directory / DONE, "")
+
+
+def clients_path(directory: pathlib.Path, rounds: int) -> pathlib.Path:
+    """The clients.npz that belongs to results of so many rounds: another file while results of more rounds take their place."""
+    path = _clients_of(directory, rounds)
+    return path if path.exists() else directory / CLIENTS
+
+
+def _clients_of(directory: pathlib.Path, rounds: int) -> pathlib.Path:
+    return directory / f"clients.{rounds}.npz"
+
+
+def rounds_done(directory: pathlib.Path) -> float:
+    """How many rounds the results in a trial's directory have: 0 if it is not done, infinity if they cannot be read, which
+    collect_results.py reports. The settings come first in results.json, so that its curves need not be read."""
+    if not (directory / DONE).is_file():
+        return 0
+    try:
+        with open_regular(directory / RESULTS) as file:
+            start = file.read(_MAX_SETTINGS_BYTES).decode()
+        settings, _ = json.JSONDecoder().raw_decode(start, start.index("{", 1))
+        return int(settings["rounds"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return math.inf
+
+
+_MAX_SETTINGS_BYTES = 1 << 14
 
 
 def sets_there(sweep_dir: pathlib.Path) -> dict[str, set[int]]:

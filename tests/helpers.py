@@ -22,7 +22,7 @@ from federated.metrics import over_clients
 from federated.running import checkpoint
 from federated.search import RANDOM
 from federated.settings import Settings, write_sweep_file
-from federated.trial import CHECKPOINT, Trial, hparams_hash, trial_path
+from federated.trial import CHECKPOINT, EVENTS, Trial, hparams_hash, trial_path
 from hparams_registry import default_hparams, random_hparams, space_of
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -94,6 +94,19 @@ def trial_of(out):
 def failure(output_dir, trial="trial_0"):
     (path,) = output_dir.glob(f"*/*/{trial}/failed.json")
     return json.loads(path.read_text())
+
+
+def events_of(trial):
+    """({name: [(step, value)]}, hyper-parameters, name of the group) of a trial's event file, as TensorBoard reads it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
+
+    (file,) = trial.glob(EVENTS)
+    events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+    scalars = {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    start = parse_session_start_info_plugin_data(events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
+    hparams = {name: value.number_value or value.string_value for name, value in start.hparams.items()}
+    return scalars, hparams, start.group_name
 
 
 def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, done=True, local=None):

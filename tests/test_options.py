@@ -116,7 +116,7 @@ SWEEP = {
 }
 DELETE = {**SWEEP, "--skip_confirmation": None, "--take_over": None}
 RUN = {"--data_dir": DIRECTORIES, "--timeout": reals("0", "1e7", "1e300")}
-SERVER = {"--checkpoint_seconds": reals("1e7"), "--save_model": None, "--tensorboard": None}
+SERVER = {"--checkpoint_seconds": reals("1e7"), "--keep_checkpoints": None, "--save_model": None, "--tensorboard": None}
 TRIAL = {
     "--trials_per_device": wholes(1, 1024),
     "--client_processes": wholes(1, 1024),
@@ -124,6 +124,7 @@ TRIAL = {
     "--jobs": wholes(1, 1024),
     "--host": (*HOSTS, "/tmp/socket"),
 }
+SLURM_ARGS = ('"', "--comment='a", NUL, SURROGATE)
 # {command: {option: wrong values}}; None: it takes no value
 OPTIONS = {
     "sweep.py launch": {
@@ -133,13 +134,24 @@ OPTIONS = {
         **SERVER,
         **TRIAL,
         "--command_launcher": NO_NAMES,
-        "--slurm_args": ('"', "--comment='a", NUL, SURROGATE),
+        "--slurm_args": SLURM_ARGS,
         "--trials_per_job": wholes(1, 100_000),
         "--wait": None,
         "--dry_run_of": (*NO_NAMES, "dry_run"),
     },
     "slurm_job.py": {**RUN, **SERVER, **TRIAL, "--trials": ("", NUL, SURROGATE, "x" * 300, "/tmp", "FILE/x", "LINK", "LOOP")},
     "sweep.py status": {**SWEEP, "--watch": None, "--json": None},
+    "sweep.py verify": {
+        **SETTINGS,
+        **RUN,
+        **TRIAL,
+        "--output_dir": DIRECTORIES,
+        "--fraction": reals("0", "1.1", "1e-400"),
+        "--checkpoint_seconds": reals("1e7"),
+        "--command_launcher": NO_NAMES,
+        "--slurm_args": SLURM_ARGS,
+        "--trials_per_job": wholes(1, 100_000),
+    },
     "sweep.py delete_incomplete": DELETE,
     "sweep.py delete_all": DELETE,
     "sweep.py show_partition": {**SETTINGS, "--data_dir": DIRECTORIES, "--picture": PICTURES},

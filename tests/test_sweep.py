@@ -130,7 +130,7 @@ def test_a_sweep_is_extended_and_goes_on_where_it_stopped(launch_here, call, fin
 
 
 def test_another_setting_in_the_same_directory_is_an_error(launch_here, call, finished_copy):
-    for option, value in (("--rounds", 3), ("--eval_every", 2), ("--threads", 2), ("--device", "cpu")):
+    for option, value in (("--rounds", 1), ("--eval_every", 2), ("--threads", 2), ("--device", "cpu")):
         refused = launch_here(finished_copy, option, value)
         assert refused.returncode == 2
         (line,) = refused.stderr.splitlines()

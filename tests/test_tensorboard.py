@@ -1,25 +1,13 @@
 """What --tensorboard writes, as TensorBoard's own reader has it: the numbers of collect_results.py."""
 
 import pytest
-from helpers import STATEFUL, Sweep, kill_after, results, trial_of
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
+from helpers import STATEFUL, Sweep, events_of, kill_after, results, trial_of
 
 from federated.reporting import selection
 from federated.reporting.collect import COLUMNS, TRIAL, collect
 from federated.trial import EVENTS
 
 METRICS = list(COLUMNS)[list(COLUMNS).index("train_loss") : list(COLUMNS).index("accuracy") + 1]
-
-
-def read(trial):
-    """({name: [(step, value)]}, hyper-parameters, name of the group) of the one event file of a trial."""
-    (file,) = trial.glob(EVENTS)
-    events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
-    scalars = {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    start = parse_session_start_info_plugin_data(events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
-    hparams = {name: value.number_value or value.string_value for name, value in start.hparams.items()}
-    return scalars, hparams, start.group_name
 
 
 def pairs(rows, name):
@@ -37,7 +25,7 @@ def test_tensorboard_reads_the_frame(launch_here, call, tmp_path):
     for (name, setting, seed), rows in found.rounds.groupby(TRIAL):
         algorithm = found.settings[name].algorithm
         (trial,) = out.glob(f"mlp_digits_{algorithm},*/{setting}/trial_{seed}")
-        scalars, hparams, group = read(trial)
+        scalars, hparams, group = events_of(trial)
         best = selection.chosen(rows.dropna(subset=["val_acc", "accuracy"]))
         expected = {name: pairs(rows, name) for name in METRICS}
         expected |= {f"best/{name}": pairs(best, name) for name in ("val_acc", "accuracy")}
@@ -58,11 +46,11 @@ def test_tensorboard_reads_the_frame(launch_here, call, tmp_path):
 def test_a_resumed_trial_has_one_curve(launch_here, tmp_path):
     out, options = tmp_path / "out", (*STATEFUL, "--rounds", "300", "--tensorboard")
     trial = kill_after(Sweep(out, *options), 20)
-    begun = read(trial)[0]["val_acc"]
+    begun = events_of(trial)[0]["val_acc"]
     launched = launch_here(out, *options)
     assert launched.returncode == 0, launched.stderr
     assert "resumes after round" in (trial_of(out) / "server.log").read_text()
-    scalars, rows = read(trial)[0], collect([out]).rounds
+    scalars, rows = events_of(trial)[0], collect([out]).rounds
     assert {name: scalars[name] for name in METRICS} == {name: pairs(rows, name) for name in METRICS}
     assert len(begun) >= 19 and begun == scalars["val_acc"][: len(begun)]  # the killed one wrote as it ran
 

@@ -31,17 +31,21 @@ class Record:
         self._personal = algorithms.load(settings.algorithm).personal
         self._samples = [[len(getattr(part, name)) for part in parts] for name in ("train", "val", "test")]
         self._val_samples = self._samples[1]
-        shapes = {
+        self.arrays = {name: np.full(shape, np.nan) for name, shape in self.shapes(settings).items()}
+        if selected_size:
+            self.arrays[SELECTED] = np.zeros(selected_size, np.float32)
+        self._printed = 0.0
+
+    @staticmethod
+    def shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
+        """Those of the metrics in `arrays`, which are float64."""
+        return {
             "train": (settings.rounds, 2, settings.num_clients),
             "test": (settings.rounds + 1, 2),
             "val": (settings.rounds + 1, 2, settings.num_clients),
             "local_test": (settings.rounds + 1, 2, settings.num_clients),
             "step_time": (settings.rounds,),
         }
-        self.arrays = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
-        if selected_size:
-            self.arrays[SELECTED] = np.zeros(selected_size, np.float32)
-        self._printed = 0.0
 
     def evaluated(self, round: int, rows: np.ndarray, weights: np.ndarray) -> None:
         """Record the metrics of the model after `round` rounds, whose `weights` are [size], from the memory's rows of

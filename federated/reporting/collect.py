@@ -48,7 +48,9 @@ class Collected:
     kinds       {algorithm: Kind}
     data_dirs   {sweep: where the data lay}, if the results say so
     not_done    directories of trials that are not done
-    diverged    those of them whose loss was no longer finite
+    shorter     those of them that have results, but of fewer rounds than others of their sweep
+    unextended  {sweep: the rounds that it is to have}, if none of its trials has them yet
+    diverged    those that are not done whose loss was no longer finite
     mixed       directories of trials that more than one version of the code computed
     computed_on {processors and devices, as a text: how many trials they computed}, if the results say so
     broken      what could not be read, with the reason
@@ -62,6 +64,8 @@ class Collected:
     kinds: dict[str, Kind]
     data_dirs: dict[str, str]
     not_done: list[pathlib.Path]
+    shorter: list[pathlib.Path]
+    unextended: dict[str, int]
     diverged: list[pathlib.Path]
     mixed: list[pathlib.Path]
     computed_on: collections.Counter
@@ -73,10 +77,11 @@ class Collected:
 
     def clients(self) -> pandas.DataFrame:
         """One row a trial, client and round: train_loss, train_acc, val_loss, val_acc, local_loss, local_acc, NaN where the
-        client was not trained or evaluated, and its numbers of samples. Raises OSError if a trial is no longer there."""
+        client was not trained or evaluated, and its numbers of samples. Raises BrokenError or OSError if a trial is no longer
+        what it was."""
         frames = []
         for (sweep, hash, seed), directory in self.directories.items():
-            arrays = _read_clients(directory / trial.CLIENTS, self.settings[sweep])
+            _, arrays = read_trial(directory, self.settings[sweep])
             clients, rounds = arrays["train_loss"].shape
             places = {"client": np.repeat(np.arange(clients), rounds), "round": np.tile(np.arange(1, rounds + 1), clients)}
             values = {name: each.ravel() if each.ndim == 2 else np.repeat(each, rounds) for name, each in arrays.items()}
@@ -123,20 +128,22 @@ COLUMNS = {
 def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None = None) -> Collected:
     """Read the finished trials of all sweeps, or of those that meet `where`. Raises UsageError if a directory is missing, no
     sweep meets a condition, or two directories hold the same trial with unlike results."""
-    collected = Collected(pandas.DataFrame(), {}, {}, {}, {}, {}, {}, [], [], [], collections.Counter(), [])
+    collected = Collected(pandas.DataFrame(), {}, {}, {}, {}, {}, {}, [], [], {}, [], [], collections.Counter(), [])
     found = _sweeps(list(map(pathlib.Path, output_dirs)), collected.broken)
     if where:
-        check_conditions([settings for _, settings, _ in found], where)
-        found = [each for each in found if meets(each[1], where)]
-    names = _names([settings for _, settings, _ in found])
+        check_conditions([each.settings for each in found], where)
+        found = [each for each in found if meets(each.settings, where)]
+    names = _names([each.settings for each in found])
     trials = []
-    for sweep, (sweep_dir, settings, spaces) in sorted(zip(names, found), key=lambda pair: _place(pair[1][1])):
-        collected.settings.setdefault(sweep, settings)
+    for sweep, each in sorted(zip(names, found), key=lambda pair: _place(pair[1].settings)):
+        settings = collected.settings.setdefault(sweep, each.settings)
         known = collected.spaces.setdefault(sweep, [])
-        known += [space for space in spaces if space not in known]
-        for directory in sorted(sweep_dir.glob("*/trial_*")):
+        known += [space for space in each.spaces if space not in known]
+        if settings.rounds < each.asked:
+            collected.unextended[sweep] = each.asked
+        for directory, rounds in each.trials.items():
             try:
-                if not _is_done(directory, settings, collected):
+                if not _is_done(directory, rounds, settings, collected):
                     continue
                 results, clients = read_trial(directory, settings)
             except BrokenError as error:
@@ -157,8 +164,18 @@ def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None 
     return collected
 
 
-def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[tuple[pathlib.Path, Settings, list[Space]]]:
-    """(directory, settings, search spaces) of all sweeps; `broken` gets lines on those that cannot be read."""
+@dataclasses.dataclass
+class _Sweep:
+    """A sweep as it lies on disk."""
+
+    trials: dict[pathlib.Path, float]  # by their directories, how many rounds they have results of
+    settings: Settings  # with the rounds that its longest trials have
+    spaces: list[Space]
+    asked: int  # the rounds that it is to have
+
+
+def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[_Sweep]:
+    """All sweeps; `broken` gets lines on those that cannot be read."""
     found = []
     for output_dir in output_dirs:
         if not output_dir.is_dir():
@@ -168,14 +185,17 @@ def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[tuple[pa
                 settings, spaces = read_sweep_file(sweep_dir)
             except UsageError as error:
                 broken.append(str(error))
+                continue
             except FileNotFoundError:
                 if any(sweep_dir.glob("*/trial_*")):
                     broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} is missing")
-            else:
-                if settings.name == sweep_dir.name:
-                    found.append((sweep_dir, settings, spaces))
-                else:
-                    broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} is that of {settings.name}")
+                continue
+            if settings.name != sweep_dir.name:
+                broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} is that of {settings.name}")
+                continue
+            trials = {directory: trial.rounds_done(directory) for directory in sorted(sweep_dir.glob("*/trial_*"))}
+            there = max((int(each) for each in trials.values() if 0 < each <= settings.rounds), default=settings.rounds)
+            found.append(_Sweep(trials, dataclasses.replace(settings, rounds=there), spaces, settings.rounds))
     return found
 
 
@@ -211,25 +231,18 @@ def _place(settings: Settings) -> list:
     return [*((value is not None, value) for value in values.values()), *last]
 
 
-def _is_done(directory: pathlib.Path, settings: Settings, collected: Collected) -> bool:
-    """True if a trial has results; else it is listed as not done. Raises BrokenError."""
+def _is_done(directory: pathlib.Path, rounds: float, settings: Settings, collected: Collected) -> bool:
+    """True if a trial has results of all rounds; else it is listed as not done. Raises BrokenError."""
     if not directory.is_dir():
         raise BrokenError(f"{str(directory)!r} is no directory")
-    if (directory / trial.DONE).is_file():
+    if rounds >= settings.rounds:
         return True
     collected.not_done.append(directory)
+    if rounds:
+        collected.shorter.append(directory)
     if Trial(settings, {}, 0, 0, directory).has_failed():
         collected.diverged.append(directory)
     return False
-
-
-def read_trial(directory: pathlib.Path, settings: Settings) -> tuple[dict, dict[str, np.ndarray]]:
-    """The object in results.json, its curves as float64 [rounds], and the arrays in clients.npz of a finished trial. Raises
-    BrokenError or OSError."""
-    results = _read_results(directory, settings)
-    clients = _read_clients(directory / trial.CLIENTS, settings)
-    _check_clients(directory, results["curves"], clients, results["personal"])
-    return results, clients
 
 
 def _check_equal(first: pathlib.Path, second: pathlib.Path, settings: Settings) -> None:
@@ -245,10 +258,10 @@ def _note(collected: Collected, sweep: str, directory: pathlib.Path, results: di
     """Note what a trial's results say besides numbers."""
     algorithm = collected.settings[sweep].values()["algorithm"]
     collected.kinds[algorithm] = Kind(results["personal"], results["has_global_model"])
-    if (data_dir := _provenance(results).get("data_dir")) is not None:
+    if (data_dir := provenance_of(results).get("data_dir")) is not None:
         collected.data_dirs[sweep] = str(data_dir)
-    collected.computed_on.update(_places(results))
-    if len(_codes(results)) > 1:
+    collected.computed_on.update(places_of(results))
+    if len(codes_of(results)) > 1:
         collected.mixed.append(directory)
 
 
@@ -282,6 +295,15 @@ class BrokenError(Exception):
     """A result file does not hold what a trial writes; the text names the file."""
 
 
+def read_trial(directory: pathlib.Path, settings: Settings) -> tuple[dict, dict[str, np.ndarray]]:
+    """The object in results.json of a done trial with these `settings`, with its curves as float64 [rounds], and the arrays of
+    its clients.npz. Raises BrokenError or OSError."""
+    results = _read_results(directory, settings)
+    clients = _read_clients(trial.clients_path(directory, settings.rounds), settings)
+    _check_clients(directory, results["curves"], clients, results["personal"])
+    return results, clients
+
+
 MAX_BYTES = 1 << 28  # of results.json
 MAX_CLIENTS_BYTES = 1 << 30  # of clients.npz, and of each array in it
 
@@ -295,7 +317,7 @@ _LARGEST = np.array(list(CURVES.values()))[:, None]
 
 
 def _read_results(directory: pathlib.Path, settings: Settings) -> dict:
-    """The object in a trial's results.json, with its curves as float64 [curves, rounds]. Raises BrokenError or OSError."""
+    """The object in a trial's results.json, with its curves as float64 [rounds]. Raises BrokenError or OSError."""
     path = directory / trial.RESULTS
 
     def refuse(constant) -> typing.Never:
@@ -424,23 +446,23 @@ def _columns(sweep: str, directory: pathlib.Path, results: dict) -> tuple[dict, 
     return once, {"round": np.arange(1, len(curves["accuracy"]) + 1), **curves, **so_far}
 
 
-def _provenance(results) -> dict:
+def provenance_of(results) -> dict:
     provenance = results.get("provenance")
     return provenance if isinstance(provenance, dict) else {}
 
 
-def _codes(results) -> set:
+def codes_of(results) -> set:
     """The versions of the code that computed a trial."""
     try:
-        return {str(run["code"]) for run in _provenance(results)["runs"]}
+        return {str(run["code"]) for run in provenance_of(results)["runs"]}
     except (KeyError, TypeError):
         return set()
 
 
-def _places(results) -> list[str]:
+def places_of(results) -> list[str]:
     """One text that names the processors and devices that computed a trial, in their order; none if its results do not say."""
     try:
-        runs = [f"{run['processor']}, {', '.join(map(str, run['devices']))}" for run in _provenance(results)["runs"]]
+        runs = [f"{run['processor']}, {', '.join(map(str, run['devices']))}" for run in provenance_of(results)["runs"]]
     except (KeyError, TypeError):
         return []
     return [" and then ".join(dict.fromkeys(runs))]

@@ -247,7 +247,11 @@ def ignored(collected: Collected) -> list[str]:
     lines = [f"Ignored, cannot be read: {line}" for line in collected.broken]
     if collected.not_done:
         diverged = f", {len(collected.diverged)} of them diverged" if collected.diverged else ""
-        lines.append(f"Ignored: {len(collected.not_done)} trials that are not done{diverged}.")
+        shorter = f", {len(collected.shorter)} of them with results of fewer rounds" if collected.shorter else ""
+        lines.append(f"Ignored: {len(collected.not_done)} trials that are not done{diverged}{shorter}.")
+    for sweep, asked in collected.unextended.items():
+        there = collected.settings[sweep].rounds
+        lines.append(f"Not extended yet: {sweep} is to have {asked} rounds, and all of its trials here have {there}.")
     if collected.mixed:
         lines.append(
             f"Computed by more than one version of the code: {len(collected.mixed)} trials, such as {collected.mixed[0]}."

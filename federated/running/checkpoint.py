@@ -14,27 +14,29 @@ import zipfile
 import numpy as np
 
 from federated.files import open_regular, write_atomically
-from federated.trial import CHECKPOINT, DAMAGED, PREVIOUS
+from federated.trial import CHECKPOINT, DAMAGED, KEPT, PREVIOUS
 
 _STATE = "state"
 
 
-def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Write `arrays` and `state`, which JSON can hold, as the checkpoint in `directory`, and keep the one before it."""
+def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray], name: str = CHECKPOINT) -> None:
+    """Write `arrays` and `state`, which JSON can hold, as the checkpoint `name` in `directory`. The CHECKPOINT before it is
+    kept as PREVIOUS."""
     members: dict[str, typing.Any] = {_STATE: np.frombuffer(json.dumps(state).encode(), np.uint8), **arrays}
-    latest = directory / CHECKPOINT
 
     def write(file) -> None:
         np.savez(file, **members)
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(latest, directory / PREVIOUS)
+        if name == CHECKPOINT:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(directory / CHECKPOINT, directory / PREVIOUS)
 
-    write_atomically(latest, write)
+    write_atomically(directory / name, write)
 
 
 def load(directory: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]] | None:
-    """Return the state and arrays of the latest whole checkpoint, None if there is none. A damaged one is set aside."""
-    for name in (CHECKPOINT, PREVIOUS):
+    """Return the state and arrays of the latest whole checkpoint, None if there is none. A damaged one is set aside. The one
+    that was kept when the trial was done with fewer rounds comes last."""
+    for name in (CHECKPOINT, PREVIOUS, KEPT):
         path = directory / name
         try:
             with open_regular(path) as file:

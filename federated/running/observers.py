@@ -13,7 +13,8 @@ from federated.files import write_atomically
 from federated.learning.flat import Flat
 from federated.learning.record import SELECTED, Record
 from federated.running import checkpoint
-from federated.trial import MODEL, Trial
+from federated.settings import ServerOptions
+from federated.trial import CHECKPOINT, KEPT, MODEL, Trial
 
 # Of a trial's time, the largest share that checkpoints may take, unless each round makes one
 CHECKPOINT_SHARE = 0.05
@@ -61,20 +62,27 @@ Snapshot = Callable[[int], tuple[dict, dict[str, np.ndarray]]]
 
 
 class Checkpoints(Observer):
-    """Saves what a trial needs to resume, after a round, if the last checkpoint is old enough."""
+    """Saves what a trial needs to resume, after a round, if the last checkpoint is old enough. The one after the last round is
+    that from which more rounds go on: the model is not evaluated yet, as it may not be if it is not the last."""
 
-    def __init__(self, trial: Trial, record: Record, snapshot: Snapshot, every_seconds: float, clock: Clock) -> None:
-        """snapshot(round) returns the state and the arrays to save. With `every_seconds` 0, save after each round."""
-        self._trial, self._record, self._snapshot = trial, record, snapshot
-        self._every_seconds, self._clock = every_seconds, clock
-        self._next = time.monotonic() + every_seconds
+    def __init__(self, trial: Trial, snapshot: Snapshot, options: ServerOptions, clock: Clock, first: int) -> None:
+        """snapshot(round) returns the state and the arrays to save; this run begins after round `first`. With
+        `checkpoint_seconds` 0, save after each round."""
+        self._trial, self._snapshot, self._clock, self._first = trial, snapshot, clock, first
+        self._every_seconds, self._keep = options.checkpoint_seconds, options.keep_checkpoints
+        self._next = time.monotonic() + self._every_seconds
+
+    def start(self) -> None:
+        if self._first == self._trial.settings.rounds:  # no round follows
+            self.after_round(self._first)
 
     def after_round(self, round: int) -> None:
-        if time.monotonic() < self._next:
+        is_kept = self._keep and round == self._trial.settings.rounds
+        if time.monotonic() < self._next and not is_kept:
             return
         self._trial.check_not_taken_over()
         begin = time.monotonic()
-        checkpoint.save(self._trial.directory, *self._snapshot(round))
+        checkpoint.save(self._trial.directory, *self._snapshot(round), name=KEPT if is_kept else CHECKPOINT)
         took = time.monotonic() - begin
         if self._every_seconds:  # a large model with many clients may take long to write
             self._next = time.monotonic() + max(self._every_seconds, took / CHECKPOINT_SHARE)

@@ -5,6 +5,7 @@ the weights that it brings and for training from them.
 """
 
 import contextlib
+import functools
 import math
 import os
 import resource
@@ -102,7 +103,8 @@ class TrialServer:
     # Resume
 
     def resume(self) -> None:
-        """Resume from the checkpoint of an earlier run, if there is one. Raises UsageError if it belongs to another trial."""
+        """Resume from the checkpoint of an earlier run, if there is one; also from one that had fewer rounds to run. Raises
+        UsageError if it belongs to another trial, or there are results of more rounds."""
         run = {
             "round": 0,
             "code": version.CODE,
@@ -111,6 +113,10 @@ class TrialServer:
             "processor": provenance.processor(),
         }
         self.runs: list[dict] = [run]
+        if self.settings.rounds < (done := self.trial.rounds_done()) < math.inf:
+            raise UsageError(
+                f"{str(self.trial.directory)!r} holds results of {done} rounds: give --rounds={done} or another --output_dir"
+            )
         stored = checkpoint.load(self.trial.directory)
         if stored is None:
             return
@@ -120,7 +126,8 @@ class TrialServer:
         elif SELECTED not in arrays:
             print("starts again: the checkpoint was made without --save_model, so the best model so far is lost", flush=True)
             return
-        if state["trial"] != self.trial.identity():
+        rounds = self.settings.rounds
+        if state["trial"]["rounds"] > rounds or state["trial"] | {"rounds": rounds} != self.trial.identity():
             raise UsageError(
                 f"{str(self.trial.directory)!r} holds the checkpoint of a trial with other settings: give those, or another "
                 "--output_dir"
@@ -128,7 +135,7 @@ class TrialServer:
         targets = self._saved_arrays()
         for name, array in arrays.items():
             target = targets[name] if name in targets else self.memory.clients[int(name.removeprefix(CLIENT_PREFIX))]
-            target[...] = array
+            target[: len(array)] = array  # a record of fewer rounds begins as this one does
         print(f"resumes after round {state['round']}", flush=True)
         before = state["runs"][-1]
         if before["code"] != run["code"]:
@@ -213,7 +220,8 @@ class TrialServer:
 
     def _make_observers(self) -> list[Observer]:
         trial, options, record = self.trial, self.options, self.record
-        observers = [self.clock, Checkpoints(trial, record, self._snapshot, options.checkpoint_seconds, self.clock)]
+        checkpoints = Checkpoints(trial, self._snapshot, options, self.clock, self.runs[-1]["round"])
+        observers = [self.clock, checkpoints]
         if options.tensorboard:
             observers.append(EventFile(trial, record))
         if options.save_model:
@@ -298,9 +306,29 @@ class TrialServer:
         kind = {"personal": self.algorithm.personal, "has_global_model": self.algorithm.has_global_model}
         self.trial.check_not_taken_over()
         results = self.trial.description() | kind | self.record.results() | {"provenance": where}
+        if self.trial.rounds_done() < self.settings.rounds:  # else they belong to these results
+            for option, paths in self.trial.extras().items():
+                for path in paths if not getattr(self.options, option) else ():
+                    path.unlink(missing_ok=True)
         self.trial.write_results(results, self.record.clients())
-        self.trial.forget_attempts()
+        self.trial.forget_attempts(self.options.keep_checkpoints)
         return self.state.broadcast
+
+
+def checkpoint_bytes(trial: Trial, save_model: bool) -> float:
+    """About how large a trial's checkpoint is after its last round, without the zip file's own few kilobytes."""
+    settings, algorithm = trial.settings, algorithms.load(trial.settings.algorithm)
+    flat = _flat_model(settings.model_arch, settings.dataset)
+    clients = settings.num_clients
+    trained = 1 if algorithm.pooled else clients * (1 - (1 - settings.participants / clients) ** settings.rounds)  # expected
+    vectors = algorithm.broadcasts + algorithm.server_vectors + save_model
+    recorded = 8 * sum(map(math.prod, Record.shapes(settings).values()))
+    return 4 * (vectors * flat.size + trained * RowLayout.of(settings, trial.hparams, flat).length) + recorded
+
+
+@functools.lru_cache(1)  # of the trials of a sweep, which come one after another
+def _flat_model(model_arch: str, dataset: str) -> Flat:
+    return Flat(models.build(model_arch, datasets.REGISTRY[dataset], 0.0, 0))
 
 
 CLIENT_PREFIX = "client_"  # of the names of what clients keep, in a checkpoint

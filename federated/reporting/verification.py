@@ -1,0 +1,103 @@
+"""Whether trials that are computed again give the same bits."""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+
+from federated.reporting.collect import BrokenError, codes_of, places_of, provenance_of, read_trial
+from federated.seeds import seed_hash
+from federated.settings import Settings
+from federated.trial import Trial, rounds_done, sets_there, trial_path
+from federated.version import CODE
+
+
+def done_trials(sweeps: list[Settings], output_dir: pathlib.Path) -> list[tuple[pathlib.Path, Settings]]:
+    """The directory of each trial of `sweeps` that has results, and its settings, with the rounds that these have."""
+    found = []
+    for settings in sweeps:
+        for name, seeds in sorted(sets_there(output_dir / settings.name).items()):
+            for directory in (trial_path(output_dir / settings.name / name, seed) for seed in sorted(seeds)):
+                if rounds := rounds_done(directory):
+                    there = settings.rounds if rounds == math.inf else int(rounds)
+                    found.append((directory, dataclasses.replace(settings, rounds=there)))
+    return found
+
+
+def share_of(trials: list[tuple[pathlib.Path, Settings]], fraction: float) -> list[tuple[pathlib.Path, Settings]]:
+    """A random share of `trials`, at least one, in their order. It is a function of what they are, and part of any larger share
+    of them."""
+    drawn = sorted(trials, key=lambda each: seed_hash(*each[0].parts[-3:], "verify", modulus=2**63))
+    chosen = {directory for directory, _ in drawn[: max(1, round(fraction * len(trials)))]}
+    return [each for each in trials if each[0] in chosen]
+
+
+class TrialResults:
+    """What a done trial has written."""
+
+    def __init__(self, directory: pathlib.Path, settings: Settings) -> None:
+        """Raises BrokenError or OSError if they cannot be read."""
+        self.directory, self.settings = directory, settings
+        self.results, self.clients = read_trial(directory, settings)
+
+    def again(self, output_dir: pathlib.Path) -> Trial:
+        """The same trial in another output directory."""
+        hparams, number, seed = (self.results[name] for name in ("hparams", "hparams_seed", "trial_seed"))
+        directory = trial_path(output_dir / self.settings.name / self.directory.parent.name, seed)
+        return Trial(self.settings, hparams, number, seed, directory)
+
+    def by_round(self) -> dict[str, np.ndarray]:
+        """{name: [..., 1 + rounds]}: every curve but times, and every array of clients; entry 0 is of the initial model, and of
+        what does not change."""
+        curves = {name: curve for name, curve in self.results["curves"].items() if name != "round_seconds"}
+        for name, curve in curves.items():
+            initial = self.results.get(f"initial_{name}")
+            curves[name] = np.insert(curve, 0, initial if isinstance(initial, float) else math.nan)
+        for name, values in self.clients.items():
+            is_constant = name.endswith("_samples")
+            curves[f"{name} of clients"] = values[:, None] if is_constant else np.insert(values, 0, math.nan, axis=1)
+        return curves
+
+    def is_of_other_code(self) -> bool:
+        return bool(codes_of(self.results) - {CODE})
+
+    def origin(self) -> str:
+        """Which code, packages, processors and devices computed the trial, if its results say so."""
+        provenance, names = provenance_of(self.results), ("version", "python", "torch", "numpy", "platform")
+        parts = [f"{name} {provenance[name]}" for name in names if name in provenance]
+        codes = [f"code {' and '.join(sorted(codes_of(self.results)))}"]
+        return ", ".join([*codes, *parts, *places_of(self.results)])
+
+
+def read(trials: list[tuple[pathlib.Path, Settings]]) -> tuple[list[TrialResults], dict[pathlib.Path, list[str]]]:
+    """What `trials` have written, and {directory: a line that says why} of those that cannot be read."""
+    found, unreadable = [], {}
+    for directory, settings in trials:
+        try:
+            found.append(TrialResults(directory, settings))
+        except (BrokenError, OSError) as error:
+            unreadable[directory] = [f"cannot be read: {error}"]
+    return found, unreadable
+
+
+def compare(original: TrialResults, trial: Trial) -> list[str]:
+    """How `trial`, which has computed `original` again, differs: a line for each curve and each array of clients whose values
+    are not the same, then what computed both. Empty if all are."""
+    if not trial.is_done():
+        why = [f"{failure['role']} {failure['reason']}" for failure in trial.failures()[-1:]]
+        return [": ".join(["could not be computed again", *why])]
+    again = TrialResults(trial.directory, trial.settings)
+    then, now = original.by_round(), again.by_round()
+    differing = [name for name in then if not np.array_equal(then[name], now[name], equal_nan=True)]
+    lines = [f"{name}: {_difference(then[name], now[name])}" for name in differing]
+    return lines and [*lines, f"then: {original.origin()}", f"now: {again.origin()}"]
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> str:
+    """Since which round two arrays of the same shape [..., rounds] differ, and by how much at most."""
+    only_one = np.isnan(first) != np.isnan(second)
+    apart = np.where(np.isnan(first) | np.isnan(second), 0, np.abs(first - second))
+    rounds = np.flatnonzero((only_one | (apart > 0)).reshape(-1, first.shape[-1]).any(axis=0))
+    missing = f"; {only_one.sum()} values are missing in one of them" if only_one.any() else ""
+    return f"since round {rounds[0]}, by at most {apart.max():.3g}{missing}"
