@@ -85,8 +85,8 @@ def compare(original: TrialResults, trial: Trial) -> list[str]:
     """How `trial`, which has computed `original` again, differs: a line for each curve and each array of clients whose values
     are not the same, then what computed both. Empty if all are."""
     if not trial.is_done():
-        why = [f"{failure['role']} {failure['reason']}" for failure in trial.failures()[-1:]]
-        return [": ".join(["could not be computed again", *why])]
+        last = [f"{each['role']} {': '.join([each['reason'], *each['log'][-1:]])}" for each in trial.failures()[-1:]]
+        return [": ".join(["could not be computed again", *last])]
     again = TrialResults(trial.directory, trial.settings)
     then, now = original.by_round(), again.by_round()
     differing = [name for name in then if not np.array_equal(then[name], now[name], equal_nan=True)]
