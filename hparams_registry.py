@@ -53,6 +53,7 @@ INSTEAD = {
 SERVER_LEARNING_RATE = LogUniform(1e-3, 1)
 TAU = Hparam(1e-3, LogUniform(1e-4, 1e-2), low=1e-12)
 BETAS = {"beta1": Hparam(0.9, Fixed(0.9), high=0.9999), "beta2": Hparam(0.99, Fixed(0.99), high=0.9999)}
+FINETUNE_EPOCHS = Hparam(1, one_of(1, 5, 10), low=1, high=MAX_INTEGER)
 OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
     "Fedavgm": {
         "server_momentum": Hparam(0.9, one_of(0.7, 0.9, 0.97, 0.99, 0.997), high=0.9999),
@@ -74,6 +75,7 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
         "beta": Hparam(1.0, one_of(1.0, 2.0)),
     },
     "Apfl": {"alpha": Hparam(0.5, one_of(0.25, 0.5, 0.75), high=1.0)},
+    "Finetune": {"finetune_epochs": FINETUNE_EPOCHS},
 }
 
 

@@ -30,6 +30,7 @@ REGISTRY = {
         "Ditto",
         "Pfedme",
         "Apfl",
+        "Finetune",
         "Local",
         "Centralized",
     )

@@ -44,7 +44,7 @@ class Client:
 
 
 class TrainingClient(Client):
-    """A client that trains in a round: what the other methods of the client half work on.
+    """A client that trains in a round, or to be evaluated: what the other methods of the client half work on.
 
     broadcast          [broadcasts, size]: what the server sent
     global_weights     [size]: its first vector
@@ -54,8 +54,11 @@ class TrainingClient(Client):
     steps              local steps made in this round
     """
 
-    def __init__(self, worker: "Worker", number: int, round: int) -> None:
-        super().__init__(number, worker.model, worker.row_of(number))
+    def __init__(
+        self, worker: "Worker", number: int, round: int, row: ClientRow, moments: torch.Tensor, streams: str = ""
+    ) -> None:
+        """Training updates `moments` [optimizers, num_moments]. `streams` begins the names of its random streams."""
+        super().__init__(number, worker.model, row)
         self._worker = worker
         self.broadcast = worker.broadcast
         self.global_weights = self.broadcast[0]
@@ -64,9 +67,9 @@ class TrainingClient(Client):
         self.samples = len(self._indices)
         self.relative_size = self.samples / worker.mean_samples
         self.steps = 0
-        self._moments = worker.moments_of(self.row)
+        self._moments = moments
         self._order, self._augmenting = (
-            torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, purpose))
+            torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, f"{streams}{purpose}"))
             for purpose in ("order", "augmentation")
         )
         # Of each recorded batch: logits, labels, loss, number of samples

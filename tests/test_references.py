@@ -1,0 +1,119 @@
+"""Each of these algorithms beside a second writing of its paper's equations: float64, lists of tensors, full batches, gradients
+by autograd. Trials run with their real server and client, over six rounds, where two of three clients train."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from helpers import PROJECT
+from in_process import SEED, pixels
+from torch.nn import functional
+
+from federated import models
+from federated.data import datasets, partition
+from federated.seeds import stream_seed
+
+ROUNDS, EPOCHS, RATE = 6, 3, 0.05
+HPARAMS = {"batch_size": 2000, "dropout_rate": 0.0, "learning_rate": RATE}
+SIZE = {
+    "rounds": ROUNDS, "local_epochs": EPOCHS, "num_clients": 3, "participation": 0.67, "samples_per_client": None,
+    "partition": "dirichlet", "partition_alpha": 0.3,
+}  # fmt: skip
+
+
+def forward(weights, inputs):
+    """What goes into the last linear layer of an mlp, or of a logistic regression, and the logits."""
+    features = inputs
+    for weight, bias in zip(weights[:-2:2], weights[1:-2:2]):
+        features = torch.relu(features @ weight.T + bias)
+    return features, features @ weights[-2].T + weights[-1]
+
+
+def cross_entropy(weights, client):
+    return functional.cross_entropy(forward(weights, client.inputs)[1], client.labels)
+
+
+def gradient(weights, client, loss=cross_entropy):
+    weights = [each.clone().requires_grad_() for each in weights]
+    return torch.autograd.grad(loss(weights, client), weights, allow_unused=True, materialize_grads=True)
+
+
+def add(weights, direction, scale=1.0):
+    return [weight + scale * each for weight, each in zip(weights, direction)]
+
+
+def descend(weights, client, loss=cross_entropy, epochs=EPOCHS):
+    for _ in range(epochs):
+        weights = add(weights, gradient(weights, client, loss), -RATE)
+    return weights
+
+
+def mean(vectors, shares):
+    return [sum(share * each for share, each in zip(shares, tensors)) for tensors in zip(*vectors)]
+
+
+def flat(weights):
+    return torch.cat([each.flatten() for each in weights])
+
+
+@pytest.fixture
+def compare(train):
+    """compare(algorithm, hparams, reference, model_arch) runs a trial and `reference`, a function of what it returns: the Run,
+    the initial weights, all clients, and for each round the clients that trained and their shares of the samples."""
+
+    def compare(algorithm, hparams, reference, model_arch="logistic"):
+        run = train(algorithm, HPARAMS | hparams, model_arch=model_arch, **SIZE)
+        data = datasets.load("digits", PROJECT / "data")
+        model = models.build(model_arch, data.spec, 0.0, stream_seed(SEED, "model"))
+        clients = []
+        for part in partition.split(data, run.settings, SEED):
+            test = samples(data, part.test, is_test=True)
+            clients.append(types.SimpleNamespace(size=len(part.train), test=test, **vars(samples(data, part.train))))
+        problem = types.SimpleNamespace(
+            run=run, start=[each.detach().double() for each in model.parameters()], clients=clients, rounds=[]
+        )
+        for round in range(ROUNDS):
+            chosen = [clients[number] for number in np.flatnonzero(np.isfinite(run.rounds[-1]["train"][round, 0]))]
+            problem.rounds.append((chosen, [each.size / sum(one.size for one in chosen) for each in chosen]))
+        assert {len(chosen) for chosen, _ in problem.rounds} == {2} and len({each.size for each in clients}) == 3
+        close(run.broadcast[0], flat(reference(problem)))
+        return problem
+
+    return compare
+
+
+def samples(data, indices, **which):
+    inputs, labels = pixels(data, indices, **which)
+    return types.SimpleNamespace(inputs=inputs.flatten(1).double(), labels=labels)
+
+
+def close(found, expected):
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def averaging(train):
+    """The reference of an algorithm that is FedAvg with `train`, a function of the weights and a client, in clients."""
+
+    def reference(problem):
+        weights = problem.start
+        for chosen, shares in problem.rounds:
+            weights = mean([train(weights, client) for client in chosen], shares)
+        return weights
+
+    return reference
+
+
+def judged(problem, personal):
+    """The loss of each client's own model, a function of the client, on the client's share of the test set, is that of the
+    last evaluation."""
+    with np.load(problem.run.trial.directory / "clients.npz") as arrays:
+        found = arrays["local_loss"][:, -1]
+    expected = [cross_entropy(personal(client), client.test).item() for client in problem.clients]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_finetune(compare):
+    problem = compare("Finetune", {"finetune_epochs": 2}, averaging(descend))
+    weights = averaging(descend)(problem)
+    judged(problem, lambda client: descend(weights, client, epochs=2))
