@@ -43,6 +43,7 @@ from hparams_registry import default_hparams, random_hparams
         ("Fednova", {"momentum": 0.9}, {"optimizer_state": "reset"}, False),
         ("Ditto", {"lambda": 0.0}, {}, True),
         ("Apfl", {"alpha": 0.0, "dropout_rate": 0.0}, {}, True),
+        ("Fedexp", {"epsilon": 1e-12}, {"num_clients": 1}, True),
         ("Finetune", {"finetune_epochs": 2, "momentum": 0.9}, {"optimizer_state": "keep"}, True),
     ],
 )
@@ -240,13 +241,14 @@ class Federation:
         self.server.samples = self.samples[chosen]
         self.server.steps = np.array([self.clients[number].num_steps for number in chosen])
         total = torch.zeros(self.algorithm.uploads, self.server.broadcast.shape[1], dtype=torch.float64)
-        for weights, number in zip(zip(*self.algorithm.weights(self.server)), chosen):
+        for place, (weights, number) in enumerate(zip(zip(*self.algorithm.weights(self.server)), chosen)):
             client = self.clients[number]
             client.begin(self.server.broadcast)
             self.algorithm.train(client)
             upload = torch.zeros_like(total)
             self.algorithm.upload(client, upload)
             client.is_new = False
+            self.algorithm.receive(self.server, place, upload)
             total += upload * torch.tensor(weights)[:, None]
         self.algorithm.step(self.server, total)
 

@@ -117,3 +117,21 @@ def test_finetune(compare):
     problem = compare("Finetune", {"finetune_epochs": 2}, averaging(descend))
     weights = averaging(descend)(problem)
     judged(problem, lambda client: descend(weights, client, epochs=2))
+
+
+def test_fedexp(compare):
+    def reference(problem):
+        weights = problem.start
+        for chosen, shares in problem.rounds:
+            changes = [add(descend(weights, client), weights, -1) for client in chosen]
+            change = mean(changes, shares)
+            squares = [sum(each.square().sum() for each in vector) for vector in (change, *changes)]
+            spread = sum(share * square for share, square in zip(shares, squares[1:]))
+            rate = spread / (2 * (squares[0] + 0.01))
+            rates.append(float(rate))
+            weights = add(weights, change, max(1, rate))
+        return weights
+
+    rates = []
+    compare("Fedexp", {"epsilon": 0.01}, reference)
+    assert min(rates) < 1 < max(rates), rates

@@ -24,6 +24,7 @@ REGISTRY = {
         "Fednova",
         "Feddyn",
         "Moon",
+        "Fedexp",
         "Fedbn",
         "Fedper",
         "Fedrep",

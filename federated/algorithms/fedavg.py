@@ -97,6 +97,10 @@ class Fedavg:
         the samples (line 8 of the server in Algorithm 1)."""
         return [server.samples / server.samples.sum()]
 
+    def receive(self, server: Server, place: int, upload: "torch.Tensor") -> None:
+        """Look at the upload [uploads, size] of the participant at `place` of server.samples, before `step`. The participants'
+        come in their order."""
+
     def step(self, server: Server, average: "torch.Tensor") -> None:
         """Move `server` by `average` [uploads, size], the weighted sum of the participants' uploads."""
         server.weights.copy_(average[0])
