@@ -135,3 +135,14 @@ def test_fedexp(compare):
     rates = []
     compare("Fedexp", {"epsilon": 0.01}, reference)
     assert min(rates) < 1 < max(rates), rates
+
+
+def test_fedsam(compare):
+    def train(weights, client):
+        for _ in range(EPOCHS):
+            slope = gradient(weights, client)
+            length = flat(slope).norm()
+            weights = add(weights, gradient(add(weights, slope, 0.1 / length), client), -RATE)
+        return weights
+
+    compare("Fedsam", {"rho": 0.1}, averaging(train))

@@ -25,6 +25,7 @@ REGISTRY = {
         "Feddyn",
         "Moon",
         "Fedexp",
+        "Fedsam",
         "Fedbn",
         "Fedper",
         "Fedrep",
