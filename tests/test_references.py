@@ -146,3 +146,21 @@ def test_fedsam(compare):
         return weights
 
     compare("Fedsam", {"rho": 0.1}, averaging(train))
+
+
+def test_fedcm(compare):
+    def reference(problem):
+        weights, direction = problem.start, [0.0] * len(problem.start)
+        for chosen, shares in problem.rounds:
+            reached = []
+            for client in chosen:
+                local = weights
+                for _ in range(EPOCHS):
+                    mixture = [0.3 * one + 0.7 * other for one, other in zip(gradient(local, client), direction)]
+                    local = add(local, mixture, -RATE)
+                reached.append(local)
+            before, weights = weights, mean(reached, shares)
+            direction = [(old - new) / (RATE * EPOCHS) for old, new in zip(before, weights)]
+        return weights
+
+    compare("Fedcm", {"alpha": 0.3}, reference)

@@ -26,6 +26,7 @@ REGISTRY = {
         "Moon",
         "Fedexp",
         "Fedsam",
+        "Fedcm",
         "Fedbn",
         "Fedper",
         "Fedrep",
