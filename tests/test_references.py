@@ -164,3 +164,18 @@ def test_fedcm(compare):
         return weights
 
     compare("Fedcm", {"alpha": 0.3}, reference)
+
+
+def test_fedntd(compare):
+    def train(world, client):
+        def loss(local, client):
+            divergence = 0
+            for known, own, label in zip(forward(world, client.inputs)[1], forward(local, client.inputs)[1], client.labels):
+                others = [place for place in range(10) if place != label]
+                p, q = (torch.softmax(logits[others] / 2, dim=0) for logits in (known, own))
+                divergence += (p * (p / q).log()).sum()
+            return cross_entropy(local, client) + 0.5 * divergence / client.size
+
+        return descend(world, client, loss)
+
+    compare("Fedntd", {"beta": 0.5, "tau": 2.0}, averaging(train))

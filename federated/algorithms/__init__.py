@@ -27,6 +27,7 @@ REGISTRY = {
         "Fedexp",
         "Fedsam",
         "Fedcm",
+        "Fedntd",
         "Fedbn",
         "Fedper",
         "Fedrep",

@@ -2,14 +2,14 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from federated.learning.client_row import ClientRow
 from federated.learning.device_data import batch_sizes
-from federated.learning.local_model import LocalModel, classifier_of
+from federated.learning.local_model import Frozen, LocalModel, classifier_of
 from federated.seeds import stream_seed
 
 if typing.TYPE_CHECKING:
@@ -113,9 +113,9 @@ class TrainingClient(Client):
         """What went into the classifier in the last forward pass [samples, features]."""
         return self._worker.model.features[self.classifier]
 
-    def frozen(self, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return a function from inputs to the features of the model with `weights` [size], in evaluation mode and without
-        gradient."""
+    def frozen(self, weights: torch.Tensor) -> Frozen:
+        """Return a function from inputs to the logits and the features of the model with `weights` [size], in evaluation mode
+        and without gradient; features are None unless the algorithm uses_features."""
         return self._worker.model.frozen(weights)
 
     def metrics(self) -> dict[str, float]:
