@@ -179,3 +179,13 @@ def test_fedntd(compare):
         return descend(world, client, loss)
 
     compare("Fedntd", {"beta": 0.5, "tau": 2.0}, averaging(train))
+
+
+def test_fedlc(compare):
+    def loss(weights, client):
+        margins = [0.5 / max(1e-8, (client.labels == label).sum().item()) ** 0.25 for label in range(10)]
+        scores = (forward(weights, client.inputs)[1] - torch.tensor(margins)).exp()
+        return -sum((row[label] / row.sum()).log() for row, label in zip(scores, client.labels)) / client.size
+
+    problem = compare("Fedlc", {"tau": 0.5}, averaging(lambda weights, client: descend(weights, client, loss)))
+    assert any(len(client.labels.unique()) < 10 for client in problem.clients)

@@ -28,6 +28,7 @@ REGISTRY = {
         "Fedsam",
         "Fedcm",
         "Fedntd",
+        "Fedlc",
         "Fedbn",
         "Fedper",
         "Fedrep",

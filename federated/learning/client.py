@@ -109,6 +109,11 @@ class TrainingClient(Client):
         self.steps += 1
 
     @property
+    def label_counts(self) -> torch.Tensor:
+        """How many of the samples it trains on have each label, float32 [classes]."""
+        return self._worker.label_counts(self.number)
+
+    @property
     def features(self) -> torch.Tensor:
         """What went into the classifier in the last forward pass [samples, features]."""
         return self._worker.model.features[self.classifier]

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import torch
 
 from federated import algorithms, models
@@ -46,9 +47,11 @@ class Worker:
         self._scratch_moments = torch.zeros(self.algorithm.optimizers, self.optimizer.num_moments, device=self.device)
         self._memory = memory
         self._layout = RowLayout.of(settings, hparams, self.model.flat)
-        self.train_indices = [torch.from_numpy(part.train) for part in parts]
+        self._samples = [part.train for part in parts]
         if self.algorithm.pooled:
-            self.train_indices = [torch.cat(self.train_indices)]
+            self._samples = [np.concatenate(self._samples)]
+        self._labels, self._num_classes = dataset.train_labels, dataset.spec.num_classes
+        self.train_indices = list(map(torch.from_numpy, self._samples))
         self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
         self.plan = EvaluationPlan(parts, len(dataset.test_labels), self.algorithm.personal)
 
@@ -107,6 +110,11 @@ class Worker:
             self.algorithm.personalize(self._training_client(number, round, is_evaluated=True))
         else:
             self.algorithm.personalize(Client(number, self.model, self.row_of(number)))
+
+    def label_counts(self, number: int) -> torch.Tensor:
+        """Return how many training samples of client `number` have each label, float32 [classes]."""
+        counts = np.bincount(self._labels[self._samples[number]], minlength=self._num_classes)
+        return torch.from_numpy(counts.astype(np.float32)).to(self.device)
 
     def row_of(self, number: int) -> ClientRow:
         """Return what client `number` keeps between rounds."""
