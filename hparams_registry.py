@@ -71,6 +71,7 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
     "Fedcm": {"alpha": Hparam(0.1, one_of(0.05, 0.1, 0.2, 0.5), high=1.0)},
     "Fedntd": {"beta": Hparam(1.0, one_of(0.1, 0.3, 1.0, 3.0)), "tau": Hparam(1.0, one_of(1.0, 3.0), low=1e-3)},
     "Fedlc": {"tau": Hparam(1.0, one_of(0.1, 0.5, 1.0))},
+    "Feddecorr": {"beta": Hparam(0.1, one_of(0.01, 0.05, 0.1, 0.2, 0.3))},
     "Fedrep": {"head_epochs": Hparam(5, one_of(1, 5, 10), low=1, high=MAX_INTEGER)},
     "Ditto": {"lambda": Hparam(0.1, one_of(0.01, 0.1, 1.0))},
     "Pfedme": {

@@ -48,6 +48,7 @@ from hparams_registry import default_hparams, random_hparams
         ("Fedcm", {"alpha": 1.0}, {}, True),
         ("Fedntd", {"beta": 0.0}, {}, True),
         ("Fedlc", {"tau": 0.0}, {}, True),
+        ("Feddecorr", {"beta": 0.0}, {}, True),
         ("Finetune", {"finetune_epochs": 2, "momentum": 0.9}, {"optimizer_state": "keep"}, True),
     ],
 )

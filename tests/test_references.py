@@ -189,3 +189,15 @@ def test_fedlc(compare):
 
     problem = compare("Fedlc", {"tau": 0.5}, averaging(lambda weights, client: descend(weights, client, loss)))
     assert any(len(client.labels.unique()) < 10 for client in problem.clients)
+
+
+def test_feddecorr(compare):
+    def loss(weights, client):
+        features, logits = forward(weights, client.inputs)
+        covariance, size = torch.cov(features.T), features.shape[1]
+        deviations = (covariance.diagonal() + 1e-8).sqrt()
+        correlations = (covariance / torch.outer(deviations, deviations))[~torch.eye(size, dtype=torch.bool)]
+        penalty = correlations.square().mean() * (client.size - 1) ** 2 / client.size
+        return functional.cross_entropy(logits, client.labels) + 0.1 * penalty
+
+    compare("Feddecorr", {"beta": 0.1}, averaging(lambda weights, client: descend(weights, client, loss)))

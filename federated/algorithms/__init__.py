@@ -29,6 +29,7 @@ REGISTRY = {
         "Fedcm",
         "Fedntd",
         "Fedlc",
+        "Feddecorr",
         "Fedbn",
         "Fedper",
         "Fedrep",

@@ -1,4 +1,4 @@
-"""FedLC (Zhang et al., ICML 2022, section 4.2)."""
+"""FedLC (Zhang et al., ICML 2022), the fine-grained calibrated cross-entropy."""
 
 from federated.algorithms.fedavg import Fedavg
 

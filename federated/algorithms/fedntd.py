@@ -1,4 +1,4 @@
-"""FedNTD (Lee et al., NeurIPS 2022, equations 3 to 5)."""
+"""FedNTD (Lee et al., NeurIPS 2022, section 4)."""
 
 from federated.algorithms.fedavg import Fedavg
 
