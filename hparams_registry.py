@@ -81,6 +81,7 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
         "beta": Hparam(1.0, one_of(1.0, 2.0)),
     },
     "Apfl": {"alpha": Hparam(0.5, one_of(0.25, 0.5, 0.75), high=1.0)},
+    "Fedbabu": {"finetune_epochs": dataclasses.replace(FINETUNE_EPOCHS, default=5)},
     "Finetune": {"finetune_epochs": FINETUNE_EPOCHS},
 }
 

@@ -142,6 +142,15 @@ def test_what_a_client_keeps_never_leaves_it(train, algorithm):
     assert (own - own.mean(0)).norm() > 0.01 * own.norm()
 
 
+def test_fedbabus_head_never_moves_in_training(train):
+    run = train("Fedbabu", {"momentum": 0.9, "weight_decay": 0.1})
+    model = models.build("mlp", datasets.REGISTRY["digits"], 0.5, stream_seed(SEED, "model"))
+    flat = Flat(model)
+    head = flat.mask_of([classifier_of(model)])
+    assert torch.equal(run.broadcast[0][head], flat.weights[head])
+    assert (run.broadcast[0] - flat.weights).norm() > 0.01 * flat.weights.norm()
+
+
 def test_fedrep_fixes_what_it_does_not_train(train):
     """The head is trained from the global body: with no learning left for the body the upload is the global body."""
     run = train("Fedrep", {"head_epochs": 2, "momentum": 0.9, "weight_decay": 0.1}, rounds=1)

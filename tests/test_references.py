@@ -201,3 +201,15 @@ def test_feddecorr(compare):
         return functional.cross_entropy(logits, client.labels) + 0.1 * penalty
 
     compare("Feddecorr", {"beta": 0.1}, averaging(lambda weights, client: descend(weights, client, loss)))
+
+
+def test_fedbabu(compare):
+    def train(weights, client):
+        for _ in range(EPOCHS):
+            slope = gradient(weights, client)
+            weights = [*add(weights[:-2], slope[:-2], -RATE), *weights[-2:]]
+        return weights
+
+    problem = compare("Fedbabu", {"finetune_epochs": 2}, averaging(train))
+    weights = averaging(train)(problem)
+    judged(problem, lambda client: descend(weights, client, epochs=2))

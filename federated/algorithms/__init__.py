@@ -36,6 +36,7 @@ REGISTRY = {
         "Ditto",
         "Pfedme",
         "Apfl",
+        "Fedbabu",
         "Finetune",
         "Local",
         "Centralized",
