@@ -33,6 +33,7 @@ REGISTRY = {
         "Fedbn",
         "Fedper",
         "Fedrep",
+        "Lgfedavg",
         "Ditto",
         "Pfedme",
         "Apfl",
