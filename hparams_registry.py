@@ -83,6 +83,7 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
     },
     "Apfl": {"alpha": Hparam(0.5, one_of(0.25, 0.5, 0.75), high=1.0)},
     "Fedbabu": {"finetune_epochs": dataclasses.replace(FINETUNE_EPOCHS, default=5)},
+    "Perfedavg": {"alpha": Hparam(0.01, one_of(0.001, 0.01, 0.1))},
     "Finetune": {"finetune_epochs": FINETUNE_EPOCHS},
 }
 

@@ -233,3 +233,15 @@ def test_lgfedavg(compare):
 
     problem = compare("Lgfedavg", {"global_layers": 2}, reference)
     judged(problem, lambda client: client.own)
+
+
+def test_perfedavg(compare):
+    def train(weights, client):
+        for _ in range((EPOCHS + 1) // 2):  # a step takes two batches
+            adapted = add(weights, gradient(weights, client), -0.1)
+            weights = add(weights, gradient(adapted, client), -RATE)
+        return weights
+
+    problem = compare("Perfedavg", {"alpha": 0.1}, averaging(train))
+    weights = averaging(train)(problem)
+    judged(problem, lambda client: add(weights, gradient(weights, client), -0.1))

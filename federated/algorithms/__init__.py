@@ -38,6 +38,7 @@ REGISTRY = {
         "Pfedme",
         "Apfl",
         "Fedbabu",
+        "Perfedavg",
         "Finetune",
         "Local",
         "Centralized",
