@@ -245,3 +245,32 @@ def test_perfedavg(compare):
     problem = compare("Perfedavg", {"alpha": 0.1}, averaging(train))
     weights = averaging(train)(problem)
     judged(problem, lambda client: add(weights, gradient(weights, client), -0.1))
+
+
+def test_feddc(compare):
+    """The clients' drifts h, local updates g and weights s are at hand, and averaged as such."""
+
+    def train(world, common, client):
+        def loss(weights, client):
+            near = sum(((w + h - v) ** 2).sum() for w, h, v in zip(weights, client.h, world))
+            along = sum((w * (c / client.s - g)).sum() for w, c, g in zip(weights, common, client.g))
+            return cross_entropy(weights, client) + 0.1 / client.s / 2 * near + along
+
+        reached = descend(world, client, loss)
+        change = add(reached, world, -1)
+        client.h = add(client.h, change)
+        client.g = add(add(client.g, common, -1 / client.s), change, -1 / (EPOCHS * RATE))
+        return reached
+
+    def reference(problem):
+        world, everyone = problem.start, problem.clients
+        for client in everyone:
+            client.h = client.g = [torch.zeros_like(each) for each in world]
+            client.s = 3 * client.size / sum(each.size for each in everyone)
+        for chosen, _ in problem.rounds:
+            common = mean([client.g for client in everyone], [client.s / 3 for client in everyone])
+            reached = mean([train(world, common, client) for client in chosen], [1 / 2] * 2)
+            world = add(reached, mean([client.h for client in everyone], [1 / 3] * 3))
+        return world
+
+    compare("Feddc", {"alpha": 0.1}, reference)

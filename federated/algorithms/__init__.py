@@ -30,6 +30,7 @@ REGISTRY = {
         "Fedntd",
         "Fedlc",
         "Feddecorr",
+        "Feddc",
         "Fedbn",
         "Fedper",
         "Fedrep",
