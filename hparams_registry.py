@@ -85,6 +85,11 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
     "Apfl": {"alpha": Hparam(0.5, one_of(0.25, 0.5, 0.75), high=1.0)},
     "Fedbabu": {"finetune_epochs": dataclasses.replace(FINETUNE_EPOCHS, default=5)},
     "Perfedavg": {"alpha": Hparam(0.01, one_of(0.001, 0.01, 0.1))},
+    "Fedala": {
+        "weight_learning_rate": Hparam(1.0, one_of(0.1, 1.0, 10.0)),
+        "weight_layers": Hparam(1, one_of(1, 2, 3), low=1, high=MAX_INTEGER),
+        "weight_share": Hparam(0.8, Fixed(0.8), low=1e-3, high=1.0),
+    },
     "Finetune": {"finetune_epochs": FINETUNE_EPOCHS},
 }
 

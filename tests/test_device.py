@@ -109,10 +109,10 @@ def test_a_row_changes_when_it_is_stored(number):
     before = memory.clients.copy()
     client = worker.train(0, 0)
     assert np.array_equal(memory.clients, before)
-    assert client.is_new and worker.row_of(0).is_new
+    assert client.is_new and worker.row_of(0).rounds == 0
     worker.upload(client, updates[0])
     keeps = memory.clients.shape[1] > 0
-    assert worker.row_of(0).is_new is not keeps
+    assert worker.row_of(0).rounds == keeps
     assert np.array_equal(memory.clients[0, 1:], client.row._row[1:])
     assert np.array_equal(memory.clients[1:], before[1:])
 

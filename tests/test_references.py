@@ -274,3 +274,32 @@ def test_feddc(compare):
         return world
 
     compare("Feddc", {"alpha": 0.1}, reference)
+
+
+def test_fedala(compare):
+    def start(client, world):
+        """What a client starts from, and the W that it has learned for that."""
+        if client.theta is None:
+            return world, [torch.ones_like(each) for each in world]
+        mixing, body = client.mixing, len(world) - 2
+        for _ in range(11 if client.rounds == 1 else 1):
+            mixed = [own + (each - own) * w for own, each, w in zip(client.theta, world, mixing)]
+            slopes = [slope * (each - own) for slope, own, each in zip(gradient(mixed, client), client.theta, world)]
+            mixing = mixing[:body] + [(w - 20 * slope).clamp(0, 1) for w, slope in zip(mixing[body:], slopes[body:])]
+        return [own + (each - own) * w for own, each, w in zip(client.theta, world, mixing)], mixing
+
+    def reference(problem):
+        world = problem.start
+        for client in problem.clients:
+            client.theta, client.rounds = None, 0
+        for chosen, shares in problem.rounds:
+            for client in chosen:
+                initial, client.mixing = start(client, world)
+                client.theta, client.rounds = descend(initial, client), client.rounds + 1
+            world = mean([client.theta for client in chosen], shares)
+        assert any((each < 1).any() and (each > 0).any() for client in problem.clients for each in client.mixing)
+        problem.world = world
+        return world
+
+    problem = compare("Fedala", {"weight_learning_rate": 20.0}, reference)
+    judged(problem, lambda client: start(client, problem.world)[0])

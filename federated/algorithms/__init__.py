@@ -40,6 +40,7 @@ REGISTRY = {
         "Apfl",
         "Fedbabu",
         "Perfedavg",
+        "Fedala",
         "Finetune",
         "Local",
         "Centralized",

@@ -9,5 +9,10 @@ class Lgfedavg(Fedper):
     here from the common initial weights. A client is judged by its own model."""
 
     def kept(self, client):
-        layers = [module for module in client.model.modules() if any(True for _ in module.parameters(recurse=False))]
-        return ~client.mask_of(layers[-self.hparams["global_layers"] :])
+        return ~mask_of_last(client, self.hparams["global_layers"])
+
+
+def mask_of_last(client, count: int):
+    """Which entries of the weights belong to the last `count` layers, bool [size]."""
+    layers = [module for module in client.model.modules() if any(True for _ in module.parameters(recurse=False))]
+    return client.mask_of(layers[-count:])

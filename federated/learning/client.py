@@ -25,7 +25,8 @@ class Client:
     model              the torch module
     weights, gradient  [size], [num_parameters]: the model's own memory
     parameters         [num_parameters]: the first entries of `weights`
-    is_new             whether the client has never trained; always True if it keeps nothing
+    rounds             in how many it has trained; always 0 if it keeps nothing
+    is_new             whether that is none
     state              [client_vectors, size]: what it keeps between rounds, zeros if it is new
     mask_of            see Flat.mask_of
     """
@@ -35,7 +36,7 @@ class Client:
         self.model, self.mask_of = model.module, model.flat.mask_of
         self.weights, self.gradient = model.flat.weights, model.flat.gradient
         self.parameters = self.weights[: len(self.gradient)]
-        self.is_new, self.state = row.is_new, row.state
+        self.rounds, self.is_new, self.state = row.rounds, row.rounds == 0, row.state
 
     @property
     def classifier(self) -> nn.Linear:
