@@ -86,7 +86,7 @@ def take_part(host: str | None, number: int | None, options: ProcessOptions) -> 
             worker.receive()
             if message["evaluate"]:
                 start = time.perf_counter()
-                worker.evaluate(my_blocks)
+                worker.evaluate(my_blocks, message["round"])
                 answer = protocol.evaluated(message["round"], time.perf_counter() - start)
                 channel.send(answer, [("evaluation", block) for block in my_blocks])
             for position, number in enumerate(message["train"]):

@@ -53,6 +53,7 @@ INSTEAD = {
 SERVER_LEARNING_RATE = LogUniform(1e-3, 1)
 TAU = Hparam(1e-3, LogUniform(1e-4, 1e-2), low=1e-12)
 BETAS = {"beta1": Hparam(0.9, Fixed(0.9), high=0.9999), "beta2": Hparam(0.99, Fixed(0.99), high=0.9999)}
+FINETUNE_EPOCHS = Hparam(1, one_of(1, 5, 10), low=1, high=MAX_INTEGER)
 OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
     "Fedavgm": {
         "server_momentum": Hparam(0.9, one_of(0.7, 0.9, 0.97, 0.99, 0.997), high=0.9999),
@@ -65,7 +66,15 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
     "Scaffold": {"server_learning_rate": Hparam(1.0, Fixed(1.0))},
     "Feddyn": {"alpha": Hparam(0.01, one_of(0.1, 0.01, 0.001), low=1e-12)},
     "Moon": {"mu": Hparam(1.0, one_of(0.1, 1.0, 5.0, 10.0)), "temperature": Hparam(0.5, Fixed(0.5), low=1e-3)},
+    "Fedexp": {"epsilon": Hparam(1e-3, one_of(1e-3, 10**-2.5, 1e-2, 10**-1.5, 0.1), low=1e-12)},
+    "Fedsam": {"rho": Hparam(0.05, one_of(0.01, 0.05, 0.1, 0.5))},
+    "Fedcm": {"alpha": Hparam(0.1, one_of(0.05, 0.1, 0.2, 0.5), high=1.0)},
+    "Fedntd": {"beta": Hparam(1.0, one_of(0.1, 0.3, 1.0, 3.0)), "tau": Hparam(1.0, one_of(1.0, 3.0), low=1e-3)},
+    "Fedlc": {"tau": Hparam(1.0, one_of(0.1, 0.5, 1.0))},
+    "Feddecorr": {"beta": Hparam(0.1, one_of(0.01, 0.05, 0.1, 0.2, 0.3))},
+    "Feddc": {"alpha": Hparam(0.01, one_of(0.1, 0.01, 0.005))},
     "Fedrep": {"head_epochs": Hparam(5, one_of(1, 5, 10), low=1, high=MAX_INTEGER)},
+    "Lgfedavg": {"global_layers": Hparam(2, one_of(1, 2, 3), low=1, high=MAX_INTEGER)},
     "Ditto": {"lambda": Hparam(0.1, one_of(0.01, 0.1, 1.0))},
     "Pfedme": {
         "lambda": Hparam(15.0, one_of(5.0, 15.0, 30.0)),
@@ -74,6 +83,14 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
         "beta": Hparam(1.0, one_of(1.0, 2.0)),
     },
     "Apfl": {"alpha": Hparam(0.5, one_of(0.25, 0.5, 0.75), high=1.0)},
+    "Fedbabu": {"finetune_epochs": dataclasses.replace(FINETUNE_EPOCHS, default=5)},
+    "Perfedavg": {"alpha": Hparam(0.01, one_of(0.001, 0.01, 0.1))},
+    "Fedala": {
+        "weight_learning_rate": Hparam(1.0, one_of(0.1, 1.0, 10.0)),
+        "weight_layers": Hparam(1, one_of(1, 2, 3), low=1, high=MAX_INTEGER),
+        "weight_share": Hparam(0.8, Fixed(0.8), low=1e-3, high=1.0),
+    },
+    "Finetune": {"finetune_epochs": FINETUNE_EPOCHS},
 }
 
 

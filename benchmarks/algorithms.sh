@@ -10,8 +10,9 @@ out=${2:-algorithms_logs}
 source "$here/environment.sh"
 use_environment requirements.txt
 
-algorithms=(Fedavg Fedsgd Fedavgm Fedadagrad Fedadam Fedyogi Fedprox Scaffold Fednova Feddyn Moon Fedbn Fedper Fedrep Ditto
-    Pfedme Apfl Local Centralized)
+algorithms=(Fedavg Fedsgd Fedavgm Fedadagrad Fedadam Fedyogi Fedprox Scaffold Fednova Feddyn Moon Fedexp Fedsam Fedcm
+    Fedntd Fedlc Feddecorr Feddc Fedbn Fedper Fedrep Lgfedavg Ditto Pfedme Apfl Fedbabu Perfedavg Fedala Finetune Local
+    Centralized)
 common=(--skip_confirmation --data_dir "$data" --output_dir "$out" --algorithm "${algorithms[@]}" --local_optimizer sgd
     --optimizer_state reset --partition dirichlet --partition_alpha 0.1 --num_trials 3)
 fixed='{"momentum": 0.0, "weight_decay": 0.0, "dropout_rate": 0.0, "batch_size": 32}'

@@ -98,6 +98,14 @@ def call(tmp_path):
 
 
 @pytest.fixture
+def train(tmp_path, monkeypatch):
+    """train(algorithm, hparams, **settings) runs a trial in this process, see in_process.py."""
+    from in_process import trainer  # imports torch
+
+    return trainer(tmp_path, monkeypatch)
+
+
+@pytest.fixture
 def run_without(tmp_path):
     """run_without(package, module, *arguments) runs the main of one of the project's scripts where `package` is missing."""
 

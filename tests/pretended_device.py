@@ -98,7 +98,7 @@ def observe_case(case):
             seen["upload"] = watched.results
         seen["sizes"] = [updates[0].numel(), memory.clients.shape[1]]
         with Watched() as watched:
-            worker.evaluate(range(len(memory.evaluation)))
+            worker.evaluate(range(len(memory.evaluation)), 0)
         seen["evaluation"] = watched.results
     return seen
 

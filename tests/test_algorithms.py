@@ -8,16 +8,15 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import types
 
 import numpy as np
 import pytest
 import torch
 from helpers import HUNG, Sweep, processes_of, results
+from in_process import SEED, pixels
 from torch.nn import functional
 
-import client_benchmark
 from federated import algorithms, models
 from federated.algorithms.fedavg import Server
 from federated.algorithms.fednova import effective_steps
@@ -26,63 +25,8 @@ from federated.learning.device_data import batch_sizes
 from federated.learning.flat import Flat
 from federated.learning.local_model import classifier_of
 from federated.running import checkpoint
-from federated.running.listener import Listener
-from federated.running.rounds import serve
 from federated.seeds import stream_seed
-from federated.settings import ServerOptions, Settings
-from federated.trial import Trial
 from hparams_registry import default_hparams, random_hparams
-
-SEED = 7
-SIZE = {"samples_per_client": 60, "num_clients": 3, "local_optimizer": "sgd", "rounds": 3}
-
-
-class Run(types.SimpleNamespace):
-    """broadcast [broadcasts, size] at the end; rounds: {name: array} of the checkpoint after each; the Trial; Settings."""
-
-    def kept(self, client, vector=0, round=-1):
-        """A vector that a client keeps [size]."""
-        start = 1 + vector * self.broadcast.shape[1]
-        return torch.from_numpy(self.rounds[round][f"client_{client}"][start : start + self.broadcast.shape[1]])
-
-
-@pytest.fixture
-def train(tmp_path, monkeypatch):
-    """train(algorithm, hparams, **settings) runs a trial with its real server and client, as threads of this process."""
-    numbers = iter(range(100))
-
-    def train(algorithm="Fedavg", hparams=(), **settings):
-        settings = Settings(algorithm=algorithm, **{**SIZE, **settings})
-        several_steps = {} if algorithm == "Fedsgd" else {"batch_size": 16}
-        hparams = default_hparams(algorithm, settings.dataset, settings.local_optimizer) | several_steps | dict(hparams)
-        rounds = []
-        monkeypatch.setattr(
-            checkpoint,
-            "save",
-            lambda directory, state, arrays: rounds.append({name: array.copy() for name, array in arrays.items()}),
-        )
-        this = Trial(settings, hparams, 0, SEED, tmp_path / str(next(numbers)))
-        this.directory.mkdir()
-        listener = Listener(None)
-        options = ServerOptions(timeout=60, checkpoint_seconds=0)
-        client = threading.Thread(target=client_benchmark.take_part, args=(listener.address, None, options))
-        client.start()
-        broadcast = serve(this, listener, 1, options).clone()
-        client.join()
-        return Run(broadcast=broadcast, rounds=rounds, trial=this, settings=settings, hparams=hparams)
-
-    torch.set_num_threads(1)
-    return train
-
-
-def pixels(data, indices):
-    """The samples of a data set as a plain user would normalise them, and their labels."""
-    mean, std = (torch.tensor(values).view(data.spec.channel_shape) for values in (data.spec.mean, data.spec.std))
-    return (
-        (torch.from_numpy(data.train_inputs[indices]) / data.spec.scale - mean) / std,
-        torch.from_numpy(data.train_labels[indices]),
-    )
-
 
 # Identities
 
@@ -99,6 +43,13 @@ def pixels(data, indices):
         ("Fednova", {"momentum": 0.9}, {"optimizer_state": "reset"}, False),
         ("Ditto", {"lambda": 0.0}, {}, True),
         ("Apfl", {"alpha": 0.0, "dropout_rate": 0.0}, {}, True),
+        ("Fedexp", {"epsilon": 1e-12}, {"num_clients": 1}, True),
+        ("Fedsam", {"rho": 0.0, "dropout_rate": 0.0}, {}, True),
+        ("Fedcm", {"alpha": 1.0}, {}, True),
+        ("Fedntd", {"beta": 0.0}, {}, True),
+        ("Fedlc", {"tau": 0.0}, {}, True),
+        ("Feddecorr", {"beta": 0.0}, {}, True),
+        ("Finetune", {"finetune_epochs": 2, "momentum": 0.9}, {"optimizer_state": "keep"}, True),
     ],
 )
 def test_what_equals_fedavg(train, algorithm, hparams, settings, is_exact):
@@ -191,6 +142,15 @@ def test_what_a_client_keeps_never_leaves_it(train, algorithm):
     assert (own - own.mean(0)).norm() > 0.01 * own.norm()
 
 
+def test_fedbabus_head_never_moves_in_training(train):
+    run = train("Fedbabu", {"momentum": 0.9, "weight_decay": 0.1})
+    model = models.build("mlp", datasets.REGISTRY["digits"], 0.5, stream_seed(SEED, "model"))
+    flat = Flat(model)
+    head = flat.mask_of([classifier_of(model)])
+    assert torch.equal(run.broadcast[0][head], flat.weights[head])
+    assert (run.broadcast[0] - flat.weights).norm() > 0.01 * flat.weights.norm()
+
+
 def test_fedrep_fixes_what_it_does_not_train(train):
     """The head is trained from the global body: with no learning left for the body the upload is the global body."""
     run = train("Fedrep", {"head_epochs": 2, "momentum": 0.9, "weight_decay": 0.1}, rounds=1)
@@ -225,12 +185,15 @@ def test_fedbn_keeps_batchnorm_by_its_type(train):
     assert kept[flat.num_parameters :].all()
 
 
-@pytest.mark.parametrize("algorithm", ["Moon", "Fedper", "Ditto", "Apfl", "Pfedme", "Local"])
+@pytest.mark.parametrize("algorithm", ["Moon", *(name for name in algorithms.REGISTRY if algorithms.load(name).personal)])
 def test_evaluation_changes_nothing(train, algorithm):
-    often, rarely = train(algorithm, eval_every=1), train(algorithm, eval_every=100)
+    """Also where clients train for it; they keep moments, which that could touch."""
+    hparams = {"momentum": 0.9} if algorithms.load(algorithm).takes_momentum else {}
+    often, rarely = (train(algorithm, hparams, eval_every=rounds) for rounds in (1, 100))
     assert torch.equal(often.broadcast, rarely.broadcast)
-    for client in range(3):
-        assert torch.equal(often.kept(client), rarely.kept(client))
+    rows = [name for name in rarely.rounds[-1] if name.startswith("client_")]
+    assert len(rows) == 3
+    assert all(np.array_equal(often.rounds[-1][name], rarely.rounds[-1][name]) for name in rows)
 
 
 # Quadratics: f_i(w) = (w - a_i)' H_i (w - a_i) / 2
@@ -293,13 +256,14 @@ class Federation:
         self.server.samples = self.samples[chosen]
         self.server.steps = np.array([self.clients[number].num_steps for number in chosen])
         total = torch.zeros(self.algorithm.uploads, self.server.broadcast.shape[1], dtype=torch.float64)
-        for weights, number in zip(zip(*self.algorithm.weights(self.server)), chosen):
+        for place, (weights, number) in enumerate(zip(zip(*self.algorithm.weights(self.server)), chosen)):
             client = self.clients[number]
             client.begin(self.server.broadcast)
             self.algorithm.train(client)
             upload = torch.zeros_like(total)
             self.algorithm.upload(client, upload)
             client.is_new = False
+            self.algorithm.receive(self.server, place, upload)
             total += upload * torch.tensor(weights)[:, None]
         self.algorithm.step(self.server, total)
 

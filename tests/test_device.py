@@ -37,7 +37,7 @@ def two_rounds(worker, memory, updates):
     reported = []
     for round in range(2):
         worker.receive()
-        worker.evaluate(range(len(memory.evaluation)))
+        worker.evaluate(range(len(memory.evaluation)), round)
         for number in range(len(worker.train_indices)):
             client = worker.train(number, round)
             reported.append(client.metrics())
@@ -109,10 +109,10 @@ def test_a_row_changes_when_it_is_stored(number):
     before = memory.clients.copy()
     client = worker.train(0, 0)
     assert np.array_equal(memory.clients, before)
-    assert client.is_new and worker.row_of(0).is_new
+    assert client.is_new and worker.row_of(0).rounds == 0
     worker.upload(client, updates[0])
     keeps = memory.clients.shape[1] > 0
-    assert worker.row_of(0).is_new is not keeps
+    assert worker.row_of(0).rounds == keeps
     assert np.array_equal(memory.clients[0, 1:], client.row._row[1:])
     assert np.array_equal(memory.clients[1:], before[1:])
 
@@ -127,7 +127,7 @@ def test_evaluation_leaves_no_trace(number):
         worker.upload(worker.train(0, 0), updates[0])
     for worker, memory, _ in runs[1:]:
         before = {name: getattr(memory, name).copy() for name in memory.shapes}
-        worker.evaluate(range(len(memory.evaluation)))
+        worker.evaluate(range(len(memory.evaluation)), 0)
         for name in before.keys() - {"evaluation"}:
             assert np.array_equal(getattr(memory, name), before[name]), name
         assert not np.array_equal(memory.evaluation, before["evaluation"])
@@ -138,14 +138,18 @@ def test_evaluation_leaves_no_trace(number):
             assert np.array_equal(getattr(memory, name), getattr(runs[0][1], name)), name
 
 
-@pytest.mark.parametrize("algorithm", [name for name in algorithms.REGISTRY if algorithms.load(name).personal])
+CLASSES = {name: algorithms.load(name) for name in algorithms.REGISTRY}
+STORE_MODELS = [name for name, of in CLASSES.items() if of.personal and not of.trains_to_personalize]
+
+
+@pytest.mark.parametrize("algorithm", STORE_MODELS)
 def test_evaluation_starts_no_turn_of_training(algorithm, monkeypatch):
-    """Personal models are evaluated without the order of samples and the moments that training takes."""
+    """Personal models that are there are evaluated without the order of samples and the moments that training takes."""
     worker, memory, updates = prepare("cpu", algorithm)
     worker.receive()
     worker.upload(worker.train(0, 0), updates[0])
     monkeypatch.setattr(TrainingClient, "__init__", lambda *_: pytest.fail("evaluation starts a turn of training"))
-    worker.evaluate(range(len(memory.evaluation)))
+    worker.evaluate(range(len(memory.evaluation)), 0)
 
 
 @pytest.mark.process

@@ -40,7 +40,7 @@ class Fedavg:
     """Clients train on from the global weights; the server averages what they reach, by their number of samples.
 
     The other algorithms override what they change. `client` is what federated/learning/client.py says:
-    a Client in `personalize`, a TrainingClient elsewhere. `server` is a Server.
+    a Client in `personalize` unless the algorithm trains_to_personalize, a TrainingClient elsewhere. `server` is a Server.
     """
 
     broadcasts = 1  # vectors the server sends to every participant
@@ -52,6 +52,7 @@ class Fedavg:
     takes_momentum = True  # whether SGD may have momentum
     keeps_moments = True  # whether moments may outlive a round
     personal = False  # whether each client ends up with a model of its own
+    trains_to_personalize = False  # whether `personalize` gets a TrainingClient, whose training leaves no trace
     has_global_model = True  # whether the global weights are a model to be used
     pooled = False  # whether all data lies in one place
     uses_features = False  # whether it needs what goes into the classifier, the model's last linear layer
@@ -95,6 +96,10 @@ class Fedavg:
         """What each participant's uploads count in the sum that `step` gets [uploads or 1, participants]: the shares of
         the samples (line 8 of the server in Algorithm 1)."""
         return [server.samples / server.samples.sum()]
+
+    def receive(self, server: Server, place: int, upload: "torch.Tensor") -> None:
+        """Look at the upload [uploads, size] of the participant at `place` of server.samples, before `step`. The participants'
+        come in their order."""
 
     def step(self, server: Server, average: "torch.Tensor") -> None:
         """Move `server` by `average` [uploads, size], the weighted sum of the participants' uploads."""

@@ -11,9 +11,14 @@ class Fedsgd(Fedavg):
     takes_momentum = False
 
     def train(self, client) -> None:
-        gradient = client.gradient.new_zeros(len(client.gradient))
-        for batch in client.batches(epochs=1):  # a gradient is summed over batches that fit into memory
-            client.backward(batch)
-            gradient.add_(client.gradient, alpha=len(batch) / client.samples)
-        client.gradient.copy_(gradient)
+        gradient_over_all(client)
         client.step()
+
+
+def gradient_over_all(client, is_recorded: bool = True) -> None:
+    """Set client.gradient to that over all its samples, summed over batches that fit into memory."""
+    gradient = client.gradient.new_zeros(len(client.gradient))
+    for batch in client.batches(epochs=1):
+        client.backward(batch, is_recorded)
+        gradient.add_(client.gradient, alpha=len(batch) / client.samples)
+    client.gradient.copy_(gradient)

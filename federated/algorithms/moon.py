@@ -23,7 +23,7 @@ class Moon(Fedavg):
         from torch.nn import functional
 
         features = client.features
-        similarities = [functional.cosine_similarity(features, other(inputs)) for other in (self._global, self._previous)]
+        similarities = [functional.cosine_similarity(features, other(inputs)[1]) for other in (self._global, self._previous)]
         contrast = torch.stack(similarities, dim=1) / self.hparams["temperature"]
         towards_global = functional.cross_entropy(contrast, torch.zeros_like(labels))
         return super().loss(client, inputs, logits, labels) + self.hparams["mu"] * towards_global

@@ -2,14 +2,14 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from federated.learning.client_row import ClientRow
 from federated.learning.device_data import batch_sizes
-from federated.learning.local_model import LocalModel, classifier_of
+from federated.learning.local_model import Frozen, LocalModel, classifier_of
 from federated.seeds import stream_seed
 
 if typing.TYPE_CHECKING:
@@ -25,7 +25,8 @@ class Client:
     model              the torch module
     weights, gradient  [size], [num_parameters]: the model's own memory
     parameters         [num_parameters]: the first entries of `weights`
-    is_new             whether the client has never trained; always True if it keeps nothing
+    rounds             in how many it has trained; always 0 if it keeps nothing
+    is_new             whether that is none
     state              [client_vectors, size]: what it keeps between rounds, zeros if it is new
     mask_of            see Flat.mask_of
     """
@@ -35,7 +36,7 @@ class Client:
         self.model, self.mask_of = model.module, model.flat.mask_of
         self.weights, self.gradient = model.flat.weights, model.flat.gradient
         self.parameters = self.weights[: len(self.gradient)]
-        self.is_new, self.state = row.is_new, row.state
+        self.rounds, self.is_new, self.state = row.rounds, row.rounds == 0, row.state
 
     @property
     def classifier(self) -> nn.Linear:
@@ -44,7 +45,7 @@ class Client:
 
 
 class TrainingClient(Client):
-    """A client that trains in a round: what the other methods of the client half work on.
+    """A client that trains in a round, or to be evaluated: what the other methods of the client half work on.
 
     broadcast          [broadcasts, size]: what the server sent
     global_weights     [size]: its first vector
@@ -54,8 +55,11 @@ class TrainingClient(Client):
     steps              local steps made in this round
     """
 
-    def __init__(self, worker: "Worker", number: int, round: int) -> None:
-        super().__init__(number, worker.model, worker.row_of(number))
+    def __init__(
+        self, worker: "Worker", number: int, round: int, row: ClientRow, moments: torch.Tensor, streams: str = ""
+    ) -> None:
+        """Training updates `moments` [optimizers, num_moments]. `streams` begins the names of its random streams."""
+        super().__init__(number, worker.model, row)
         self._worker = worker
         self.broadcast = worker.broadcast
         self.global_weights = self.broadcast[0]
@@ -64,9 +68,9 @@ class TrainingClient(Client):
         self.samples = len(self._indices)
         self.relative_size = self.samples / worker.mean_samples
         self.steps = 0
-        self._moments = worker.moments_of(self.row)
+        self._moments = moments
         self._order, self._augmenting = (
-            torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, purpose))
+            torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, f"{streams}{purpose}"))
             for purpose in ("order", "augmentation")
         )
         # Of each recorded batch: logits, labels, loss, number of samples
@@ -106,13 +110,18 @@ class TrainingClient(Client):
         self.steps += 1
 
     @property
+    def label_counts(self) -> torch.Tensor:
+        """How many of the samples it trains on have each label, float32 [classes]."""
+        return self._worker.label_counts(self.number)
+
+    @property
     def features(self) -> torch.Tensor:
         """What went into the classifier in the last forward pass [samples, features]."""
         return self._worker.model.features[self.classifier]
 
-    def frozen(self, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return a function from inputs to the features of the model with `weights` [size], in evaluation mode and without
-        gradient."""
+    def frozen(self, weights: torch.Tensor) -> Frozen:
+        """Return a function from inputs to the logits and the features of the model with `weights` [size], in evaluation mode
+        and without gradient; features are None unless the algorithm uses_features."""
         return self._worker.model.frozen(weights)
 
     def metrics(self) -> dict[str, float]:

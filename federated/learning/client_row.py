@@ -13,7 +13,7 @@ from federated.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class RowLayout:
-    """A row is a flag that says whether the client has trained, then its state, then its moments."""
+    """A row is the number of rounds in which the client has trained, then its state, then its moments."""
 
     client_vectors: int  # of the state
     size: int  # of each
@@ -29,7 +29,7 @@ class RowLayout:
 
     @property
     def length(self) -> int:
-        """How many float32 numbers a row has: 0 if the client keeps nothing, so that it needs no flag either."""
+        """How many float32 numbers a row has: 0 if the client keeps nothing, so that nothing is counted either."""
         kept = self.client_vectors * self.size + self.optimizers * self.num_moments
         return kept + 1 if kept else 0
 
@@ -37,7 +37,7 @@ class RowLayout:
 class ClientRow:
     """The row of one client on the device of this process.
 
-    is_new   whether the client has never trained; always True if it keeps nothing
+    rounds   in how many the client has trained; always 0 if it keeps nothing
     state    [client_vectors, size]: the algorithm's vectors, zeros if the client is new
     moments  [optimizers, num_moments]: those of its local optimizers, zeros if the client is new
 
@@ -46,15 +46,15 @@ class ClientRow:
 
     def __init__(self, kept: np.ndarray, layout: RowLayout, device: torch.device) -> None:
         """Load the row from `kept` [layout.length], a row of the trial's memory."""
-        self.is_new = not (len(kept) and kept[0])
-        self._has_trained, self._kept = kept[:1], torch.from_numpy(kept)
+        self._rounds, self._kept = kept[:1], torch.from_numpy(kept)
+        self.rounds = int(kept[0]) if len(kept) else 0
         self._row = self._kept.to(device)
         end = 1 + layout.client_vectors * layout.size
         self.state = self._row[1:end].view(layout.client_vectors, layout.size)
         self.moments = self._row[end:].view(layout.optimizers, layout.num_moments)
 
     def store(self) -> None:
-        """Bring the row back to the trial's memory, as that of a client that has trained."""
+        """Bring the row back to the trial's memory, as that of a client that has trained once more."""
         if self._row is not self._kept:
             self._kept.copy_(self._row)
-        self._has_trained[:] = 1
+        self._rounds += 1

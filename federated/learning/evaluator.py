@@ -15,12 +15,13 @@ def evaluate_blocks(
     blocks: Iterable[Block], model: LocalModel, data: DeviceData, load_weights: Callable[[int | None], None]
 ) -> list[torch.Tensor]:
     """Return [2, samples] for each block: losses, then whether each sample was classified correctly. `load_weights(client)`
-    loads the client's own weights, the global ones for None. The results are on the device and nothing here waits for it."""
-    model.module.eval()
+    loads the client's own weights, for which it may train, or the global ones for None. The results are on the device and
+    nothing here waits for it."""
     results = []
-    with torch.inference_mode():
-        for client, blocks_of_client in itertools.groupby(blocks, key=lambda block: block.client):
-            load_weights(client)
+    for client, blocks_of_client in itertools.groupby(blocks, key=lambda block: block.client):
+        load_weights(client)
+        model.module.eval()
+        with torch.inference_mode():
             for block in blocks_of_client:
                 inputs, labels = data.gather(block.is_test, torch.from_numpy(block.indices))
                 with model.autocast():

@@ -9,6 +9,9 @@ from torch import nn
 from federated.learning.flat import Flat
 from federated.options import UsageError
 
+# From inputs to the logits and, if the algorithm uses features, what goes into the classifier
+Frozen = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+
 
 class LocalModel:
     """A model on its device, and frozen copies of it.
@@ -21,7 +24,7 @@ class LocalModel:
 
     def __init__(self, build: Callable[[], nn.Module], device: torch.device, precision: str, uses_features: bool) -> None:
         """`build` makes one more model of the same kind on `device`. Note the features if `uses_features`."""
-        self._build, self._device, self._precision = build, device, precision
+        self._build, self._device, self._precision, self._uses_features = build, device, precision, uses_features
         self.module = build()
         self.flat = Flat(self.module)
         self.features: dict[nn.Module, torch.Tensor] = {}
@@ -42,23 +45,24 @@ class LocalModel:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
 
-    def frozen(self, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return a function from inputs to the features of a copy of the model with `weights` [size], in evaluation mode and
-        without gradient. It holds until `release_copies`."""
+    def frozen(self, weights: torch.Tensor) -> Frozen:
+        """Return a copy of the model with `weights` [size], in evaluation mode and without gradient. It holds until
+        `release_copies`."""
         if self._copies_in_use == len(self._copies):
             copy = self._build().eval()
-            self._note_features(copy)
+            if self._uses_features:
+                self._note_features(copy)
             self._copies.append((copy, Flat(copy)))
         model, flat = self._copies[self._copies_in_use]
         self._copies_in_use += 1
         flat.weights.copy_(weights)
 
-        def features(inputs):
+        def outputs(inputs):
             with torch.no_grad(), self.autocast():
-                model(inputs)
-            return self.features[classifier_of(model)]
+                logits = model(inputs)
+            return logits, self.features[classifier_of(model)] if self._uses_features else None
 
-        return features
+        return outputs
 
     def release_copies(self) -> None:
         """Let `frozen` use all copies again."""

@@ -1,5 +1,8 @@
 """A worker trains and evaluates the clients that a process hosts."""
 
+import functools
+
+import numpy as np
 import torch
 
 from federated import algorithms, models
@@ -44,9 +47,11 @@ class Worker:
         self._scratch_moments = torch.zeros(self.algorithm.optimizers, self.optimizer.num_moments, device=self.device)
         self._memory = memory
         self._layout = RowLayout.of(settings, hparams, self.model.flat)
-        self.train_indices = [torch.from_numpy(part.train) for part in parts]
+        self._samples = [part.train for part in parts]
         if self.algorithm.pooled:
-            self.train_indices = [torch.cat(self.train_indices)]
+            self._samples = [np.concatenate(self._samples)]
+        self._labels, self._num_classes = dataset.train_labels, dataset.spec.num_classes
+        self.train_indices = list(map(torch.from_numpy, self._samples))
         self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
         self.plan = EvaluationPlan(parts, len(dataset.test_labels), self.algorithm.personal)
 
@@ -61,12 +66,22 @@ class Worker:
 
     def train(self, number: int, round: int) -> TrainingClient:
         """Train client `number` from the broadcast weights. The caller passes the client to `upload` before the next one."""
-        torch.manual_seed(stream_seed(self.trial_seed, number, round, "dropout"))
+        client = self._training_client(number, round)
+        self.algorithm.train(client)
+        return client
+
+    def _training_client(self, number: int, round: int, is_evaluated: bool = False) -> TrainingClient:
+        """Return a client that is ready to train from the broadcast weights. One that trains only to be evaluated has random
+        streams of its own and moments that start at zero, so that it leaves no trace."""
+        streams = "evaluation " if is_evaluated else ""
+        torch.manual_seed(stream_seed(self.trial_seed, number, round, f"{streams}dropout"))
         self.model.release_copies()
-        client = TrainingClient(self, number, round)
+        row = self.row_of(number)
+        keeps_moments = self._layout.num_moments and not is_evaluated
+        moments = row.moments if keeps_moments else self._scratch_moments.zero_()
+        client = TrainingClient(self, number, round, row, moments, streams)
         client.weights.copy_(client.global_weights)
         self.model.module.train()
-        self.algorithm.train(client)
         return client
 
     def upload(self, client: TrainingClient, updates: torch.Tensor) -> None:
@@ -78,23 +93,29 @@ class Worker:
             updates.copy_(filled)
         client.row.store()
 
-    def evaluate(self, numbers: list[int]) -> None:
-        """Evaluate the blocks of these `numbers` of the plan, each into its row of the memory's evaluation."""
+    def evaluate(self, numbers: list[int], round: int) -> None:
+        """Evaluate the blocks of these `numbers` of the plan after `round` rounds, each into its row of the memory's
+        evaluation."""
         blocks = [self.plan.blocks[number] for number in numbers]
-        results = evaluate_blocks(blocks, self.model, self.data, self._load_weights)
+        results = evaluate_blocks(blocks, self.model, self.data, functools.partial(self._load_weights, round))
         for number, result in zip(numbers, results):  # only now, as this waits for a GPU
             torch.from_numpy(self._memory.evaluation[number]).view(2, BLOCK)[:, : result.shape[1]].copy_(result)
 
-    def _load_weights(self, number: int | None) -> None:
-        """Give the model the weights of client `number`'s own model, the global ones for None."""
+    def _load_weights(self, round: int, number: int | None) -> None:
+        """Give the model the weights of client `number`'s own model after `round` rounds, the global ones for None."""
         self.model.flat.weights.copy_(self.broadcast[0])
-        if number is not None:
+        if number is None:
+            return
+        if self.algorithm.trains_to_personalize:
+            self.algorithm.personalize(self._training_client(number, round, is_evaluated=True))
+        else:
             self.algorithm.personalize(Client(number, self.model, self.row_of(number)))
+
+    def label_counts(self, number: int) -> torch.Tensor:
+        """Return how many training samples of client `number` have each label, float32 [classes]."""
+        counts = np.bincount(self._labels[self._samples[number]], minlength=self._num_classes)
+        return torch.from_numpy(counts.astype(np.float32)).to(self.device)
 
     def row_of(self, number: int) -> ClientRow:
         """Return what client `number` keeps between rounds."""
         return ClientRow(self._memory.clients[number], self._layout, self.device)
-
-    def moments_of(self, row: ClientRow) -> torch.Tensor:
-        """Return the moments [optimizers, num_moments] that training updates: the row's, or zeros if clients keep none."""
-        return row.moments if self._layout.num_moments else self._scratch_moments.zero_()

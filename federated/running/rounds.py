@@ -277,6 +277,7 @@ class TrialServer:
     def _add_update(self, place: int, training: list[int], weights) -> None:
         """Add the update of client training[place] to `average`, and let its process fill the row again."""
         process = place % self.processes
+        self.algorithm.receive(self.state, place, self._updates[process])
         for upload, total, weight in zip(self._updates[process], self.average, weights):
             if place:
                 total.add_(upload, alpha=weight[place])

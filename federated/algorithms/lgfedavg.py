@@ -1,0 +1,18 @@
+"""LG-FedAvg (Liang et al., 2020, Algorithm 1)."""
+
+from federated.algorithms.fedper import Fedper
+
+
+class Lgfedavg(Fedper):
+    """The last global_layers layers are averaged; those below, which make a client's representation of its data, stay with it.
+    A layer is a module with parameters of its own, a normalisation too. The paper's clients start from what FedAvg has trained,
+    here from the common initial weights. A client is judged by its own model."""
+
+    def kept(self, client):
+        return ~mask_of_last(client, self.hparams["global_layers"])
+
+
+def mask_of_last(client, count: int):
+    """Which entries of the weights belong to the last `count` layers, bool [size]."""
+    layers = [module for module in client.model.modules() if any(True for _ in module.parameters(recurse=False))]
+    return client.mask_of(layers[-count:])
