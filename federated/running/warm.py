@@ -10,6 +10,8 @@ import sys
 import typing
 from multiprocessing import reduction
 
+from federated.options import prepare_streams
+
 DIRECTORY_VARIABLE = "FEDERATED_FORKSERVER_DIRECTORY"
 
 # Normally the parent removes the directory of the fork server's socket. If the parent is killed, the fork server does so as
@@ -39,6 +41,7 @@ def run_script(command: list[str], log: pathlib.Path, environment: dict[str, str
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    prepare_streams()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _, script, *arguments = command
     sys.argv = [script, *arguments]
