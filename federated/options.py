@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import fcntl
 import io
 import json
@@ -56,6 +57,23 @@ def _access_mode(descriptor: int) -> int | None:
         return None
 
 
+# How torch, Python and the system's loader of libraries say it
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "failed to map segment")
+_OUT_OF_THREADS = "can't start new thread"
+
+
+def system_error_behind(error: BaseException) -> OSError | None:
+    """The system's error that `error` is another name of; None if it is of the program."""
+    if isinstance(error, OSError):
+        return error
+    text, number = str(error).partition("\n")[0], None
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _OUT_OF_MEMORY):
+        number = errno.ENOMEM
+    elif _OUT_OF_THREADS in text:
+        number = errno.EAGAIN
+    return None if number is None else OSError(number, os.strerror(number), text or "memory")
+
+
 def exit_with(main: Callable[[], int]) -> typing.NoReturn:
     """End this process with the exit code of main(). If the reader of its output goes away, as in `… | head -3`, end without a
     word."""
@@ -66,11 +84,13 @@ def exit_with(main: Callable[[], int]) -> typing.NoReturn:
         except SystemExit as ended:  # argparse's, after --help or a wrong option
             code = ended.code
         sys.stdout.flush()
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        if (cause := system_error_behind(error)) is None:
+            raise
         code = PIPE_CLOSED
         if not isinstance(error, BrokenPipeError):
             code = FAILED
-            say(f"{pathlib.Path(sys.argv[0]).name}: error: {error.filename or 'standard output'}: {error.strerror}")
+            say(f"{pathlib.Path(sys.argv[0]).name}: error: {cause.filename or 'standard output'}: {cause.strerror}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more as it ends
     sys.exit(code)
 
