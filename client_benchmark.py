@@ -17,8 +17,9 @@ import typing
 from federated.options import Parser, UsageError, add_options, address, exit_with, integer, options_from
 from federated.running import protocol
 from federated.running.channel import Channel, PeerLostError
+from federated.running.exits import exit_code_of
 from federated.running.listener import JOIN_VARIABLE, connect, join
-from federated.running.processes import end_with_parent, exit_code_of, inherited
+from federated.running.processes import end_with_parent, inherited
 from federated.settings import MAX_PROCESSES, ProcessOptions, Settings
 from federated.version import CODE
 
@@ -44,11 +45,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    end_with_parent(lambda: None)
     return exit_code_of(lambda: run(args.host, args.process, options_from(ProcessOptions, args)))
 
 
 def run(host: str | None, process: int | None, options: ProcessOptions) -> None:
+    end_with_parent(lambda: None)
     try:
         take_part(host, process, options)
     except PeerLostError as error:

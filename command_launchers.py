@@ -14,6 +14,8 @@ from federated.running.processes import (
     ForkedProcess,
     SpawnedProcess,
     check_open_files,
+    files_needed,
+    max_open_files,
     preload,
     trial_commands,
 )
@@ -73,12 +75,25 @@ class LocalParallel(LocalSequential):
 
     def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
         gpus, jobs = self._slots(trials, run)
-        check_open_files(jobs, max(client_processes(trial, run, jobs, gpus) for trial in trials))
+        check_open_files(jobs, self._processes(trials, run, jobs, gpus))
         preload(trials, ["federated.learning.tensorboard_events"] if run.tensorboard else [])
         super().launch(trials, output_dir, run, report)
 
     def _max_jobs(self, trials: list[Trial], run: RunOptions) -> int:
         return 1 if run.host else len(trials)
+
+    def _slots(self, trials: list[Trial], run: RunOptions) -> tuple[list[str], int]:
+        """As that of LocalSequential; if the user names no number, as many as may have their files open."""
+        gpus, jobs = super()._slots(trials, run)
+        while not run.jobs and jobs > 1 and files_needed(jobs, self._processes(trials, run, jobs, gpus)) > max_open_files():
+            jobs -= 1
+        return gpus, jobs
+
+    @staticmethod
+    def _processes(trials: list[Trial], run: RunOptions, jobs: int, gpus: list[str]) -> int:
+        """The client processes of the trial that has most."""
+        one_of_each = {trial.settings: trial for trial in trials}.values()
+        return max(client_processes(trial, run, jobs, gpus) for trial in one_of_each)
 
 
 PRINTABLE = {"local_sequential": LocalSequential, "local_parallel": LocalParallel, "slurm": Slurm}

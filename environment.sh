@@ -1,5 +1,9 @@
 # Sourced by the run scripts: sets PYTHON to an interpreter that has the packages of the given requirements files. That is
 # the active Python where it has them, else the project's own .venv, made and filled here when it is missing or behind.
+
+# If stderr is closed, messages would fail; bash may have opened the script as it.
+if [ /dev/fd/2 -ef "$0" ] || ! { : >&2; }; then exec 2>/dev/null; fi
+
 use_environment() {
     local here python venv
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

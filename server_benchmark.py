@@ -16,8 +16,9 @@ import pathlib
 from federated.lock import Lock
 from federated.options import Parser, UsageError, add_options, address, directory, exit_with, integer, json_object, options_from
 from federated.running.channel import PeerLostError
+from federated.running.exits import exit_code_of
 from federated.running.listener import AnyListener, make_listener
-from federated.running.processes import LOCK_VARIABLE, end_with_parent, exit_code_of, inherited
+from federated.running.processes import LOCK_VARIABLE, end_with_parent, inherited
 from federated.settings import MAX_PROCESSES, ServerOptions, Settings, check_tensorboard
 from federated.trial import DivergedError, Trial
 from hparams_registry import check_hparams, default_hparams

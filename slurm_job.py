@@ -8,7 +8,8 @@ import pathlib
 from command_launchers import LocalParallel
 from federated import slurm
 from federated.options import Parser, add_options, exit_with, options_from, shown
-from federated.running.processes import Interrupted, exit_code_of, interrupted_by_signals
+from federated.running.exits import exit_code_of
+from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress
 from federated.running.slurm_launcher import listed_trials
 from federated.settings import RunOptions

@@ -644,8 +644,9 @@ def confirmed(args: argparse.Namespace) -> bool:
         raise UsageError("there is no terminal to ask for confirmation: give --skip_confirmation")
     sys.stderr.write("Are you sure? (y/n) ")
     sys.stderr.flush()
-    if input().lower().strip()[:1] == "y":
-        return True
+    with contextlib.suppress(EOFError):  # Ctrl-D
+        if input().lower().strip()[:1] == "y":
+            return True
     say("Nevermind!")
     return False
 

@@ -2,6 +2,9 @@
 
 import argparse
 import dataclasses
+import errno
+import fcntl
+import io
 import json
 import math
 import os
@@ -31,18 +34,65 @@ def say(text: str) -> None:
 PIPE_CLOSED = 128 + signal.SIGPIPE  # the exit code of a command whose reader has gone, as a shell reports it
 
 
+def prepare_streams() -> None:
+    """Open /dev/null as each standard stream that is closed, as by `>&-`, or open the other way, so that no file or socket of
+    this process gets its number. No output fails for want of a character: the encoding is the environment's, as whoever set it
+    has a reader for it, which sees "?" for what it lacks."""
+    for number, (name, useless) in enumerate((("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_RDONLY))):
+        if _access_mode(number) in (None, useless):
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, number)
+            os.set_inheritable(number, True)
+            if nothing != number:
+                os.close(nothing)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
+def _access_mode(descriptor: int) -> int | None:
+    """O_RDONLY, O_WRONLY or O_RDWR; None if it is closed."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError:
+        return None
+
+
+# How torch, Python and the system's loader of libraries say it
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "failed to map segment")
+_OUT_OF_THREADS = "can't start new thread"
+
+
+def system_error_behind(error: BaseException) -> OSError | None:
+    """The system's error that `error` is another name of; None if it is of the program."""
+    if isinstance(error, OSError):
+        return error
+    text, number = str(error).partition("\n")[0], None
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _OUT_OF_MEMORY):
+        number = errno.ENOMEM
+    elif _OUT_OF_THREADS in text:
+        number = errno.EAGAIN
+    return None if number is None else OSError(number, os.strerror(number), text or "memory")
+
+
 def exit_with(main: Callable[[], int]) -> typing.NoReturn:
     """End this process with the exit code of main(). If the reader of its output goes away, as in `… | head -3`, end without a
     word."""
+    prepare_streams()
     try:
         try:
             code: typing.Any = main()
         except SystemExit as ended:  # argparse's, after --help or a wrong option
             code = ended.code
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more as it ends
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        if (cause := system_error_behind(error)) is None:
+            raise
         code = PIPE_CLOSED
+        if not isinstance(error, BrokenPipeError):
+            code = FAILED
+            say(f"{pathlib.Path(sys.argv[0]).name}: error: {cause.filename or 'standard output'}: {cause.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more as it ends
     sys.exit(code)
 
 

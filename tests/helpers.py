@@ -234,15 +234,18 @@ def processes_of(trial):
     return roles
 
 
+def parent_of(pid):
+    """The pid of a process's parent. Raises OSError once it is gone."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
 def descendants(pid):
     """All processes below `pid`."""
     parents = {}
     for each in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{each}/stat") as file:
-                parents.setdefault(int(file.read().rpartition(")")[2].split()[1]), []).append(int(each))
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            parents.setdefault(parent_of(each), []).append(int(each))
     found = [pid]
     for each in found:
         found += parents.get(each, [])

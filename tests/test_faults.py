@@ -28,6 +28,7 @@ from helpers import (
     failure,
     is_alive,
     kill_after,
+    parent_of,
     results,
     trial_of,
     wait_until,
@@ -39,6 +40,7 @@ from federated.trial import hparams_hash
 from hparams_registry import default_hparams
 
 pytestmark = pytest.mark.process
+KILLED = "was killed by SIGKILL (by somebody, or by what limits memory and time here)"
 
 
 @both_launchers
@@ -55,7 +57,7 @@ def test_a_death_is_named_and_the_other_trials_go_on(tmp_path, launcher, victim)
     code, output = sweep.wait()
     assert code == 1
     for trial in ("trial_0", "trial_1"):
-        assert failure(tmp_path / "out", trial).items() >= {"role": victim, "reason": "was killed by SIGKILL"}.items()
+        assert failure(tmp_path / "out", trial).items() >= {"role": victim, "reason": KILLED}.items()
         assert f"{trial} failed: {victim} was killed by SIGKILL" in output
     assert "2 of 2 trials failed." in output
 
@@ -73,9 +75,7 @@ def test_retries_go_on_and_their_history_stays(launch_here, tmp_path):
     code, output = sweep.wait()
     assert code == 0, output
     provenance = json.loads((trial_of(out) / "results.json").read_text())["provenance"]
-    assert [(each["role"], each["reason"]) for each in provenance["failures"]] == [
-        ("client_process_1", "was killed by SIGKILL")
-    ] * 2
+    assert [(each["role"], each["reason"]) for each in provenance["failures"]] == [("client_process_1", KILLED)] * 2
     assert len(provenance["runs"]) <= 3
     assert not (trial_of(out) / "failed.json").exists()
     assert launch_here(tmp_path / "undisturbed", *options, "--checkpoint_seconds", 10).returncode == 0
@@ -302,6 +302,15 @@ def test_a_disk_without_room_for_anything_is_named(launch, small_disk):
     full = launch(out / "out")
     assert full.returncode in (1, 2) and "Traceback" not in full.stderr
     assert "No space left on device" in full.stderr
+
+
+def test_few_inodes_are_named_and_what_fits_is_done(launch, small_disk):
+    """Two of three trials fit."""
+    out = small_disk("size=32m,nr_inodes=20") / "out"
+    full = launch(out, "--num_hparams", 1, "--num_trials", 3, "--client_processes", 1, "--jobs", 1)
+    assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
+    assert "1 of 3 trials failed." in full.stderr and "see `df -h` and `df -i`" in full.stderr
+    assert len(list(out.glob("*/*/*/done"))) == 2
 
 
 @pytest.mark.slow
@@ -575,3 +584,35 @@ def test_a_pause_of_a_whole_sweep_is_nobodys_silence(tmp_path):
     assert sweep.process.poll() is None
     sweep.process.terminate()
     assert sweep.wait()[0] == 143
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_the_death_of_what_trials_are_forked_from_stops_none(tmp_path):
+    """The trial that runs goes on, and the next one is forked from another."""
+    options = ("--num_trials", "2", "--num_hparams", "1", "--jobs", "1", "--rounds", "200", "--client_processes", "2")
+    sweep = Sweep(tmp_path / "out", *options)
+    roles = sweep.pids()
+    (fork_server,) = {parent_of(pid) for pid in roles.values()}
+    assert fork_server != sweep.process.pid
+    os.kill(fork_server, signal.SIGKILL)
+    wait_until_dead([fork_server])
+    assert all(map(is_alive, roles.values()))
+    code, output = sweep.wait()
+    assert code == 0 and "Traceback" not in output, output
+    (log,) = (tmp_path / "out").glob("*/*/trial_0/server.log")
+    assert "resumes" not in log.read_text()
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_an_orphan_of_the_fork_server_that_dies_is_an_accident(tmp_path):
+    sweep = Sweep(tmp_path / "out", "--num_hparams", "1", "--rounds", "400", "--client_processes", "2", "--retries", "1")
+    roles = sweep.pids()
+    (fork_server,) = {parent_of(pid) for pid in roles.values()}
+    for pid in (fork_server, roles["client_process_1"]):
+        os.kill(pid, signal.SIGKILL)
+    wait_until_dead(roles.values())
+    code, output = sweep.wait()
+    assert code == 0 and "Traceback" not in output, output
+    provenance = json.loads((trial_of(tmp_path / "out") / "results.json").read_text())["provenance"]
+    (reason,) = [each["reason"] for each in provenance["failures"]]
+    assert reason == "ended, and so has what it was forked from, which would know how"

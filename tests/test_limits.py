@@ -3,9 +3,12 @@
 import os
 import resource
 import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
-from helpers import both_launchers, without_the_power_of_root
+from helpers import HUNG, PROJECT, TINY, both_launchers, without_the_power_of_root
 
 
 @pytest.fixture
@@ -89,5 +92,69 @@ def test_too_few_file_descriptors_for_so_many_trials(launch, tmp_path):
     many = ("--num_trials", 16, "--jobs", 16, "--num_clients", 4, "--client_processes", 4, "--num_hparams", 1)
     result = launch(tmp_path / "out", *many, preexec_fn=limit)
     assert result.returncode == 2
-    assert "Too many open files: 16 trials at once need 208, of 40" in result.stderr.splitlines()[-1]
+    assert "Too many open files: 16 trials at once need 288, of 40" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_as_many_trials_at_once_as_may_open_their_files(launch, tmp_path):
+    """If the user names no number: two, as on two cores, would need 46."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))  # noqa: E731
+    launched = launch(tmp_path / "out", "--client_processes", 1, preexec_fn=limit)
+    assert launched.returncode == 0, launched.stderr
+
+
+def test_too_little_memory_for_any_trial_is_one_line(launch, tmp_path):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))  # noqa: E731
+    result = launch(tmp_path / "out", preexec_fn=limit)
+    *_, line = result.stderr.splitlines()
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert "error: no trial can be started: " in line and "memory (the machine's, the cgroup's or `ulimit -v`" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def few_processes():
+    """few_processes(limit, *options) launches a tiny sweep as a user who may have that many processes and threads, and has
+    root's power over files only, to read the interpreter's. Returns its directory, too."""
+    user = 54321  # somebody who has none
+    power = "-all,+dac_override,+dac_read_search"
+    become = ["setpriv", f"--reuid={user}", f"--inh-caps={power}", f"--ambient-caps={power}", "--bounding-set=-sys_admin"]
+    if subprocess.run([*become, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("becoming another user needs root")
+    with tempfile.TemporaryDirectory() as place:
+        os.chown(place, user, -1)
+        out = Path(place) / "out"
+
+        def launched(limit, *options):
+            command = [
+                sys.executable,
+                PROJECT / "sweep.py",
+                "launch",
+                "--skip_confirmation",
+                "--output_dir",
+                out,
+                *TINY,
+                *options,
+            ]
+            limited = [*become, "bash", "-c", f'ulimit -u {limit} && exec "$@"', "-", *map(str, command)]
+            return out, subprocess.run(limited, capture_output=True, text=True, timeout=HUNG, check=False)
+
+        yield launched
+
+
+@pytest.mark.process
+def test_few_processes_hold_fewer_trials_at_once(few_processes):
+    """Four trials at once would need about 24 processes and threads, one about 10."""
+    options = ["--num_hparams", "1", "--num_trials", "5", "--jobs", "4", "--client_processes", "1", "--rounds", "20"]
+    out, launched = few_processes(16, *options)
+    assert launched.returncode == 0 and "Traceback" not in launched.stderr, launched.stderr
+    assert " is put off, at most " in launched.stderr and "Resource temporarily unavailable" in launched.stderr
+    assert len(list(out.glob("*/*/*/done"))) == 5
+
+
+@pytest.mark.process
+def test_processes_for_no_trial_are_one_line(few_processes):
+    out, result = few_processes(3)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert "no more processes or threads may start: raise `ulimit -u`" in result.stderr.splitlines()[-1]
+    assert not out.exists()

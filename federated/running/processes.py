@@ -1,15 +1,17 @@
-"""Start a trial's processes, give their exit codes a meaning, and end them.
+"""Start a trial's processes and end them.
 
 Every process that is started here ends when the process that started it does, however that ends: it holds one end of
 something whose other end only its parent holds, and leaves when that is closed.
 """
 
+import atexit
 import contextlib
 import errno
 import multiprocessing
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,16 +23,14 @@ import typing
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_any
-from multiprocessing.util import get_temp_dir
 
 from federated import algorithms, models
-from federated.lock import LockedError
-from federated.options import USAGE_ERROR, UsageError, command_words, names_of
+from federated.options import UsageError, command_words, names_of
 from federated.running import warm
-from federated.running.channel import PeerLostError
+from federated.running.exits import SYSTEM_ERROR_EXIT, meaning_of, with_hint
 from federated.running.temporary import socket_directory
 from federated.settings import ProcessOptions, ServerOptions
-from federated.trial import DivergedError, Trial
+from federated.trial import Trial
 from federated.version import HERE
 
 # Variables with the file descriptors that a trial's process inherits from its launcher
@@ -48,9 +48,7 @@ def inherited(variable: str) -> int | None:
 
 def end_with_parent(clean_up: typing.Callable[[], object]) -> None:
     """Called by a trial's process as it starts: when its parent ends, call `clean_up` and end at once."""
-    parent = multiprocessing.parent_process()
-    sentinel = parent.sentinel if parent is not None else inherited(PARENT_VARIABLE)
-    if sentinel is None:  # started by hand
+    if (sentinel := inherited(PARENT_VARIABLE)) is None:  # started by hand
         return
 
     def watch() -> None:
@@ -61,53 +59,6 @@ def end_with_parent(clean_up: typing.Callable[[], object]) -> None:
             os._exit(128 + signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-# Exit codes
-
-# How a trial's process ends, besides 0, USAGE_ERROR and what Python itself has
-LOCKED_EXIT, LOST_PEER_EXIT, DIVERGED_EXIT = 3, 4, 5
-SYSTEM_ERROR_EXIT = 64  # and more: an error of the operating system, such as a full disk, by its number
-OUT_OF_MEMORY_EXIT = SYSTEM_ERROR_EXIT + errno.ENOMEM
-
-
-def exit_code_of(work: typing.Callable[[], object]) -> int:
-    """Do the `work` of a trial's process. What ends it becomes its last line on stderr and the exit code."""
-    try:
-        work()
-        return 0
-    except UsageError as error:
-        reason, code = f"{pathlib.Path(sys.argv[0]).name}: error: {error}", USAGE_ERROR
-    except LockedError as error:
-        reason, code = str(error), LOCKED_EXIT
-    except PeerLostError as error:
-        reason, code = str(error), LOST_PEER_EXIT
-    except DivergedError as error:
-        reason, code = str(error), DIVERGED_EXIT
-    except BrokenPipeError:
-        raise  # of stdout, as those of channels are PeerLostErrors: see exit_with
-    except OSError as error:
-        reason, code = str(error), SYSTEM_ERROR_EXIT + (error.errno or 0)
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)):
-            raise
-        reason, code = f"out of memory: {str(error).splitlines()[0] if str(error) else 'none left'}", OUT_OF_MEMORY_EXIT
-    with contextlib.suppress(OSError):  # on a full disk the log takes nothing
-        print(reason, file=sys.stderr, flush=True)
-    return code
-
-
-def meaning_of(code: int) -> str:
-    """What the exit code of a trial's process says."""
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    if code == DIVERGED_EXIT:
-        return "diverged"
-    if code == OUT_OF_MEMORY_EXIT:
-        return "ran out of memory"
-    if SYSTEM_ERROR_EXIT < code < 128:
-        return f"ended with the system's error {os.strerror(code - SYSTEM_ERROR_EXIT)!r}"
-    return f"ended with exit code {code}"
 
 
 # Commands
@@ -186,33 +137,44 @@ class SpawnedProcess:
 
 
 class ForkedProcess:
-    """A fork of a process that has imported what trials need."""
+    """A fork of a process that has imported what trials need. It outlives that one, if somebody kills it."""
 
     _context = multiprocessing.get_context("forkserver")
 
     def __init__(self, command: list[str], log: pathlib.Path, environment: Environment) -> None:
-        additions = {name: warm.Inherited(value) if isinstance(value, int) else value for name, value in environment.items()}
-        self._process = self._context.Process(target=warm.run_script, args=(command, log, additions))
-        with _no_main_module():
-            self._process.start()
-        self.sentinel = self._process.sentinel
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            additions = {
+                name: warm.Inherited(value) if isinstance(value, int) else value
+                for name, value in {**environment, PARENT_VARIABLE: theirs.fileno()}.items()
+            }
+            self._process = self._context.Process(target=warm.run_script, args=(command, log, additions))
+            try:
+                start_fork(self._process)
+            except BaseException:
+                self._socket.close()
+                raise
+        self.sentinel = self._socket.fileno()
 
     @property
     def exitcode(self) -> int | None:
+        wait_for_any([self._socket])
         self._process.join()
         return self._process.exitcode
 
     def kill(self) -> None:
-        self._process.kill()
+        if not wait_for_any([self._socket], 0):  # else its number may be another's
+            os.kill(typing.cast(int, self._process.pid), signal.SIGKILL)
 
     def close(self) -> None:
+        self._socket.close()
         self._process.close()
 
 
 def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> None:
     """Start the process that trials are forked from, with what they need and the modules `more` imported. It looks for them
     on PYTHONPATH and in no current directory, which may hold another version, and skips those it does not find. Raises
-    UsageError if it could not open enough files."""
+    UsageError if no trial could be started."""
     check_open_files()
     modules = dict.fromkeys(
         ("server_benchmark", "client_benchmark", "federated.running.rounds", "federated.learning.worker", *more)
@@ -221,18 +183,59 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> 
         modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
     ForkedProcess._context.set_forkserver_preload([warm.__name__, *modules])
-    before, temporary = dict(os.environ), tempfile.tempdir
-    path = os.pathsep.join(filter(None, [str(HERE), before.get("PYTHONPATH")]))
+    process = ForkedProcess._context.Process(target=warm.check)
     try:
-        tempfile.tempdir = socket_directory()  # where multiprocessing makes the directory of its socket
-        os.environ.update({"PYTHONPATH": path, "PYTHONSAFEPATH": "1", warm.DIRECTORY_VARIABLE: get_temp_dir()})
+        start_fork(process)
+    except OSError as error:
+        raise UsageError(f"no trial can be started: {with_hint(error)}") from error
+    process.join()
+    if process.exitcode:
+        raise UsageError(f"no trial can be started: a process for it {meaning_of(process.exitcode)}")
+
+
+def start_fork(process: typing.Any) -> None:
+    """Start a process of multiprocessing. If somebody has killed the one that it is forked from, start that anew. Raises
+    OSError if it ends by itself."""
+    server: typing.Any = forkserver._forkserver
+    for _ in range(2):
+        if server._forkserver_pid is None or _exit_code(server, os.WNOHANG) is not None:
+            _start_fork_server(server)
+        try:
+            with _no_main_module():
+                process.start()
+            return
+        except (EOFError, ConnectionError):
+            code = _exit_code(server, 0) or 0
+            if code > SYSTEM_ERROR_EXIT:
+                break
+    number = code - SYSTEM_ERROR_EXIT if code > SYSTEM_ERROR_EXIT else errno.ENOMEM
+    raise OSError(number, f"what trials are forked from has ended: {os.strerror(number)}")
+
+
+def _exit_code(server: typing.Any, options: int) -> int | None:
+    """How the fork server ended; None while it runs."""
+    pid, status = os.waitpid(server._forkserver_pid, options)
+    if not pid:
+        return None
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_pid = None
+    return os.waitstatus_to_exitcode(status)
+
+
+def _start_fork_server(server: typing.Any) -> None:
+    before = dict(os.environ)
+    path = os.pathsep.join(filter(None, [str(HERE), before.get("PYTHONPATH")]))
+    directory = tempfile.mkdtemp(prefix="federated-", dir=socket_directory())
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    multiprocessing.current_process()._config["tempdir"] = directory  # type: ignore[attr-defined]
+    try:
+        os.environ.update({"PYTHONPATH": path, "PYTHONSAFEPATH": "1", warm.DIRECTORY_VARIABLE: directory})
         with _no_main_module():
             forkserver.ensure_running()
     finally:
-        tempfile.tempdir = temporary
         os.environ.clear()
         os.environ.update(before)
-    _keep_reachable(forkserver._forkserver)
+    _keep_reachable(server)
 
 
 @contextlib.contextmanager
@@ -254,14 +257,24 @@ def _keep_reachable(server: typing.Any) -> None:
         server._forkserver_address = f"/proc/self/fd/{os.open(address, os.O_PATH | os.O_CLOEXEC)}"
 
 
+def files_needed(jobs: int = 0, processes: int = 0) -> int:
+    """How many open files `jobs` trials at once need here, of `processes` client processes each. A trial has its lock, each of
+    its processes two pipes and a socket."""
+    return 32 + jobs * (1 + 3 * (1 + processes))
+
+
 def check_open_files(jobs: int = 0, processes: int = 0) -> None:
     """Raises UsageError if `jobs` trials at once, of `processes` client processes each, need more open files than the limit:
-    the process to fork from would end in the middle of a sweep. A trial has its lock, each of its processes two pipes."""
-    needed, limit = 32 + jobs * (1 + 2 * (1 + processes)), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    the process to fork from would end in the middle of a sweep."""
+    needed, limit = files_needed(jobs, processes), max_open_files()
     if limit < needed:
         raise UsageError(
             f"Too many open files: {jobs} trials at once need {needed}, of {limit}: raise `ulimit -n` or lower --jobs"
         )
+
+
+def max_open_files() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 # Signals

@@ -4,29 +4,32 @@ import contextlib
 import dataclasses
 import signal
 import socket
+import sys
 import time
 import typing
 from collections import Counter, deque
 from multiprocessing.connection import wait as wait_for_any
 
+from tqdm import tqdm
+
 from federated.files import read_end
 from federated.lock import Lock, LockedError
 from federated.running import resources
 from federated.running.channel import RunningTime
-from federated.running.listener import JOIN_VARIABLE, TRIAL_VARIABLE
-from federated.running.processes import (
+from federated.running.exits import (
     DIVERGED_EXIT,
-    LOCK_VARIABLE,
     LOCKED_EXIT,
     LOST_PEER_EXIT,
     OUT_OF_MEMORY_EXIT,
-    SYSTEM_ERROR_EXIT,
-    Environment,
-    Process,
-    Start,
+    UNKNOWN_EXIT,
+    is_accident,
+    lacks_room,
     meaning_of,
-    trial_commands,
+    system_error_exit,
+    with_hint,
 )
+from federated.running.listener import JOIN_VARIABLE, TRIAL_VARIABLE
+from federated.running.processes import LOCK_VARIABLE, Environment, Process, Start, trial_commands
 from federated.settings import RunOptions
 from federated.trial import Trial
 
@@ -58,9 +61,13 @@ class Failure:
         """True if the same trial would end so again."""
         return self.exitcode == DIVERGED_EXIT
 
+    def lacks_room(self) -> bool:
+        """True if the trial may well succeed beside fewer others."""
+        return lacks_room(self.exitcode)
+
     def is_accident(self) -> bool:
         """True if the same trial may well succeed next time: it was killed, fell silent or lost a peer."""
-        return self.exitcode is None or self.exitcode < 0 or self.exitcode in (LOST_PEER_EXIT, OUT_OF_MEMORY_EXIT)
+        return is_accident(self.exitcode)
 
     def __str__(self) -> str:
         last = f": {self.log[-1]}" if self.log else ""
@@ -112,7 +119,7 @@ class RunningTrial:
     def poll(self, ready: typing.Collection = ()) -> Outcome | None:
         """How the trial ended; None while it runs. `ready` are the sentinels that are readable."""
         self._note_exits(ready)
-        if any(self._exit_codes.values()):
+        if any(code not in (0, UNKNOWN_EXIT) for code in self._exit_codes.values()):
             # One death brings others with it: give them a moment, so that the first cause is among those that ended.
             self._wait_for_others(until=lambda: LOST_PEER_EXIT not in self._exit_codes.values())
             return self._failure()
@@ -120,11 +127,13 @@ class RunningTrial:
             self._wait_for_others(until=lambda: False)  # the server told them to stop
             if self.trial.is_done():
                 return Done()
+            if UNKNOWN_EXIT in self._exit_codes.values():
+                return self._failure()
             return Failure("server", "ended before the trial was done", log=self._log_tail("server"))
         try:
             touched = self.trial.log("server").stat().st_mtime_ns  # by the server's heartbeat and a file server's clock
         except OSError as error:
-            return Failure("server", f"lost its directory ({error.strerror})", SYSTEM_ERROR_EXIT + (error.errno or 0))
+            return Failure("server", f"lost its directory ({error.strerror})", system_error_exit(error))
         if touched != self._touched:
             self._heard, self._touched = self._time(), touched
         if self._time() - self._heard > self._timeout + GRACE_SECONDS:
@@ -150,7 +159,7 @@ class RunningTrial:
         assert code is not None
         reason = meaning_of(code)
         if code == -signal.SIGKILL and resources.oom_kills() > self._oom_kills:
-            reason += ", as the system ran out of memory"
+            reason, code = "was killed by SIGKILL, as the system ran out of memory", OUT_OF_MEMORY_EXIT
         return Failure(role, reason, code, self._log_tail(role))
 
     def _log_tail(self, role: str, lines: int = 20) -> list[str]:
@@ -178,25 +187,31 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
     """Run `trials`, `jobs` at a time: the loop that all local launchers share.
 
     begin(trial, slot) starts one; no two that run have the same slot, from 0 to jobs - 1. A trial that fails by accident is
-    started up to `retries` times more. report(trial, outcome) is called as each has ended for good. However this function is
-    left, no process of a trial outlives it.
+    started up to `retries` times more. One that fails as the machine has no room for so many is started again beside fewer.
+    report(trial, outcome) is called as each has ended for good. However this function is left, no process of a trial outlives
+    it.
     """
     waiting, running, attempts = deque(trials), dict[int, RunningTrial](), Counter[str]()
+    limit, limits = jobs, dict[int, int]()  # of trials at once, now and by slot as its trial began
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while waiting and len(running) < limit:
                 trial = waiting.popleft()
                 if trial.is_done():  # another sweep did it meanwhile
                     report(trial, Done())
                     continue
                 slot = min(set(range(jobs)) - running.keys())
                 try:
-                    running[slot] = begin(trial, slot)
+                    running[slot], limits[slot] = begin(trial, slot), limit
                 except LockedError as error:
                     report(trial, Failure("server", str(error), LOCKED_EXIT))
                 except OSError as error:
-                    code = SYSTEM_ERROR_EXIT + (error.errno or 0)
-                    report(trial, Failure("server", f"could not be started: {error}", code))
+                    failure = Failure("server", f"could not be started: {with_hint(error)}", system_error_exit(error))
+                    if running and failure.lacks_room():
+                        waiting.appendleft(trial)
+                        limit = _lowered(limit, len(running), trial, failure)
+                    else:
+                        report(trial, failure)
             sentinels = [sentinel for one in running.values() for sentinel in one.sentinels()]
             ready = wait_for_any(sentinels, timeout=POLL_SECONDS)
             for slot, one in list(running.items()):
@@ -206,11 +221,15 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
                 del running[slot]
                 one.end()
                 trial = one.trial
-                attempts[str(trial.directory)] += 1
                 if isinstance(outcome, Failure):
                     if not outcome.is_locked():
                         with contextlib.suppress(OSError):  # a full disk, a vanished directory: the report says so
                             trial.record_failure(outcome.role, outcome.reason, outcome.log, outcome.is_final())
+                    if outcome.lacks_room() and limits[slot] > 1:
+                        waiting.append(trial)
+                        limit = _lowered(limit, len(running), trial, outcome)
+                        continue
+                    attempts[str(trial.directory)] += 1
                     if outcome.is_accident() and attempts[str(trial.directory)] <= retries:
                         waiting.append(trial)
                         continue
@@ -220,3 +239,10 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
             one.kill()
         for one in running.values():
             one.end()
+
+
+def _lowered(limit: int, running: int, trial: Trial, failure: Failure) -> int:
+    """The limit of trials at once after `trial` found no room beside `running` others. Says so."""
+    lowered = min(limit, max(1, running))
+    tqdm.write(f"{trial.directory} is put off, at most {lowered} trials run at once now: {failure}", file=sys.stderr)
+    return lowered

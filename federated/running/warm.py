@@ -10,12 +10,30 @@ import sys
 import typing
 from multiprocessing import reduction
 
+from federated.options import prepare_streams, system_error_behind
+from federated.running.exits import exit_code_of, system_error_exit
+
 DIRECTORY_VARIABLE = "FEDERATED_FORKSERVER_DIRECTORY"
 
-# Normally the parent removes the directory of the fork server's socket. If the parent is killed, the fork server does so as
-# it exits.
+
+def end_fork_server(kind: type[BaseException], error: BaseException, traceback: typing.Any) -> None:
+    """End with the exit code of an error of the system, such as that no further process may start: the parent says it."""
+    cause = system_error_behind(error)
+    if cause is not None and not isinstance(cause, ConnectionError):  # that is, the parent lives
+        os._exit(system_error_exit(cause))
+    sys.__excepthook__(kind, error, traceback)
+
+
 if DIRECTORY_VARIABLE in os.environ:
+    # Normally the parent removes the directory of the fork server's socket. If the parent is killed, the fork server does so as
+    # it exits.
     atexit.register(shutil.rmtree, os.environ.pop(DIRECTORY_VARIABLE), ignore_errors=True)
+    sys.excepthook = end_fork_server
+
+
+def check() -> None:
+    """In a fork: end with the exit code of importing what trials need. The fork server passes over what it cannot import."""
+    sys.exit(exit_code_of(lambda: importlib.import_module("torch")))
 
 
 class Inherited(int):
@@ -39,6 +57,7 @@ def run_script(command: list[str], log: pathlib.Path, environment: dict[str, str
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    prepare_streams()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _, script, *arguments = command
     sys.argv = [script, *arguments]

@@ -1,0 +1,120 @@
+"""How a trial's process ends: its exit codes, and what they and signals say of the cause."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import signal
+import sys
+import typing
+
+from federated.lock import LockedError
+from federated.options import USAGE_ERROR, UsageError, system_error_behind
+from federated.running.channel import PeerLostError
+from federated.trial import DivergedError
+
+# Exit codes of a trial's process, besides 0, USAGE_ERROR and what Python itself has
+LOCKED_EXIT, LOST_PEER_EXIT, DIVERGED_EXIT = 3, 4, 5
+SYSTEM_ERROR_EXIT = 64  # and more: an error of the operating system, such as a full disk, by its number
+OUT_OF_MEMORY_EXIT = SYSTEM_ERROR_EXIT + errno.ENOMEM
+UNKNOWN_EXIT = 255  # what multiprocessing says if the process that knew is gone
+_PYTHON_FAILED, _LOG_FAILED = 1, 120
+
+# What the words of the system leave open
+_ERRORS = {
+    errno.ENOSPC: "space or inodes are used up where the trial lies: see `df -h` and `df -i`",
+    errno.EDQUOT: "your space or number of files is used up where the trial lies",
+    errno.EFBIG: "`ulimit -f`, or what the file system can hold",
+    errno.EROFS: "the system does so after an error of the disk",
+    errno.EIO: "the disk or the file server has failed",
+    errno.ESTALE: "the file server has lost the file",
+    errno.ENOTCONN: "what serves the file system has ended",
+    errno.EACCES: "permissions have changed, or your ticket for the file server has expired",
+    errno.EPERM: "permissions have changed",
+    errno.EMFILE: "raise `ulimit -n` or lower --jobs",
+    errno.ENFILE: "the machine's limit: lower --jobs",
+    errno.EAGAIN: "no more processes or threads may start: raise `ulimit -u` or lower --jobs",
+    errno.ENOMEM: "the machine's, the cgroup's or `ulimit -v`: lower --jobs or --client_processes",
+}
+_SIGNALS = {
+    signal.SIGKILL: "by somebody, or by what limits memory and time here",
+    signal.SIGTERM: "by somebody, or by a batch system",
+    signal.SIGBUS: "a file that it reads was cut meanwhile, or where it lies memory or space is used up",
+    signal.SIGSEGV: "a fault of a library or of the memory",
+    signal.SIGILL: "a library is built for another processor",
+    signal.SIGXCPU: "`ulimit -t` is used up",
+}
+_CODES = {
+    _PYTHON_FAILED: "ended with an error of its program",
+    USAGE_ERROR: "refused what it was given",
+    LOST_PEER_EXIT: "lost another process of its trial",
+    DIVERGED_EXIT: "diverged",
+    OUT_OF_MEMORY_EXIT: f"ran out of memory ({_ERRORS[errno.ENOMEM]})",
+    _LOG_FAILED: "could not write the end of its log",
+    UNKNOWN_EXIT: "ended, and so has what it was forked from, which would know how",
+}
+# Errors that leave room for fewer trials, or that may well be over at the next attempt
+_NO_ROOM = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_PASSING = (errno.EIO, errno.ESTALE, *_NO_ROOM)
+
+
+def system_error_exit(error: OSError) -> int:
+    """The exit code of a process that `error` ends."""
+    return SYSTEM_ERROR_EXIT + (error.errno or 0)
+
+
+def meaning_of(code: int) -> str:
+    """What the exit code of a trial's process says; a signal is a negative number."""
+    if code in _CODES:
+        return _CODES[code]
+    if code < 0:
+        names = {each.value: each.name for each in signal.Signals}
+        return f"was killed by {names.get(-code, f'signal {-code}')}{_hint(_SIGNALS, -code)}"
+    if (number := code - SYSTEM_ERROR_EXIT) in errno.errorcode:
+        return f"ended with the system's error {os.strerror(number)!r}{_hint(_ERRORS, number)}"
+    return f"ended with exit code {code}"
+
+
+def with_hint(error: OSError) -> str:
+    """The text of an error, and what it leaves open."""
+    return f"{error}{_hint(_ERRORS, error.errno)}"
+
+
+def _hint(hints: dict, key: int | None) -> str:
+    return f" ({hints[key]})" if key in hints else ""
+
+
+def is_accident(code: int | None) -> bool:
+    """True if a trial whose process ended so, or fell silent (None), may well succeed next time."""
+    return code is None or code < 0 or code in (LOST_PEER_EXIT, UNKNOWN_EXIT) or code - SYSTEM_ERROR_EXIT in _PASSING
+
+
+def lacks_room(code: int | None) -> bool:
+    """True if a process that ended so lacked what fewer trials at once would leave it, or probably so."""
+    return code == UNKNOWN_EXIT or (code is not None and code - SYSTEM_ERROR_EXIT in _NO_ROOM)
+
+
+def exit_code_of(work: typing.Callable[[], object]) -> int:
+    """Do the `work` of a trial's process. What ends it becomes its last line on stderr and the exit code."""
+    try:
+        work()
+        return 0
+    except UsageError as error:
+        reason, code = f"{pathlib.Path(sys.argv[0]).name}: error: {error}", USAGE_ERROR
+    except LockedError as error:
+        reason, code = str(error), LOCKED_EXIT
+    except PeerLostError as error:
+        reason, code = str(error), LOST_PEER_EXIT
+    except DivergedError as error:
+        reason, code = str(error), DIVERGED_EXIT
+    except BrokenPipeError:
+        raise  # of stdout, as those of channels are PeerLostErrors: see exit_with
+    except OSError as error:
+        reason, code = str(error), system_error_exit(error)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if (cause := system_error_behind(error)) is None:
+            raise
+        reason, code = str(cause), system_error_exit(cause)
+    with contextlib.suppress(OSError):  # on a full disk the log takes nothing
+        print(reason, file=sys.stderr, flush=True)
+    return code

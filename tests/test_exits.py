@@ -1,0 +1,101 @@
+"""How a trial's process can end, and what is said of it."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+from helpers import failure
+
+from federated.running.exits import (
+    LOCKED_EXIT,
+    OUT_OF_MEMORY_EXIT,
+    SYSTEM_ERROR_EXIT,
+    exit_code_of,
+    is_accident,
+    lacks_room,
+    meaning_of,
+)
+
+
+def test_every_error_of_the_system_has_its_words():
+    for number in errno.errorcode.keys() - {errno.ENOMEM, 120 - SYSTEM_ERROR_EXIT}:
+        assert meaning_of(SYSTEM_ERROR_EXIT + number).startswith(f"ended with the system's error {os.strerror(number)!r}")
+    assert meaning_of(OUT_OF_MEMORY_EXIT).startswith("ran out of memory (")
+
+
+def test_every_signal_has_its_words():
+    for each in signal.Signals:
+        assert meaning_of(-each).startswith(f"was killed by {each.name}")
+    assert meaning_of(-40) == "was killed by signal 40"
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), errno.EDQUOT),
+        (MemoryError(), errno.ENOMEM),
+        (MemoryError("Unable to allocate 3.2 GiB for an array"), errno.ENOMEM),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), errno.ENOMEM),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), errno.ENOMEM),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), errno.ENOMEM),
+        (RuntimeError("can't start new thread"), errno.EAGAIN),
+    ],
+)
+def test_what_is_an_error_of_the_system_by_another_name(error, number, capsys):
+    def work():
+        raise error
+
+    assert exit_code_of(work) == SYSTEM_ERROR_EXIT + number
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_what_is_retried_and_what_needs_room():
+    room = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+    codes = [*range(-64, 0), *range(1, 256)]
+    assert {code - SYSTEM_ERROR_EXIT for code in codes if lacks_room(code)} == {*room, 255 - SYSTEM_ERROR_EXIT}
+    accidents = {SYSTEM_ERROR_EXIT + number for number in (*room, errno.EIO, errno.ESTALE)} | {4, 255}
+    assert {code for code in codes if is_accident(code)} == {*range(-64, 0), *accidents}
+    assert is_accident(None) and not is_accident(LOCKED_EXIT) and not lacks_room(None)
+
+
+QUOTA = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+ssize_t write(int fd, const void *bytes, size_t count) {
+    char link[40], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    path[length > 0 ? length : 0] = 0;
+    if (strstr(path, "/.checkpoint.npz.")) {
+        errno = EDQUOT;
+        return -1;
+    }
+    return syscall(SYS_write, fd, bytes, count);
+}
+"""
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_a_quota_is_named(launch, tmp_path):
+    """Of which a checkpoint takes the rest."""
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler")
+    library = tmp_path / "quota.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, "-x", "c", "-"], input=QUOTA, text=True, check=True)
+    full = launch(
+        tmp_path / "out", "--num_hparams", 1, "--checkpoint_seconds", 0, env={**os.environ, "LD_PRELOAD": str(library)}
+    )
+    reason = (
+        "ended with the system's error 'Disk quota exceeded' (your space or number of files is used up where the trial lies)"
+    )
+    assert full.returncode == 1 and "Traceback" not in full.stderr and f"server {reason}: " in full.stderr, full.stderr
+    recorded = failure(tmp_path / "out")
+    assert recorded["reason"] == reason and recorded["log"][-1] == "[Errno 122] Disk quota exceeded"
