@@ -38,7 +38,7 @@ def trainer(tmp_path, monkeypatch):
         monkeypatch.setattr(
             checkpoint,
             "save",
-            lambda directory, state, arrays: rounds.append({name: array.copy() for name, array in arrays.items()}),
+            lambda directory, state, arrays, name: rounds.append({name: array.copy() for name, array in arrays.items()}),
         )
         this = Trial(settings, hparams, 0, SEED, tmp_path / str(next(numbers)))
         this.directory.mkdir()
