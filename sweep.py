@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -260,8 +261,7 @@ def launch(args: argparse.Namespace) -> int:
     rounds = sum(trial.settings.rounds for trial in trials)
     say(f"About to launch {len(to_launch)} jobs.")
     say(f"They are of {len(by_sweep)} sweeps and have {len(trials)} trials left, of {rounds} rounds in all.")
-    for settings, of_sweep in by_sweep.items():
-        check(settings, run, of_sweep)
+    check(by_sweep, run)
     if not confirmed(args):
         return 0
     output_dir = pathlib.Path(args.output_dir)
@@ -481,23 +481,26 @@ def show(jobs: list[Job]) -> None:
     print(f"\n{counts}.\n", flush=True)
 
 
-def check(settings: Settings, run: RunOptions, trials: list[Trial]) -> None:
-    """Raises UsageError if these trials, which all have `settings`, could not be run."""
-    spec = datasets.REGISTRY[settings.dataset]
-    models.check(settings.model_arch, spec)
-    augmentation.check(settings.augmentation, spec)
-    if run.save_model:
-        check_has_model(settings)
-    if run.tensorboard:
-        check_tensorboard()
-    data = datasets.load(settings.dataset, run.data_dir)
-    smallest = min(
-        len(part.train)
-        for seed in sorted({each.trial_seed for each in trials})
-        for part in partition.split(data, settings, seed)
-    )
-    if smallest == 1 or any(each.hparams.get("batch_size") == 1 for each in trials):
-        models.check_batch_of_one(settings.model_arch, spec)
+def check(by_sweep: dict[Settings, list[Trial]], run: RunOptions) -> None:
+    """Raises UsageError if these trials, by the settings of their sweeps, could not be run. Data are loaded and split once for
+    all sweeps that do it alike."""
+    load, smallest = functools.cache(datasets.load), dict[tuple, int]()
+    for settings, trials in by_sweep.items():
+        spec = datasets.REGISTRY[settings.dataset]
+        models.check(settings.model_arch, spec)
+        augmentation.check(settings.augmentation, spec)
+        if run.save_model:
+            check_has_model(settings)
+        if run.tensorboard:
+            check_tensorboard()
+        data = load(settings.dataset, run.data_dir)
+        seeds = sorted({each.trial_seed for each in trials})
+        alike = (*(getattr(settings, name) for name in partition.SPLIT_BY), *seeds)
+        if alike not in smallest:
+            parts = (part for seed in seeds for part in partition.split(data, settings, seed))
+            smallest[alike] = min(len(part.train) for part in parts)
+        if smallest[alike] == 1 or any(each.hparams.get("batch_size") == 1 for each in trials):
+            models.check_batch_of_one(settings.model_arch, spec)
 
 
 def delete(jobs: list[Job], args: argparse.Namespace) -> None:
