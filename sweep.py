@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -271,8 +272,7 @@ def launch(args: argparse.Namespace) -> int:
     rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
     say(f"About to launch {len(to_launch)} jobs.")
     say(f"They are of {len(by_sweep)} sweeps and have {len(trials)} trials left, of {rounds} rounds in all.")
-    for settings, of_sweep in by_sweep.items():
-        check(settings, run, of_sweep)
+    check(by_sweep, run)
     say_what_is_extended([trial for job in to_launch for trial in job.shorter()], run)
     if run.keep_checkpoints:
         say_what_is_kept(trials, run, pathlib.Path(args.output_dir))
@@ -344,8 +344,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def run_again(trials: list[Trial], launcher: Launcher, run: RunOptions, output_dir: pathlib.Path) -> None:
     """Run `trials`, and leave none of them queued. Raises UsageError if they cannot be run."""
-    for settings, of_sweep in grouped(trials, lambda trial: trial.settings).items():
-        check(settings, run, of_sweep)
+    check(grouped(trials, lambda trial: trial.settings), run)
     machines = grouped(trials, lambda trial: (trial.settings.device, trial.settings.precision, trial.settings.threads))
     try:
         with Progress(trials) as progress:
@@ -570,23 +569,26 @@ def show(jobs: list[Job]) -> None:
     print(f"\n{counts}.\n", flush=True)
 
 
-def check(settings: Settings, run: RunOptions, trials: list[Trial]) -> None:
-    """Raises UsageError if these trials, which all have `settings`, could not be run."""
-    spec = datasets.REGISTRY[settings.dataset]
-    models.check(settings.model_arch, spec)
-    augmentation.check(settings.augmentation, spec)
-    if run.save_model:
-        check_has_model(settings)
-    if run.tensorboard:
-        check_tensorboard()
-    data = datasets.load(settings.dataset, run.data_dir)
-    smallest = min(
-        len(part.train)
-        for seed in sorted({each.trial_seed for each in trials})
-        for part in partition.split(data, settings, seed)
-    )
-    if smallest == 1 or any(each.hparams.get("batch_size") == 1 for each in trials):
-        models.check_batch_of_one(settings.model_arch, spec)
+def check(by_sweep: dict[Settings, list[Trial]], run: RunOptions) -> None:
+    """Raises UsageError if these trials, by the settings of their sweeps, could not be run. Data are loaded and split once for
+    all sweeps that do it alike."""
+    load, smallest = functools.cache(datasets.load), dict[tuple, int]()
+    for settings, trials in by_sweep.items():
+        spec = datasets.REGISTRY[settings.dataset]
+        models.check(settings.model_arch, spec)
+        augmentation.check(settings.augmentation, spec)
+        if run.save_model:
+            check_has_model(settings)
+        if run.tensorboard:
+            check_tensorboard()
+        data = load(settings.dataset, run.data_dir)
+        seeds = sorted({each.trial_seed for each in trials})
+        alike = (*(getattr(settings, name) for name in partition.SPLIT_BY), *seeds)
+        if alike not in smallest:
+            parts = (part for seed in seeds for part in partition.split(data, settings, seed))
+            smallest[alike] = min(len(part.train) for part in parts)
+        if smallest[alike] == 1 or any(each.hparams.get("batch_size") == 1 for each in trials):
+            models.check_batch_of_one(settings.model_arch, spec)
 
 
 def say_what_is_extended(trials: list[Trial], run: RunOptions) -> None:

@@ -4,10 +4,13 @@ OUTPUT_DIR/<sweep>/sweep.json        the settings that all trials share, and the
 """
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.util
 import json
+import os
 import pathlib
 import shlex
 import typing
@@ -251,22 +254,32 @@ def check_tensorboard() -> None:
 def write_sweep_file(directory: pathlib.Path, settings: Settings, space: Space | None = None) -> None:
     """Note the settings that all trials in `directory` share, and a search space from which their hyper-parameters come. Of
     settings that stand there only the rounds change, which may grow."""
-    spaces: list[Space] = []
-    if (directory / SWEEP).exists():
-        if space is None:  # as each trial begins
-            return
-        stored, spaces = read_sweep_file(directory)
-        settings = dataclasses.replace(stored, rounds=max(settings.rounds, stored.rounds))
-        if space in spaces and settings == stored:
-            return
-    if space is not None and space not in spaces:
-        spaces.append(space)
+    if space is None and (directory / SWEEP).exists():  # as each trial begins
+        return
     directory.mkdir(parents=True, exist_ok=True)
-    known = {
-        "settings": dataclasses.asdict(settings),
-        "spaces": [each.as_json() for each in spaces],
-    }
-    write_atomically(directory / SWEEP, json.dumps(known, indent=1) + "\n")
+    with _alone(directory):
+        spaces: list[Space] = []
+        if (directory / SWEEP).exists():
+            stored, spaces = read_sweep_file(directory)
+            settings = dataclasses.replace(stored, rounds=max(settings.rounds, stored.rounds))
+            if space in spaces and settings == stored:
+                return
+        if space is not None and space not in spaces:
+            spaces.append(space)
+        known = {"settings": dataclasses.asdict(settings), "spaces": [each.as_json() for each in spaces]}
+        write_atomically(directory / SWEEP, json.dumps(known, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _alone(directory: pathlib.Path) -> typing.Iterator[None]:
+    """No other process is here with the same directory meanwhile, if its file system has locks of directories."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_sweep_file(directory: pathlib.Path) -> None:

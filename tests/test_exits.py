@@ -5,7 +5,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
+import numpy as np
 import pytest
 from helpers import failure
 
@@ -99,3 +101,12 @@ def test_a_quota_is_named(launch, tmp_path):
     assert full.returncode == 1 and "Traceback" not in full.stderr and f"server {reason}: " in full.stderr, full.stderr
     recorded = failure(tmp_path / "out")
     assert recorded["reason"] == reason and recorded["log"][-1] == "[Errno 122] Disk quota exceeded"
+
+
+@pytest.mark.process
+def test_data_that_are_cut_while_they_are_mapped_are_named(tmp_path):
+    array = tmp_path / "images.npy"
+    np.save(array, np.ones(1 << 20, np.uint8))
+    program = "import os, sys, numpy; a = numpy.load(sys.argv[1], mmap_mode='c'); os.truncate(sys.argv[1], 0); a.sum()"
+    ended = subprocess.run([sys.executable, "-c", program, array], check=False)
+    assert meaning_of(ended.returncode).startswith("was killed by SIGBUS (a file that it reads was cut meanwhile")

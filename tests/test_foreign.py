@@ -70,6 +70,21 @@ def test_settings_are_read_from_a_regular_file(run, trial, kind):
     assert launched.returncode == 2 and len(launched.stderr.splitlines()) == 1
 
 
+@pytest.mark.process
+@KINDS
+def test_a_list_of_queued_trials_is_a_regular_file(run, tmp_path, kind):
+    """Which trials are queued cannot be known, so that only looking goes on."""
+    record = tmp_path / "out" / ".slurm" / "sweep-20260101-000000-000000-000"
+    record.mkdir(parents=True)
+    kind(record / "trials.jsonl")
+    options = ("--output_dir", tmp_path / "out")
+    looked = run("sweep.py", "status", *options)
+    assert looked.returncode == 0 and f"Ignored: '{record}/trials.jsonl' cannot be read" in looked.stderr
+    for command in ("launch", "delete_all"):
+        refused = run("sweep.py", command, *options, "--skip_confirmation")
+        assert refused.returncode == 2 and "if none of its jobs is left, remove it" in refused.stderr.splitlines()[-1]
+
+
 def test_the_digest_passes_over_what_others_left(copy_of_project):
     before = digest_of(copy_of_project)
     package = copy_of_project / "federated"

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -12,15 +13,19 @@ import subprocess
 import sys
 import termios
 import textwrap
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from helpers import AWKWARD_DATA, AWKWARD_OUT, HUNG, PROJECT, TINY, Sweep, results
 
 import sweep
+from federated.data import datasets, partition
 from federated.running import resources
+from federated.settings import Settings, write_sweep_file
 from federated.trial import Trial, hparams_hash
-from hparams_registry import default_hparams, random_hparams
+from hparams_registry import default_hparams, random_hparams, space_of
 
 SWEEP = "mlp_digits_Fedavg,samples_per_client=40"
 
@@ -394,3 +399,35 @@ def test_directories_whose_names_look_like_something_else(run, tmp_path):
     script = printed[printed.index(sys.executable) :] + "wait\n"
     subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, timeout=HUNG, stdin=subprocess.DEVNULL)
     assert [path.rpartition("/trial_")[2] for path in results(tmp_path / out)] == [f"{n}/results.json" for n in range(3)]
+
+
+def test_launches_at_once_note_all_their_search_spaces(tmp_path):
+    spaces = [space_of("random", {"batch_size": size}, "Fedavg", "digits", "adam") for size in range(1, 17)]
+    with ThreadPoolExecutor(len(spaces)) as pool:
+        list(pool.map(functools.partial(write_sweep_file, tmp_path, Settings()), spaces))
+    known = json.loads((tmp_path / "sweep.json").read_text())["spaces"]
+    assert sorted(map(json.dumps, known)) == sorted(json.dumps(space.as_json()) for space in spaces)
+
+
+def test_what_splits_alike_is_split_once(launch_here, tmp_path, monkeypatch):
+    """A study of four sweeps with two partitions, of three trials each."""
+    splits, split = [], partition.split
+
+    def counted(data, settings, seed):
+        splits.append((settings.partition, seed))
+        return split(data, settings, seed)
+
+    monkeypatch.setattr(partition, "split", counted)
+    study = ("--algorithm", "Fedavg", "Fedprox", "--partition", "iid", "dirichlet", "--num_trials", 3)
+    launched = launch_here(tmp_path / "out", *study, "--command_launcher", "dry_run")
+    assert launched.returncode == 0 and "They are of 4 sweeps" in launched.stderr
+    assert splits == [(name, seed) for name in ("iid", "dirichlet") for seed in range(3)]
+
+
+@pytest.mark.parametrize("name", partition.REGISTRY)
+def test_a_split_is_a_function_of_the_settings_that_say_so(name):
+    data = datasets.load("heart_disease" if name == "natural" else "digits", "data")
+    settings = Settings(dataset="heart_disease" if name == "natural" else "digits", partition=name)
+    only = types.SimpleNamespace(**{each: getattr(settings, each) for each in partition.SPLIT_BY})
+    for ours, theirs in zip(partition.split(data, only, 0), partition.split(data, settings, 0), strict=True):
+        assert np.array_equal(ours.train, theirs.train) and np.array_equal(ours.test, theirs.test)

@@ -124,6 +124,12 @@ def _draw_until_large_enough(draw: Callable[[], list[np.ndarray] | None], settin
     )
 
 
+# The settings of which a split is a function, beside the data and the seed
+SPLIT_BY = (
+    "dataset", "num_clients", "samples_per_client", "partition", "partition_alpha", "labels_per_client", "holdout_fraction",
+)  # fmt: skip
+
+
 def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list[Part]:
     """The part of each client, by the partition, sizes and holdout of `settings`, a function of them and the seed.
 

@@ -23,6 +23,7 @@ import sys
 import time
 
 from federated import slurm, version
+from federated.files import read_regular
 from federated.lock import Lock, LockedError, read_lock
 from federated.options import UsageError, command_words, integer, option, say, shown
 from federated.running import snapshot
@@ -202,11 +203,8 @@ exec {shlex.join(command)}
     def queued(self, output_dir: pathlib.Path) -> dict[pathlib.Path, QueuedTrial]:
         listed, logs = {}, {}
         for record in _records(output_dir):
-            for index, line in enumerate((record / LIST).read_text().splitlines()):
-                element = json.loads(line)
-                listed.update(
-                    dict.fromkeys((output_dir / each["directory"] for each in element), (record, index, len(element)))
-                )
+            for index, element in enumerate(_elements(record)):
+                listed.update(dict.fromkeys((output_dir / each for each in element), (record, index, len(element))))
             for log in record.glob("*_*.log"):
                 logs[record, int(log.stem.partition("_")[2])] = log
         if not listed:
@@ -235,10 +233,9 @@ exec {shlex.join(command)}
 
     def tidy(self, output_dir: pathlib.Path) -> None:
         for record in _records(output_dir):
-            lines = map(json.loads, (record / LIST).read_text().splitlines())
-            if not any((output_dir / each["directory"]).exists() for element in lines for each in element):
+            if not any((output_dir / each).exists() for element in _elements(record) for each in element):
                 _remove(record)
-        scripts = [(record / SCRIPT).read_text() for record in _records(output_dir)]
+        scripts = [_content(record / SCRIPT) for record in _records(output_dir)]
         for code in (output_dir / CODE).glob("*"):
             if not any(code.name in script for script in scripts):
                 shutil.rmtree(code)
@@ -272,6 +269,27 @@ def _records(output_dir: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path.parent for path in (output_dir / RECORDS).glob(f"sweep-*/{LIST}"))
 
 
+def _elements(record: pathlib.Path) -> list[list[str]]:
+    """The directories of the trials of each element of an array, below the output directory. Raises UsageError if its list
+    cannot be read."""
+    try:
+        return [[each["directory"] for each in json.loads(line)] for line in _content(record / LIST).splitlines()]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UsageError(f"{str(record / LIST)!r} is no list of trials: if none of its jobs is left, remove it") from error
+
+
+def _content(path: pathlib.Path) -> str:
+    """The text of a file of the launcher. Raises UsageError if it cannot be read."""
+    try:
+        return read_regular(path, _MAX_BYTES).decode()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{str(path)!r} cannot be read ({reason}): if none of its jobs is left, remove it") from error
+
+
+_MAX_BYTES = 1 << 30
+
+
 def _remove(record: pathlib.Path) -> None:
     for path in [record / SCRIPT, record / LIST, *record.glob("*_*.log")]:
         path.unlink(missing_ok=True)
@@ -287,7 +305,7 @@ def _to_json(trial: Trial, output_dir: pathlib.Path) -> dict:
 
 def listed_trials(path: pathlib.Path, line: int) -> list[Trial]:
     """The trials of a line, counted from 0, of the list at OUTPUT_DIR/RECORDS/<job name>/LIST."""
-    trials = json.loads(path.read_text().splitlines()[line])
+    trials = json.loads(_content(path).splitlines()[line])
     output_dir = path.parent.parent.parent
     return [
         Trial(**each | {"settings": Settings(**each["settings"]), "directory": output_dir / each["directory"]})
