@@ -72,7 +72,7 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
     "Fedntd": {"beta": Hparam(1.0, one_of(0.1, 0.3, 1.0, 3.0)), "tau": Hparam(1.0, one_of(1.0, 3.0), low=1e-3)},
     "Fedlc": {"tau": Hparam(1.0, one_of(0.1, 0.5, 1.0))},
     "Feddecorr": {"beta": Hparam(0.1, one_of(0.01, 0.05, 0.1, 0.2, 0.3))},
-    "Feddc": {"alpha": Hparam(0.01, one_of(0.1, 0.01, 0.005))},
+    "Feddc": {"alpha": Hparam(0.1, one_of(0.1, 0.01))},
     "Fedrep": {"head_epochs": Hparam(5, one_of(1, 5, 10), low=1, high=MAX_INTEGER)},
     "Lgfedavg": {"global_layers": Hparam(2, one_of(1, 2, 3), low=1, high=MAX_INTEGER)},
     "Ditto": {"lambda": Hparam(0.1, one_of(0.01, 0.1, 1.0))},

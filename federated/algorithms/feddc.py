@@ -10,6 +10,8 @@ class Feddc(Fedavg):
 
     As in the official code s_i is the client's number of samples over the mean of all clients, alpha_i = alpha / s_i, c is
     the mean of all s_i c_i, and other means are not weighted. K counts the client's own steps, there those of a mean client.
+    Its alpha is 0.1 for MNIST and 0.01 for CIFAR-10, with five local epochs: only alpha damps the drifts, so that with few
+    steps a round the small one lets them swing until training breaks down.
     """
 
     broadcasts = 2  # w_global, c
