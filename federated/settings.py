@@ -119,7 +119,12 @@ class Settings:
 
     def values(self) -> dict[str, typing.Any]:
         """{setting: value}, the algorithm as the registry spells it. What has equal values computes the same."""
-        return dataclasses.asdict(self) | {"algorithm": algorithms.canonical(self.algorithm)}
+        return dataclasses.asdict(self) | {"algorithm": self.registered_algorithm}
+
+    @property
+    def registered_algorithm(self) -> str:
+        """The algorithm as the registry spells it."""
+        return algorithms.canonical(self.algorithm)
 
     @property
     def participants(self) -> int:
@@ -135,7 +140,7 @@ class Settings:
     def name(self) -> str:
         """The directory of the sweep below the output directory: model, data set and algorithm, and each further setting that
         shapes what is learned and is not at its default."""
-        parts = [f"{self.model_arch}_{self.dataset}_{algorithms.canonical(self.algorithm)}"]
+        parts = [f"{self.model_arch}_{self.dataset}_{self.registered_algorithm}"]
         for name in names_of(Settings):
             value = getattr(self, name)
             if name not in NOT_IN_NAME and value != self.default_of(name):

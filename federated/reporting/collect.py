@@ -256,8 +256,7 @@ def _check_equal(first: pathlib.Path, second: pathlib.Path, settings: Settings) 
 
 def _note(collected: Collected, sweep: str, directory: pathlib.Path, results: dict) -> None:
     """Note what a trial's results say besides numbers."""
-    algorithm = collected.settings[sweep].values()["algorithm"]
-    collected.kinds[algorithm] = Kind(results["personal"], results["has_global_model"])
+    collected.kinds[collected.settings[sweep].registered_algorithm] = Kind(results["personal"], results["has_global_model"])
     if (data_dir := provenance_of(results).get("data_dir")) is not None:
         collected.data_dirs[sweep] = str(data_dir)
     collected.computed_on.update(places_of(results))

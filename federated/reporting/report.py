@@ -57,8 +57,8 @@ class Report:
                 continue
             self.hparams[sweep] = hparams_of(rounds)
             chosen = selection.chosen(judged, rule)
-            algorithm = collected.settings[sweep].values()["algorithm"]
-            self.rankings[sweep] = ranking = selection.ranked(chosen, rule, collected.kinds[algorithm].has_global_model)
+            kind = collected.kinds[collected.settings[sweep].registered_algorithm]
+            self.rankings[sweep] = ranking = selection.ranked(chosen, rule, kind.has_global_model)
             best = ranking["hash"][0]
             self.chosen[sweep] = chosen[chosen["hash"] == best]
             seeds = self.chosen[sweep]["trial_seed"].unique()
@@ -84,7 +84,7 @@ class Report:
 
     def algorithm(self, sweep: str) -> str:
         """The algorithm of a sweep, as it is registered."""
-        return self.settings[sweep].values()["algorithm"]
+        return self.settings[sweep].registered_algorithm
 
     def _cells(self) -> dict[str, list[str]]:
         cells: dict[str, list[str]] = {}
