@@ -154,7 +154,7 @@ def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None 
                 continue
             key = (sweep, directory.parent.name, results["trial_seed"])
             if key in collected.directories:
-                _check_equal(collected.directories[key], directory, settings)
+                _check_equal(collected.directories[key], directory, settings, numbers_of(results, clients))
                 continue
             collected.directories[key] = directory
             trials.append(_columns(sweep, directory, results))
@@ -245,12 +245,23 @@ def _is_done(directory: pathlib.Path, rounds: float, settings: Settings, collect
     return False
 
 
-def _check_equal(first: pathlib.Path, second: pathlib.Path, settings: Settings) -> None:
-    """Raises UsageError if two directories of the same trial have unlike numbers."""
-    (ours, our_clients), (theirs, their_clients) = (read_trial(directory, settings) for directory in (first, second))
-    numbers = [(ours["curves"][name], theirs["curves"][name]) for name in CURVES if name != "round_seconds"]
-    numbers += [(our_clients[name], their_clients[name]) for name in our_clients]
-    if not all(np.array_equal(one, other, equal_nan=True) for one, other in numbers):
+def numbers_of(results: dict, clients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{name: [..., 1 + rounds]}: every curve of a trial but times, and every array of its clients; entry 0 is of the initial
+    model, and of what does not change."""
+    numbers = {name: curve for name, curve in results["curves"].items() if name != "round_seconds"}
+    for name, curve in numbers.items():
+        initial = results.get(f"initial_{name}")
+        numbers[name] = np.insert(curve, 0, initial if isinstance(initial, float) else math.nan)
+    for name, values in clients.items():
+        is_constant = name.endswith("_samples")
+        numbers[f"{name} of clients"] = values[:, None] if is_constant else np.insert(values, 0, math.nan, axis=1)
+    return numbers
+
+
+def _check_equal(first: pathlib.Path, second: pathlib.Path, settings: Settings, theirs: dict[str, np.ndarray]) -> None:
+    """Raises UsageError if two directories of the same trial have unlike numbers; `theirs` are those of the second."""
+    ours = numbers_of(*read_trial(first, settings))
+    if not all(np.array_equal(ours[name], theirs[name], equal_nan=True) for name in ours):
         raise UsageError(f"{str(first)!r} and {str(second)!r} hold the same trial with unlike results: collect one of them")
 
 

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from federated.reporting.collect import BrokenError, codes_of, places_of, provenance_of, read_trial
+from federated.reporting.collect import BrokenError, codes_of, numbers_of, places_of, provenance_of, read_trial
 from federated.seeds import seed_hash
 from federated.settings import Settings
 from federated.trial import Trial, rounds_done, sets_there, trial_path
@@ -47,18 +47,6 @@ class TrialResults:
         directory = trial_path(output_dir / self.settings.name / self.directory.parent.name, seed)
         return Trial(self.settings, hparams, number, seed, directory)
 
-    def by_round(self) -> dict[str, np.ndarray]:
-        """{name: [..., 1 + rounds]}: every curve but times, and every array of clients; entry 0 is of the initial model, and of
-        what does not change."""
-        curves = {name: curve for name, curve in self.results["curves"].items() if name != "round_seconds"}
-        for name, curve in curves.items():
-            initial = self.results.get(f"initial_{name}")
-            curves[name] = np.insert(curve, 0, initial if isinstance(initial, float) else math.nan)
-        for name, values in self.clients.items():
-            is_constant = name.endswith("_samples")
-            curves[f"{name} of clients"] = values[:, None] if is_constant else np.insert(values, 0, math.nan, axis=1)
-        return curves
-
     def is_of_other_code(self) -> bool:
         return bool(codes_of(self.results) - {CODE})
 
@@ -88,7 +76,7 @@ def compare(original: TrialResults, trial: Trial) -> list[str]:
         last = [f"{each['role']} {': '.join([each['reason'], *each['log'][-1:]])}" for each in trial.failures()[-1:]]
         return [": ".join(["could not be computed again", *last])]
     again = TrialResults(trial.directory, trial.settings)
-    then, now = original.by_round(), again.by_round()
+    then, now = (numbers_of(each.results, each.clients) for each in (original, again))
     differing = [name for name in then if not np.array_equal(then[name], now[name], equal_nan=True)]
     lines = [f"{name}: {_difference(then[name], now[name])}" for name in differing]
     return lines and [*lines, f"then: {original.origin()}", f"now: {again.origin()}"]
