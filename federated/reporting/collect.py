@@ -56,20 +56,20 @@ class Collected:
     broken      what could not be read, with the reason
     """
 
-    rounds: pandas.DataFrame
-    directories: dict[tuple[str, str, int], pathlib.Path]
-    of_clients: dict[tuple[str, str, int], np.ndarray]
-    settings: dict[str, Settings]
-    spaces: dict[str, list[Space]]
-    kinds: dict[str, Kind]
-    data_dirs: dict[str, str]
-    not_done: list[pathlib.Path]
-    shorter: list[pathlib.Path]
-    unextended: dict[str, int]
-    diverged: list[pathlib.Path]
-    mixed: list[pathlib.Path]
-    computed_on: collections.Counter
-    broken: list[str]
+    rounds: pandas.DataFrame = dataclasses.field(default_factory=pandas.DataFrame)
+    directories: dict[tuple[str, str, int], pathlib.Path] = dataclasses.field(default_factory=dict)
+    of_clients: dict[tuple[str, str, int], np.ndarray] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Settings] = dataclasses.field(default_factory=dict)
+    spaces: dict[str, list[Space]] = dataclasses.field(default_factory=dict)
+    kinds: dict[str, Kind] = dataclasses.field(default_factory=dict)
+    data_dirs: dict[str, str] = dataclasses.field(default_factory=dict)
+    not_done: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    shorter: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    unextended: dict[str, int] = dataclasses.field(default_factory=dict)
+    diverged: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    mixed: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    computed_on: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    broken: list[str] = dataclasses.field(default_factory=list)
 
     def frame(self) -> pandas.DataFrame:
         """`rounds` with a column for each setting."""
@@ -128,7 +128,7 @@ COLUMNS = {
 def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None = None) -> Collected:
     """Read the finished trials of all sweeps, or of those that meet `where`. Raises UsageError if a directory is missing, no
     sweep meets a condition, or two directories hold the same trial with unlike results."""
-    collected = Collected(pandas.DataFrame(), {}, {}, {}, {}, {}, {}, [], [], {}, [], [], collections.Counter(), [])
+    collected = Collected()
     found = _sweeps(list(map(pathlib.Path, output_dirs)), collected.broken)
     if where:
         check_conditions([each.settings for each in found], where)
