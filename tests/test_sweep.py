@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -396,7 +397,7 @@ def test_directories_whose_names_look_like_something_else(run, tmp_path):
     launch(1, "local_parallel")
     launch(2, "local_sequential")
     printed = launch(3, "dry_run")
-    script = printed[printed.index(sys.executable) :] + "wait\n"
+    script = printed[printed.index(shlex.quote(sys.executable)) :] + "wait\n"
     subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, timeout=HUNG, stdin=subprocess.DEVNULL)
     assert [path.rpartition("/trial_")[2] for path in results(tmp_path / out)] == [f"{n}/results.json" for n in range(3)]
 
