@@ -153,8 +153,10 @@ def test_few_processes_hold_fewer_trials_at_once(few_processes):
 
 
 @pytest.mark.process
-def test_processes_for_no_trial_are_one_line(few_processes):
-    out, result = few_processes(3)
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_processes_for_no_trial_are_one_line(few_processes, limit):
+    """Not even for a thread, for what trials are forked from, or for a fork of that."""
+    out, result = few_processes(limit)
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
     assert "no more processes or threads may start: raise `ulimit -u`" in result.stderr.splitlines()[-1]
     assert not out.exists()

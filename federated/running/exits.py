@@ -80,6 +80,10 @@ def with_hint(error: OSError) -> str:
     return f"{error}{_hint(_ERRORS, error.errno)}"
 
 
+def no_trial_can_start(error: OSError) -> UsageError:
+    return UsageError(f"no trial can be started: {with_hint(error)}")
+
+
 def _hint(hints: dict, key: int | None) -> str:
     return f" ({hints[key]})" if key in hints else ""
 

@@ -27,7 +27,7 @@ from multiprocessing.connection import wait as wait_for_any
 from federated import algorithms, models
 from federated.options import UsageError, command_words, names_of
 from federated.running import warm
-from federated.running.exits import SYSTEM_ERROR_EXIT, meaning_of, with_hint
+from federated.running.exits import SYSTEM_ERROR_EXIT, meaning_of, no_trial_can_start
 from federated.running.temporary import socket_directory
 from federated.settings import ProcessOptions, ServerOptions
 from federated.trial import Trial
@@ -187,7 +187,7 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> 
     try:
         start_fork(process)
     except OSError as error:
-        raise UsageError(f"no trial can be started: {with_hint(error)}") from error
+        raise no_trial_can_start(error) from error
     process.join()
     if process.exitcode:
         raise UsageError(f"no trial can be started: a process for it {meaning_of(process.exitcode)}")

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from federated.files import read_end
 from federated.learning.log_lines import RoundLine
 from federated.lock import is_held
-from federated.options import ALL_LOCKED, FAILED, say
+from federated.options import ALL_LOCKED, FAILED, say, system_error_behind
+from federated.running.exits import no_trial_can_start
 from federated.running.supervisor import Failure, Outcome
 from federated.trial import COMPLETE, FAILED_FOR_GOOD, INCOMPLETE, RUNNING, Trial
 
@@ -69,7 +70,12 @@ class Progress:
         self._thread = threading.Thread(target=self._show_repeatedly, daemon=True)
 
     def __enter__(self) -> "Progress":
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            if (cause := system_error_behind(error)) is None:
+                raise
+            raise no_trial_can_start(cause) from error
         return self
 
     def __exit__(self, *_: object) -> None:
