@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -11,7 +12,7 @@ import typing
 
 import command_launchers
 from command_launchers import REGISTRY
-from federated import models, study
+from federated import extension, models, study
 from federated import trial as trial_state
 from federated.data import augmentation, datasets, partition, partition_table
 from federated.lock import LockedError, holder, take_over
@@ -19,6 +20,7 @@ from federated.options import (
     ALL_LOCKED,
     FAILED,
     USAGE_ERROR,
+    ExtensionOptions,
     Parser,
     UsageError,
     add_options,
@@ -36,7 +38,7 @@ from federated.running.launcher import Launcher, QueuedTrial
 from federated.running.processes import Interrupted, interrupt_on_signals
 from federated.running.progress import Progress, follow, last_round
 from federated.search import GRID, KINDS, RANDOM, Space
-from federated.settings import RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
+from federated.settings import ForeignSettings, RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
 from federated.trial import (
     DONE,
     Trial,
@@ -51,7 +53,7 @@ from hparams_registry import hparams_of, space_of
 
 MAX_TRIALS = 100_000  # of one command
 SETS = ("hparams_seed", "num_hparams", "hparams")  # options that choose hyper-parameter sets
-NUM_HPARAMS, NUM_TRIALS = 5, 3  # the defaults
+OUTPUT_DIR, NUM_HPARAMS, NUM_TRIALS = "sweep_logs", 5, 3  # the defaults
 DELETE = ("delete_incomplete", "delete_all")
 
 
@@ -69,7 +71,7 @@ class Job:
         self,
         output_dir: pathlib.Path,
         settings: Settings,
-        space: Space,
+        space: Space | None,
         known: tuple[int, dict] | None,
         trial_seeds: typing.Iterable[int],
         there: typing.Collection[int],
@@ -184,7 +186,7 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
             if path.parent.parent == sweep_dir:
                 there.setdefault(path.parent.name, set()).add(trial_seed_of(path))
         sets: dict[str, tuple[int, dict] | None] = {}
-        if is_chosen or not is_delete:
+        if space is not None and (is_chosen or not is_delete):
             sets |= drawn_sets(args, space)
         drawn = set(sets)
         trials += len(drawn) * (args.num_trials or 0)
@@ -220,18 +222,24 @@ def drawn_sets(args: argparse.Namespace, space: Space) -> dict[str, tuple[int, d
     return drawn
 
 
-def spaces_of(args: argparse.Namespace, sweeps: list[Settings]) -> list[Space]:
-    """The search space of each sweep, with those domains of --hparams that it has. Raises UsageError if one is wrong, or no
-    sweep has it."""
+def spaces_of(args: argparse.Namespace, sweeps: list[Settings]) -> list[Space | None]:
+    """The search space of each sweep, with those domains of --hparams that it has; if it was made with an
+    extension that is not loaded, the space that it used last. Raises UsageError if a domain is wrong, or no sweep has it."""
     values = args.hparams or {}
-    known = [hparams_of(*settings.hparams_key) for settings in sweeps]
+    known = {settings: hparams_of(*settings.hparams_key) for settings in sweeps if not isinstance(settings, ForeignSettings)}
     for name in values:
-        if not any(name in each for each in known):
-            space_of(args.search, {name: values[name]}, *sweeps[0].hparams_key)  # raises UsageError
-    return [
-        space_of(args.search, {name: value for name, value in values.items() if name in each}, *settings.hparams_key)
-        for settings, each in zip(sweeps, known)
-    ]
+        if known and not any(name in each for each in known.values()):
+            space_of(args.search, {name: values[name]}, *next(iter(known)).hparams_key)  # raises UsageError
+    spaces: list[Space | None] = []
+    for settings in sweeps:
+        if isinstance(settings, ForeignSettings):
+            if values or args.search == GRID:
+                raise UsageError(f"--{'hparams' if values else 'search grid'}: {settings.name} was made with {settings.needed}")
+            spaces.append(settings.space)
+        else:
+            of_sweep = {name: value for name, value in values.items() if name in known[settings]}
+            spaces.append(space_of(args.search, of_sweep, *settings.hparams_key))
+    return spaces
 
 
 # Commands
@@ -333,6 +341,8 @@ COMMANDS = {
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    words = sys.argv[1:] if argv is None else argv
+    extension.load_given(" ".join(["sweep.py", *words[:1]]), words)
     parser = Parser(prog="sweep.py", description=__doc__, formatter_class=argparse.HelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (function, example) in COMMANDS.items():
@@ -349,18 +359,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         else:
             _add_sweep(sub, name)
         if name == "launch":
+            sub.hint = functools.partial(_made_with, words)
             command_launchers.add_arguments(sub.add_argument_group("how it is run", "None of these changes a result."))
+        else:
+            add_options(sub, ExtensionOptions)
         settings = sub.add_argument_group(
             "what a trial trains", "Several values of a setting make a sweep of each combination."
         )
         add_options(settings, Settings, given_only=True, several=() if name == "show_partition" else names_of(Settings))
-    return parser.parse_args(argv)
+    return parser.parse_args(words)
+
+
+def _made_with(words: list[str]) -> str:
+    """What to add to the message that an option has no such name: with which extensions the sweeps in the output directory were
+    made that this process does not know."""
+    parser = Parser(add_help=False)
+    parser.add_argument("--output_dir", default=OUTPUT_DIR)
+    needed: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):  # it may name no directory
+        there = study.sweeps_there(pathlib.Path(parser.parse_known_args(words)[0].output_dir))
+        needed = {each.needed: each.name for each in there if isinstance(each, ForeignSettings)}
+    return "".join(f"; the sweep {name} there was made with {options}" for options, name in needed.items())
 
 
 def _add_sweep(parser: Parser, command: str) -> None:
     """Add the options that choose jobs."""
     group = parser.add_argument_group("the sweep")
-    group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
+    group.add_argument("--output_dir", type=directory, default=OUTPUT_DIR, metavar="DIR", help=f"(default: {OUTPUT_DIR})")
     every = "; default: all that are there" if command in DELETE else ""
     group.add_argument(
         "--num_hparams",
@@ -429,11 +454,15 @@ def main(argv: list[str] | None = None) -> int:
         return USAGE_ERROR
     except BrokenPipeError:
         raise  # see exit_with
-    except OSError as error:
-        say(f"sweep.py {args.command}: error: {error}")
-        return FAILED
     except Interrupted as interrupted:
         return 128 + interrupted.signum
+    except (Exception, SystemExit) as error:
+        if extension.own_frames(error):
+            extension.print_traceback(error)
+        elif not isinstance(error, OSError):
+            raise
+        say(f"sweep.py {args.command}: error: {extension.explain(error)}")
+        return FAILED
 
 
 # Helpers of the commands

@@ -8,6 +8,7 @@ import math
 import typing
 from collections.abc import Callable
 
+from federated.extension import Registry
 from federated.options import UsageError, shown
 
 if typing.TYPE_CHECKING:
@@ -16,22 +17,52 @@ if typing.TYPE_CHECKING:
     from federated.data.datasets import Spec
 
 
-def logistic(spec: "Spec", dropout_rate: float) -> "nn.Module":
-    """Multinomial logistic regression. It has no dropout."""
-    from torch import nn
-
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.shape), spec.num_classes))
+Build = typing.TypeVar("Build", bound=Callable)
 
 
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model, and the least height and width of the images that it takes; None: it takes samples of any shape."""
+
+    build: Callable
+    least_size: int | None = None
+
+
+REGISTRY: Registry[Model] = Registry("model")
+
+
+def register(name: str, least_size: int | None = None) -> Callable[[Build], Build]:
+    """A decorator that lets options name a model: a function of a data set's Spec and the dropout rate that returns a torch
+    module, which maps inputs [samples, *spec.shape] to logits [samples, spec.num_classes]. See Model for `least_size`. Raises
+    UsageError if the name exists."""
+
+    def decorate(build: Build) -> Build:
+        REGISTRY.require(callable(build), name, "a function of a Spec and the dropout rate")
+        REGISTRY.add(name, Model(build, least_size))
+        return build
+
+    return decorate
+
+
+@register("mlp")
 def mlp(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """Two hidden layers of 128 units, dropout after each."""
     return _perceptron(spec, dropout_rate, 128)
 
 
+@register("2nn")
 def two_layers_of_200(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The 2NN of McMahan et al. (AISTATS 2017, section 3): 199,210 parameters on 28x28x1 and ten classes. They have no
     dropout; here it comes after each hidden layer."""
     return _perceptron(spec, dropout_rate, 200)
+
+
+@register("logistic")
+def logistic(spec: "Spec", dropout_rate: float) -> "nn.Module":
+    """Multinomial logistic regression. It has no dropout."""
+    from torch import nn
+
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.shape), spec.num_classes))
 
 
 def _perceptron(spec: "Spec", dropout_rate: float, units: int):
@@ -46,6 +77,7 @@ def _perceptron(spec: "Spec", dropout_rate: float, units: int):
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], spec.num_classes))
 
 
+@register("cnn", least_size=4)
 def cnn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The CNN of McMahan et al. (AISTATS 2017, section 3): 1,663,370 parameters on 28x28x1 and ten classes. Dropout before the
     last layer."""
@@ -67,6 +99,7 @@ def cnn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     )
 
 
+@register("lenet", least_size=16)
 def lenet(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The CNN of NIID-Bench (Li et al., ICDE 2022, section 5): 62,006 parameters on 32x32x3 and ten classes. They have no
     dropout; here it comes after each hidden fully connected layer."""
@@ -92,6 +125,7 @@ def lenet(spec: "Spec", dropout_rate: float) -> "nn.Module":
     )
 
 
+@register("resnet18", least_size=1)
 def resnet18(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """ResNet-18 (He et al., CVPR 2016) as is usual on 32x32 images: a 3x3 first convolution and no first max-pool. Dropout
     before the last layer."""
@@ -100,6 +134,7 @@ def resnet18(spec: "Spec", dropout_rate: float) -> "nn.Module":
     return _resnet18(spec, dropout_rate, nn.BatchNorm2d)
 
 
+@register("resnet18_gn", least_size=1)
 def resnet18_gn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """`resnet18` with GroupNorm of two groups in place of BatchNorm, as in Reddi et al. (ICLR 2021, section 5), which follow
     Hsieh et al. (ICML 2020): on skewed data the clients' BatchNorm statistics do not fit together."""
@@ -120,25 +155,6 @@ def _resnet18(spec: "Spec", dropout_rate: float, norm_layer: "Callable[[int], nn
     return model
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model, and the least height and width of the images that it takes; None: it takes samples of any shape."""
-
-    build: Callable
-    least_size: int | None = None
-
-
-REGISTRY = {
-    "mlp": Model(mlp),
-    "2nn": Model(two_layers_of_200),
-    "logistic": Model(logistic),
-    "cnn": Model(cnn, least_size=4),
-    "lenet": Model(lenet, least_size=16),
-    "resnet18": Model(resnet18, least_size=1),
-    "resnet18_gn": Model(resnet18_gn, least_size=1),
-}
-
-
 def imports_of(name: str) -> list[str]:
     """What building the model `name` imports besides torch, for a process that imports ahead."""
     if name not in REGISTRY:
@@ -146,7 +162,9 @@ def imports_of(name: str) -> list[str]:
     return ["torchvision.models.resnet"] if name.startswith("resnet18") else []
 
 
-NAMES = f"{', '.join(REGISTRY)}, or a classification model of torchvision"
+def names() -> str:
+    """All names, for a help text."""
+    return f"{', '.join(REGISTRY)}, or a classification model of torchvision"
 
 
 def known_name(text: str) -> str:

@@ -79,6 +79,19 @@ DOMAINS = tuple(
 )  # fmt: skip
 EXPORTS = (*PICTURES, "x.png", "x.csv.gz", "FILE/x.csv", "/nowhere/x.json", "/nowhere/x.parquet", NUL + ".csv")
 PAGES = (*PICTURES, "x.htm", "FILE/x.html", "/nowhere/x.html", SURROGATE + ".html")
+EXTENSIONS = (
+    "",
+    "FILE",
+    "LINK",
+    "LOOP",
+    "/tmp",
+    "x.txt",
+    "missing.py",
+    "FILE/x.py",
+    "x" * 300 + ".py",
+    NUL + ".py",
+    SURROGATE + ".py",
+)
 HOSTS = (
     "", ":", "nowhere", ":80", "host:", "host:0", "host:65536", "host:-1", "host:1e3", "host:\u0661",
     "host:" + "9" * 5000, NUL + ":80", SURROGATE + ":80",
@@ -106,6 +119,7 @@ SETTINGS = {
     "--threads": wholes(1, 1024),
 }
 SWEEP = {
+    "--extension": EXTENSIONS,
     "--output_dir": DIRECTORIES,
     "--num_hparams": wholes(1, 100_000),
     "--num_trials": wholes(1, 100_000),
@@ -115,7 +129,7 @@ SWEEP = {
     **SETTINGS,
 }
 DELETE = {**SWEEP, "--skip_confirmation": None, "--take_over": None}
-RUN = {"--data_dir": DIRECTORIES, "--timeout": reals("0", "1e7", "1e300")}
+RUN = {"--extension": EXTENSIONS, "--data_dir": DIRECTORIES, "--timeout": reals("0", "1e7", "1e300")}
 SERVER = {"--checkpoint_seconds": reals("1e7"), "--save_model": None, "--tensorboard": None}
 TRIAL = {
     "--trials_per_device": wholes(1, 1024),
@@ -142,7 +156,7 @@ OPTIONS = {
     "sweep.py status": {**SWEEP, "--watch": None, "--json": None},
     "sweep.py delete_incomplete": DELETE,
     "sweep.py delete_all": DELETE,
-    "sweep.py show_partition": {**SETTINGS, "--data_dir": DIRECTORIES, "--picture": PICTURES},
+    "sweep.py show_partition": {**SETTINGS, "--extension": EXTENSIONS, "--data_dir": DIRECTORIES, "--picture": PICTURES},
     "server_benchmark.py": {
         **SETTINGS,
         **RUN,
@@ -163,7 +177,7 @@ OPTIONS = {
         "--output_dir": DIRECTORIES,
         "--selection": NO_NAMES,
         "--target": reals("1.1"),
-        "--against": NO_NAMES,
+        "--against": [name for name in NO_NAMES if name not in ("nonsense", "0")],  # which an extension may have had
         "--format": NO_NAMES,
         "--top": wholes(1, 10**9),
         "--best_command": None,

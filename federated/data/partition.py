@@ -11,6 +11,7 @@ import numpy as np
 
 from federated.data import datasets
 from federated.data.datasets import Dataset
+from federated.extension import Registry
 from federated.options import UsageError
 from federated.seeds import stream_seed
 
@@ -31,10 +32,28 @@ class Part:
     test: np.ndarray
 
 
+Share = Callable[[Dataset, "Settings", np.random.Generator], list[np.ndarray]]
+REGISTRY: Registry[Share] = Registry("partition")
+
+
+def register(name: str) -> Callable[[Share], Share]:
+    """A decorator that lets options name a partition: a function of the data, the settings and the generator that it has to
+    draw from, which returns the indices of each client's training samples. Raises UsageError if the name exists."""
+
+    def decorate(share: Share) -> Share:
+        REGISTRY.require(callable(share), name, "a function of data, settings and a generator")
+        REGISTRY.add(name, share)
+        return share
+
+    return decorate
+
+
+@register("iid")
 def iid(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     return np.array_split(rng.permutation(len(data.train_labels)), settings.num_clients)
 
 
+@register("dirichlet")
 def dirichlet(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Each label's samples go to the clients in proportions drawn from Dirichlet(alpha); full clients get no more."""
     labels, clients = data.train_labels, settings.num_clients
@@ -57,6 +76,7 @@ def dirichlet(data: Dataset, settings: "Settings", rng: np.random.Generator) -> 
     return _draw_until_large_enough(draw, settings, len(labels))
 
 
+@register("labels")
 def by_labels(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Client i holds label i, counted round, and `labels_per_client` - 1 others; a label's samples are split evenly among its
     holders."""
@@ -78,6 +98,7 @@ def by_labels(data: Dataset, settings: "Settings", rng: np.random.Generator) -> 
     return [np.concatenate(share) for share in shares]
 
 
+@register("quantity")
 def quantity(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Labels as in iid, sizes in proportions drawn from Dirichlet(alpha)."""
     order = rng.permutation(len(data.train_labels))
@@ -89,6 +110,7 @@ def quantity(data: Dataset, settings: "Settings", rng: np.random.Generator) -> l
     return _draw_until_large_enough(draw, settings, len(order))
 
 
+@register("natural")
 def natural(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Client i holds what owner i of the data has."""
     owners = data.spec.num_owners
@@ -103,9 +125,6 @@ def natural(data: Dataset, settings: "Settings", rng: np.random.Generator) -> li
             f"{settings.dataset}"
         )
     return [np.flatnonzero(data.train_owners == owner) for owner in range(owners)]
-
-
-REGISTRY = {"iid": iid, "dirichlet": dirichlet, "labels": by_labels, "quantity": quantity, "natural": natural}
 
 
 def _draw_until_large_enough(draw: Callable[[], list[np.ndarray] | None], settings: "Settings", samples: int):

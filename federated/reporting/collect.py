@@ -41,6 +41,7 @@ class Collected:
     settings    {(model, dataset, algorithm): Settings}
     kinds       {algorithm: Kind}
     data_dirs   {(model, dataset, algorithm): where the data lay}, if the results say so
+    extensions  {(model, dataset, algorithm): the files of own code that computed it}, if there were any
     not_done    directories of trials that are not done
     diverged    those of them whose loss was no longer finite
     mixed       directories of trials that more than one version of the code computed
@@ -53,6 +54,7 @@ class Collected:
     settings: dict
     kinds: dict
     data_dirs: dict
+    extensions: dict
     not_done: list
     diverged: list
     mixed: list
@@ -100,7 +102,7 @@ COLUMNS = {
 
 def collect(output_dirs: list[pathlib.Path]) -> Collected:
     """Read the finished trials of all sweeps. Raises UsageError if a directory is missing."""
-    trials, of_clients, kinds, data_dirs, seen = [], {}, {}, {}, set()
+    trials, of_clients, kinds, data_dirs, extensions, seen = [], {}, {}, {}, {}, set()
     not_done, diverged, mixed, broken = [], [], [], []
     found: list[tuple[list[pathlib.Path], Settings]] = []  # the trials' directories of each sweep
     computed_on: collections.Counter = collections.Counter()
@@ -144,6 +146,8 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                 seen.add(key)
                 if (data_dir := _provenance(results).get("data_dir")) is not None:
                     data_dirs[sweep] = str(data_dir)
+                if files := _extensions(results):
+                    extensions[sweep] = files
                 computed_on.update(_places(results))
                 if len(_codes(results)) > 1:
                     mixed.append(directory)
@@ -151,7 +155,9 @@ def collect(output_dirs: list[pathlib.Path]) -> Collected:
                 broken.append(str(error))
             except OSError as error:
                 broken.append(f"{str(error.filename or directory)!r}: {error.strerror}")
-    return Collected(_frame(trials), of_clients, settings, kinds, data_dirs, not_done, diverged, mixed, computed_on, broken)
+    return Collected(
+        _frame(trials), of_clients, settings, kinds, data_dirs, extensions, not_done, diverged, mixed, computed_on, broken
+    )
 
 
 def _keys(sweeps: list[Settings]) -> list[tuple[str, str, str]]:
@@ -176,7 +182,7 @@ _KEY = ("model_arch", "dataset", "algorithm")
 
 
 def _key(sweep: Settings) -> tuple[str, str, str]:
-    return sweep.model_arch, sweep.dataset, algorithms.canonical(sweep.algorithm)
+    return sweep.model_arch, sweep.dataset, sweep.registered_algorithm
 
 
 def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
@@ -351,6 +357,14 @@ def _totals(by_round: dict) -> dict:
 def _provenance(results) -> dict:
     provenance = results.get("provenance")
     return provenance if isinstance(provenance, dict) else {}
+
+
+def _extensions(results) -> tuple[str, ...]:
+    """The paths of the extensions that the process which computed a trial last had loaded."""
+    try:
+        return tuple(str(each["path"]) for each in _provenance(results).get("extensions", []))
+    except (KeyError, TypeError):
+        return ()
 
 
 def _codes(results) -> set:

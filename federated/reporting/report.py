@@ -14,7 +14,7 @@ class Report:
 
     rounds      see federated.reporting.collect.COLUMNS; accuracy is the column `judged_by`, for all rows
     settings    {(model, dataset, algorithm): Settings}
-    data_dirs   see federated.reporting.collect.Collected
+    data_dirs   see federated.reporting.collect.Collected, like extensions
     rankings    {sweep: its settings, the best first}
     chosen      {sweep: the rows that count, of its best setting}
     of_best     {sweep: all rounds of the judged trials of its best setting}
@@ -28,6 +28,7 @@ class Report:
 
     def __init__(self, collected: Collected, rule: str, target: float | None = None, against: str | None = None) -> None:
         self.settings, self.data_dirs, self.selection, self.target = collected.settings, collected.data_dirs, rule, target
+        self.extensions = collected.extensions
         self.personal = [name for name in collected.rounds["algorithm"].unique() if collected.kinds[name].personal]
         self.judged_by = selection.judged_by(bool(self.personal))
         self.rounds = collected.rounds.assign(accuracy=collected.rounds[self.judged_by])

@@ -6,6 +6,7 @@ something whose other end only its parent holds, and leaves when that is closed.
 
 import contextlib
 import errno
+import json
 import multiprocessing
 import os
 import pathlib
@@ -21,9 +22,9 @@ from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.util import get_temp_dir
 
-from federated import algorithms, models
+from federated import extension, models
 from federated.lock import LockedError
-from federated.options import USAGE_ERROR, UsageError, command_words, names_of
+from federated.options import FAILED, USAGE_ERROR, UsageError, command_words, names_of
 from federated.running import warm
 from federated.running.channel import PeerLostError
 from federated.running.temporary import socket_directory
@@ -84,15 +85,25 @@ def exit_code_of(work: typing.Callable[[], object]) -> int:
         reason, code = str(error), DIVERGED_EXIT
     except BrokenPipeError:
         raise  # of stdout, as those of channels are PeerLostErrors: see exit_with
-    except OSError as error:
-        reason, code = str(error), SYSTEM_ERROR_EXIT + (error.errno or 0)
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)):
+    except (Exception, SystemExit) as error:
+        if _is_out_of_memory(error):
+            reason = f"out of memory: {str(error).splitlines()[0] if str(error) else 'none left'}"
+            code = OUT_OF_MEMORY_EXIT
+        elif extension.own_frames(error):
+            extension.print_traceback(error)
+            reason, code = extension.explain(error), FAILED
+        elif isinstance(error, OSError):
+            reason, code = str(error), SYSTEM_ERROR_EXIT + (error.errno or 0)
+        else:
             raise
-        reason, code = f"out of memory: {str(error).splitlines()[0] if str(error) else 'none left'}", OUT_OF_MEMORY_EXIT
     with contextlib.suppress(OSError):  # on a full disk the log takes nothing
         print(reason, file=sys.stderr, flush=True)
     return code
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    texts = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
 def meaning_of(code: int) -> str:
@@ -206,16 +217,15 @@ class ForkedProcess:
         self._process.close()
 
 
-def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> None:
-    """Start the process that trials are forked from, with what they need and the modules `more` imported. It looks for them
-    on PYTHONPATH and in no current directory, which may hold another version, and skips those it does not find. Raises
-    UsageError if it could not open enough files."""
+def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = (), extensions: tuple[str, ...] = ()) -> None:
+    """Start the process that trials are forked from, with what they need and the modules `more` imported, and the `extensions`
+    loaded. It looks for modules on PYTHONPATH and in no current directory, which may hold another version, and skips those it
+    does not find. Raises UsageError if it could not open enough files."""
     check_open_files()
     modules = dict.fromkeys(
         ("server_benchmark", "client_benchmark", "federated.running.rounds", "federated.learning.worker", *more)
     )
     for trial in trials:
-        modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
     ForkedProcess._context.set_forkserver_preload(["__main__", warm.__name__, *modules])
     before, temporary = dict(os.environ), tempfile.tempdir
@@ -223,6 +233,8 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> 
     try:
         tempfile.tempdir = socket_directory()  # where multiprocessing makes the directory of its socket
         os.environ.update({"PYTHONPATH": path, "PYTHONSAFEPATH": "1", warm.DIRECTORY_VARIABLE: get_temp_dir()})
+        if extensions:
+            os.environ[warm.EXTENSIONS_VARIABLE] = json.dumps(extensions)
         forkserver.ensure_running()
     finally:
         tempfile.tempdir = temporary

@@ -105,7 +105,7 @@ class TrialServer:
         """Resume from the checkpoint of an earlier run, if there is one. Raises UsageError if it belongs to another trial."""
         run = {
             "round": 0,
-            "code": version.CODE,
+            "code": version.code(),
             "git_revision": version.git_revision(),
             "time": time.strftime("%FT%T%z"),
             "processor": provenance.processor(),
@@ -293,6 +293,7 @@ class TrialServer:
             "runs": self.runs,
             "failures": self.trial.failures(),
             "data_dir": os.path.abspath(self.options.data_dir),
+            "extensions": [{"path": each.origin, "digest": each.digest} for each in version.LOADED.values()],
             "server_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         kind = {"personal": self.algorithm.personal, "has_global_model": self.algorithm.has_global_model}

@@ -1,7 +1,9 @@
 """What runs in the process that warm trials are forked from, and in the forks."""
 
 import atexit
+import contextlib
 import importlib
+import json
 import os
 import pathlib
 import shutil
@@ -10,12 +12,21 @@ import sys
 import typing
 from multiprocessing import reduction
 
+from federated import extension
+
 DIRECTORY_VARIABLE = "FEDERATED_FORKSERVER_DIRECTORY"
+EXTENSIONS_VARIABLE = "FEDERATED_FORKSERVER_EXTENSIONS"
 
 # Normally the parent removes the directory of the fork server's socket. If the parent is killed, the fork server does so as
 # it exits.
 if DIRECTORY_VARIABLE in os.environ:
     atexit.register(shutil.rmtree, os.environ.pop(DIRECTORY_VARIABLE), ignore_errors=True)
+
+# All trials of a launch run the extensions as they are now, whatever is edited meanwhile. What cannot be loaded here the forks
+# load, and say why.
+if EXTENSIONS_VARIABLE in os.environ:
+    with contextlib.suppress(Exception), open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+        extension.load(json.loads(os.environ.pop(EXTENSIONS_VARIABLE)))
 
 
 class Inherited(int):
