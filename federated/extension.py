@@ -67,11 +67,6 @@ class Registry(dict[str, Thing]):
         if not holds:
             raise UsageError(f"{self.kind} {shown(name)} is not {what}")
 
-    def forget(self, path: str) -> None:
-        """Remove what the extension at `path` has added."""
-        for name in [name for name, owner in self.owners.items() if owner == path]:
-            del self[name], self.owners[name]
-
 
 # Loading
 
@@ -120,12 +115,18 @@ def _load(path: pathlib.Path) -> None:
         if not isinstance(error, UsageError):
             print_traceback(error)
         text = f"--extension {str(path)!r}: {explain(error)}"
-        for registry in _registries:
-            registry.forget(str(path))
-        del sys.modules[name], version.LOADED[str(path)]
+        _forget(str(path))
         raise UsageError(text) from error
     finally:
         _loading.pop()
+
+
+def _forget(path: str) -> None:
+    """Remove what the extension at `path` has added."""
+    for registry in _registries:
+        for name in [name for name, owner in registry.owners.items() if owner == path]:
+            del registry[name], registry.owners[name]
+    del version.LOADED[path]
 
 
 def own_files(path: pathlib.Path) -> dict[pathlib.Path, bytes]:

@@ -8,7 +8,7 @@ import math
 import typing
 from collections.abc import Callable
 
-from federated.extension import Registry
+from federated.extension import Registry, explain, own_frames
 from federated.options import UsageError, shown
 
 if typing.TYPE_CHECKING:
@@ -185,10 +185,45 @@ def _torchvision_names():
 
 
 def check(name: str, spec: "Spec") -> None:
-    """Raises UsageError if the model `name` does not fit the data; torch is imported for torchvision's only."""
+    """Raises UsageError if the model `name` does not fit the data. torchvision's and one's own are tried, for which torch is
+    imported; what one's own raises is raised."""
     if name not in REGISTRY:
         build(name, spec, 0.0, 0)
         return
+    _check_size(name, spec)
+    if name in REGISTRY.owners:
+        _check_own(name, build(name, spec, 0.0, 0), spec)
+
+
+def _check_own(name: str, model: typing.Any, spec: "Spec") -> None:
+    import torch
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"--model_arch {name}: its function returns {shown(model)}, which is no torch module")
+    if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
+        raise UsageError(f"--model_arch {name}: its parameters have to be of type float32, and at least one")
+    try:
+        tried = _on_zeros(model, spec)
+    except Exception as error:
+        if own_frames(error):
+            raise
+        raise _misfit(name, spec, explain(error)) from error
+    for when, logits in zip(("training", "evaluation"), tried):
+        if not (isinstance(logits, torch.Tensor) and logits.shape == (2, spec.num_classes)):
+            what = list(logits.shape) if isinstance(logits, torch.Tensor) else shown(logits)
+            raise _misfit(name, spec, f"of two samples it gives {what} in {when}, not logits [2, {spec.num_classes}]")
+
+
+def _on_zeros(model: "nn.Module", spec: "Spec") -> list:
+    """What a model makes of two samples of zeros in training and in evaluation."""
+    import torch
+
+    with torch.no_grad():
+        return [model.train(training)(torch.zeros(2, *spec.shape)) for training in (True, False)]
+
+
+def _check_size(name: str, spec: "Spec") -> None:
     least = REGISTRY[name].least_size
     if least is not None and not spec.is_image:
         raise _misfit(name, spec, "it takes images only")
@@ -222,7 +257,7 @@ def build(name: str, spec: "Spec", dropout_rate: float, seed: int) -> "nn.Module
         torch.default_generator.manual_seed(seed)  # the CPU's, where models are made; a GPU's is dropout's
         if name not in REGISTRY:
             return _from_torchvision(name, spec, dropout_rate)
-        check(name, spec)
+        _check_size(name, spec)
         return REGISTRY[name].build(spec, dropout_rate)
 
 
@@ -237,8 +272,7 @@ def _from_torchvision(name: str, spec: "Spec", dropout_rate: float):
         raise _misfit(name, spec, "it takes images only")
     model = models.get_model(name, weights=None, num_classes=spec.num_classes)
     try:
-        with torch.no_grad():
-            logits = [model.train(training)(torch.zeros(2, *spec.shape)) for training in (True, False)]
+        logits = _on_zeros(model, spec)
     except Exception as error:  # each model has its own way to fail
         raise _misfit(name, spec, " ".join(str(error).split()) or repr(error)) from error
     if not all(isinstance(each, torch.Tensor) and each.shape == (2, spec.num_classes) for each in logits):

@@ -1,6 +1,7 @@
 """One's own algorithm, model, data, partition, augmentation and launcher, in a directory outside the checkout."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -8,9 +9,9 @@ import textwrap
 
 import numpy as np
 import pytest
-from helpers import HUNG, PROJECT, SMALL, TINY, results, terminal
+from helpers import HUNG, PROJECT, SMALL, TINY, processes_of, results, terminal, wait_until, wait_until_dead
 
-from federated import version
+from federated import extension, version
 
 STUDY = '''
 import torch
@@ -102,6 +103,14 @@ def study(awkward):
     (directory / "helpers_of_mine.py").write_text("WHO = 'me'\n")
     (directory / "my study.py").write_text(STUDY)
     return directory / "my study.py"
+
+
+@pytest.fixture
+def unloaded():
+    """Afterwards nothing is left of extensions that this process has loaded."""
+    yield
+    for path in list(version.LOADED):
+        extension._forget(path)
 
 
 def one(path):
@@ -306,3 +315,148 @@ def test_two_files_with_one_helper_and_names_that_exist(run, tmp_path):
 def test_no_extension_no_torch(run_without):
     shown = run_without("torch", "sweep", "launch", "--command_launcher", "dry_run", "--skip_confirmation", *TINY)
     assert shown.returncode == 0, shown.stderr
+
+
+# Faults of such code
+
+FAULTY = """
+import os, subprocess, sys, time
+import torch
+from federated import algorithms, models
+from federated.algorithms.fedavg import Fedavg
+
+@algorithms.register
+class Raises(Fedavg):
+    def train(self, client):
+        super().train(client)
+        raise ValueError("my own words")
+
+@algorithms.register
+class Misses(Fedavg):
+    def step(self, server, average):
+        open("/nowhere/it is")
+
+@algorithms.register
+class Unfit(Fedavg):
+    def correct_gradient(self, client):
+        client.gradient.add_(torch.ones(3))
+
+@algorithms.register
+class Manyfold(Fedavg):
+    def loss(self, client, inputs, logits, labels):
+        return logits.sum(1)
+
+@algorithms.register
+class Short(Fedavg):
+    def weights(self, server):
+        return [[1.0]]
+
+@algorithms.register
+class Leaves(Fedavg):
+    def start(self, server):
+        sys.exit(5)
+
+@algorithms.register
+class Vanishes(Fedavg):
+    def train(self, client):
+        os._exit(3)
+
+@algorithms.register
+class Prints(Fedavg):
+    def start(self, server):
+        print("first")
+        for _ in range(50):
+            print("x" * (1 << 20))
+        print("last", flush=True)
+
+@algorithms.register
+class Parent(Fedavg):
+    def start(self, server):
+        if not os.fork():
+            time.sleep(10_000)
+        print("child", subprocess.Popen(["sleep", "10000"]).pid, flush=True)
+"""
+FAULTS = {
+    "Raises": 'ValueError: my own words (faulty.py, line 11, in train: raise ValueError("my own words"))',
+    "Misses": "No such file or directory: '/nowhere/it is' (faulty.py, line 16, in step: open(\"/nowhere/it is\"))",
+    "Unfit": "(faulty.py, line 21, in correct_gradient: client.gradient.add_(torch.ones(3)))",
+    "Manyfold": "error: Manyfold: loss() returned a tensor [36], not a scalar that depends on the weights",
+    "Short": "error: Short: weights() returned rows of the lengths [1], not 1 of the length 2",
+    "Leaves": "SystemExit: 5 (faulty.py, line 36, in start: sys.exit(5))",
+    "Vanishes": "client_process_0 ended with exit code 3",
+}
+
+
+@pytest.mark.parametrize("launcher", ["local_parallel", pytest.param("local_sequential", marks=pytest.mark.slow)])
+def test_faults_of_ones_own_code_are_named_and_nothing_else_is_hurt(launch, tmp_path, launcher):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    names, out = (*FAULTS, "Prints", "Parent", "Fedavg"), tmp_path / "out"
+    options = ("--num_hparams", 1, "--client_processes", 1, "--hparams", '{"batch_size": 36}', "--command_launcher", launcher)
+    launched = launch(out, "--extension", tmp_path / "faulty.py", "--algorithm", *names, *options)
+    assert launched.returncode == 1 and f"{len(FAULTS)} of {len(names)} trials failed." in launched.stderr, launched.stderr
+    for name, message in FAULTS.items():
+        (trial,) = out.glob(f"mlp_digits_{name},*/*/trial_0")
+        (line,) = [line for line in launched.stderr.splitlines() if f"/mlp_digits_{name},samples" in line]
+        assert "trial_0 failed: " in line and message in line
+        if "faulty.py" in message:
+            log = json.loads((trial / "failed.json").read_text())["log"]
+            assert log[0] == "Traceback (most recent call last):" or "faulty.py" not in log[0]
+            (first, *_) = [entry for entry in log if entry.startswith("  File ")]
+            assert "faulty.py" in first, log
+    done = {path.parent.parent.parent.name.split("_")[2].split(",")[0] for path in out.rglob("done")}
+    assert done == {"Prints", "Parent", "Fedavg"}
+    (log,) = out.glob("mlp_digits_Prints,*/*/trial_0/server.log")
+    assert log.stat().st_size < 31 << 20 and log.read_bytes().startswith(b"first\n")
+    assert b" bytes left out " in log.read_bytes() and b"\nlast\n" in log.read_bytes()[-10_000:]
+    (log,) = out.glob("mlp_digits_Parent,*/*/trial_0/server.log")
+    child = int(re.search(r"^child (\d+)$", log.read_text(), re.MULTILINE)[1])
+    wait_until_dead([child])
+    wait_until(lambda: not processes_of(log.parent))
+
+
+@pytest.mark.slow
+def test_an_endless_loop_is_silence(launch, tmp_path):
+    for half, name in (("train", "client process 0 was silent for 8 s"), ("step", "server was silent for 8 s")):
+        (tmp_path / "faulty.py").write_text(
+            "from federated import algorithms\n"
+            "@algorithms.register\n"
+            "class Endless(algorithms.Fedavg):\n"
+            f"    def {half}(self, *_):\n"
+            "        while True: pass\n"
+        )
+        options = ("--algorithm", "endless", "--num_hparams", 1, "--timeout", 8, "--client_processes", 1)
+        launched = launch(tmp_path / half, "--extension", tmp_path / "faulty.py", *options)
+        assert launched.returncode == 1 and name in launched.stderr, launched.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "message"),
+    [
+        ("models.register('mine')(lambda spec, rate: 1)", "--model_arch mine", "returns 1, which is no torch module"),
+        ("models.register('mine')(lambda spec, rate: nn.Flatten())", "--model_arch mine", "at least one"),
+        (
+            "models.register('mine')(lambda spec, rate: nn.Linear(8, 10))",
+            "--model_arch mine",
+            "does not fit 1x8x8 images: of two samples it gives [2, 1, 8, 10] in training, not logits [2, 10]",
+        ),
+        ("models.register('mine')(lambda spec, rate: spec.nothing)", "--model_arch mine", "(mine.py, line 3, in <lambda>: "),
+        ("models.register('mine')(lambda spec, rate: nn.Linear(9, 10))", "--model_arch mine", "mat1 and mat2 shapes"),
+        ("partition.register('mine')(lambda data, settings, rng: [])", "--partition mine", "a list of 2 arrays"),
+        ("partition.register('mine')(lambda *_: [np.arange(9), np.arange(9)])", "--partition mine", "to more than one client"),
+        ("partition.register('mine')(lambda *_: [np.arange(9), np.arange(0)])", "--partition mine", "client 1 without samples"),
+        ("partition.register('mine')(lambda *_: [np.arange(9.0)] * 2)", "--partition mine", "client 0 has is not an array of"),
+        ("datasets.register('mine', datasets.Spec((4,), 2, lambda d: {}))", "--dataset mine", "with the arrays train_"),
+        ("datasets.register('mine', datasets.Spec((4,), 2, lambda d: open(d)))", "--dataset mine", "(mine.py, line 3"),
+        ("datasets.register('mine', datasets.Spec((4,), 2, lambda d: 1 / 0))", "--dataset mine", "ZeroDivisionError: "),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("unloaded")
+def test_faults_that_show_before_anything_is_made(call, tmp_path, code, options, message):
+    imports = (
+        "import numpy as np; from torch import nn; from federated import models\nfrom federated.data import datasets, partition"
+    )
+    (tmp_path / "mine.py").write_text(f"{imports}\n{code}\n")
+    refused = call("sweep.py", "launch", "--skip_confirmation", "--extension", "mine.py", *options.split())
+    last = refused.stderr.splitlines()[-1]
+    assert refused.returncode in (1, 2) and last.startswith("sweep.py launch: error: ") and message in last, refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]

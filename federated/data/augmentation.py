@@ -53,6 +53,19 @@ def crop_flip(images: "torch.Tensor", generator: "torch.Generator") -> "torch.Te
     return padded.permute(0, 2, 3, 1)[where].permute(0, 3, 1, 2)
 
 
+def apply(name: str, images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
+    """`images` augmented. Raises UsageError if what comes back has another shape or type."""
+    augment = REGISTRY[name]
+    if augment is None:
+        return images
+    augmented = augment(images, generator)
+    if (augmented.shape, augmented.dtype) != (images.shape, images.dtype):
+        raise UsageError(
+            f"--augmentation {name} returned {augmented.dtype} {list(augmented.shape)} of {images.dtype} {list(images.shape)}"
+        )
+    return augmented
+
+
 def check(name: str, spec: Spec) -> None:
     """Raises UsageError if the augmentation `name` does not fit the data."""
     if REGISTRY[name] is not None and not spec.is_image:

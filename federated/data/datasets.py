@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from federated.data import decoded
-from federated.extension import Registry
+from federated.extension import Registry, explain
 from federated.options import UsageError
 
 SHIPPED = pathlib.Path(__file__).parent
@@ -87,7 +87,12 @@ def load(name: str, data_dir: str) -> Dataset:
     try:
         arrays = spec.read(data_dir)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # missing, cut, or of another format
-        raise UsageError(f"dataset {name!r} cannot be read ({error}): name the --data_dir that has it") from error
+        raise UsageError(f"dataset {name!r} cannot be read ({explain(error)}): name the --data_dir that has it") from error
+    names = [
+        f"{part}_{what}" for part in ("train", "test") for what in ("inputs", "labels", "owners")[: 2 + bool(spec.num_owners)]
+    ]
+    if not isinstance(arrays, dict) or any(not isinstance(arrays.get(array), np.ndarray) for array in names):
+        raise UsageError(f"dataset {name!r}: what its function returns is not a dict with the arrays {', '.join(names)}")
     checked = {}
     for part in ("train", "test"):
         inputs = checked[f"{part}_inputs"] = arrays[f"{part}_inputs"]

@@ -156,7 +156,10 @@ def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list
             f"--samples_per_client {wanted} x --num_clients {settings.num_clients} is more than the "
             f"{len(labels)} training samples of {settings.dataset}"
         )
-    shares = [rng.permutation(share)[:wanted] for share in REGISTRY[settings.partition](data, settings, rng)]
+    given = REGISTRY[settings.partition](data, settings, rng)
+    if settings.partition in REGISTRY.owners:
+        _check_own(given, settings, len(labels))
+    shares = [rng.permutation(share)[:wanted] for share in given]
     if settings.partition == "natural":
         tests = [np.flatnonzero(data.test_owners == owner) for owner in range(settings.num_clients)]
     else:
@@ -177,6 +180,22 @@ def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list
             )
         parts.append(Part(np.sort(share[held_out:]), np.sort(share[:held_out]), np.sort(test)))
     return parts
+
+
+def _check_own(shares: typing.Any, settings: "Settings", samples: int) -> None:
+    """Raises UsageError if what a partition of one's own returned is none."""
+    name = f"--partition {settings.partition}"
+    if not isinstance(shares, list) or len(shares) != settings.num_clients:
+        raise UsageError(f"{name} did not return a list of {settings.num_clients} arrays, one a client")
+    for client, share in enumerate(shares):
+        is_array = isinstance(share, np.ndarray) and share.ndim == 1 and share.dtype.kind in "iu"
+        if not is_array or (len(share) and not (share.min() >= 0 and share.max() < samples)):
+            raise UsageError(f"{name}: what client {client} has is not an array of indices from 0 to {samples - 1}")
+        if not len(share):
+            raise UsageError(f"{name} leaves client {client} without samples")
+    together = np.concatenate(shares)
+    if len(np.unique(together)) < len(together):
+        raise UsageError(f"{name} gives a sample to more than one client, or twice to one")
 
 
 def _test_shares(data: Dataset, shares: list[np.ndarray], rng: np.random.Generator):

@@ -57,6 +57,8 @@ def end_with_parent(clean_up: typing.Callable[[], object]) -> None:
         try:
             clean_up()
         finally:
+            if os.getpgid(0) == os.getpid():  # with what it has started
+                os.killpg(0, signal.SIGKILL)
             os._exit(128 + signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -154,7 +156,8 @@ class Process(typing.Protocol):
     def exitcode(self) -> int | None:
         """Wait for the end. A signal is a negative number."""
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """Kill it if it still runs, and what it has started and left behind."""
 
     def close(self) -> None: ...
 
@@ -181,7 +184,8 @@ class SpawnedProcess:
                 env={**os.environ, **{name: str(value) for name, value in additions.items()}},
             )
         self._socket = ours
-        self.sentinel = ours.fileno()
+        # Not the end of the socket, which a child that the process has forked may keep open.
+        self.sentinel = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else os.dup(ours.fileno())
 
     @property
     def exitcode(self) -> int | None:
@@ -189,9 +193,11 @@ class SpawnedProcess:
 
     def kill(self) -> None:
         self._process.kill()
+        _kill_group(self._process.pid)
 
     def close(self) -> None:
         self._socket.close()
+        os.close(self.sentinel)
 
 
 class ForkedProcess:
@@ -212,9 +218,17 @@ class ForkedProcess:
 
     def kill(self) -> None:
         self._process.kill()
+        _kill_group(self._process.pid)
 
     def close(self) -> None:
         self._process.close()
+
+
+def _kill_group(pid: int | None) -> None:
+    """Kill what is left of the process group that a process led. It keeps its number as long as anything is."""
+    assert pid is not None
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = (), extensions: tuple[str, ...] = ()) -> None:
