@@ -32,8 +32,10 @@ from federated.options import (
     one_of,
     options_from,
     output_file,
+    python_file,
     say,
 )
+from federated.running import check as checks
 from federated.running.launcher import Launcher, QueuedTrial
 from federated.running.processes import Interrupted, interrupt_on_signals
 from federated.running.progress import Progress, follow, last_round
@@ -49,7 +51,7 @@ from federated.trial import (
     trial_path,
     trial_seed_of,
 )
-from hparams_registry import hparams_of, space_of
+from hparams_registry import default_hparams, hparams_of, space_of
 
 MAX_TRIALS = 100_000  # of one command
 SETS = ("hparams_seed", "num_hparams", "hparams")  # options that choose hyper-parameter sets
@@ -330,6 +332,21 @@ def chosen_jobs(args: argparse.Namespace) -> list[Job]:
     return make_jobs(args, sweeps)
 
 
+def check_extensions(args: argparse.Namespace) -> int:
+    """Try what files of your own code define: tiny trials, shapes, arrays. Exit with 1 if something is not right."""
+    extension.load(args.extension)
+    run = dataclasses.replace(RunOptions(), extension=tuple(args.extension), data_dir=args.data_dir)
+    are_right = []
+    for is_right, line in checks.check(
+        checks.Names.of_extensions(), run, lambda settings: default_hparams(*settings.hparams_key)
+    ):
+        print(f"{'ok' if is_right else 'FAILED'}: {line}", flush=True)
+        are_right.append(is_right)
+    if not are_right:
+        raise UsageError(f"{' '.join(args.extension)} has no algorithm, model, data set or partition to check")
+    return 0 if all(are_right) else FAILED
+
+
 # command: (function, an example of its options)
 COMMANDS = {
     "launch": (launch, "--algorithm Fedavg Fedprox --dataset mnist --num_hparams 20"),
@@ -337,6 +354,7 @@ COMMANDS = {
     "delete_incomplete": (delete_incomplete, "--dataset mnist"),
     "delete_all": (delete_all, "--dataset mnist"),
     "show_partition": (show_partition, "--dataset mnist --partition dirichlet --picture labels.png"),
+    "check": (check_extensions, "my_study.py"),
 }
 
 
@@ -354,6 +372,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             epilog=f"example: python sweep.py {name} {example}",
             formatter_class=argparse.HelpFormatter,
         )
+        if name == "check":
+            _add_check(sub)
+            continue
         if name == "show_partition":
             _add_picture(sub)
         else:
@@ -434,8 +455,17 @@ def _add_sweep(parser: Parser, command: str) -> None:
         )
 
 
-def _add_picture(parser: Parser) -> None:
+def _add_data_dir(parser: Parser) -> None:
     parser.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
+
+
+def _add_check(parser: Parser) -> None:
+    parser.add_argument("extension", type=python_file, nargs="+", metavar="FILE", help="as --extension of the other commands")
+    _add_data_dir(parser)
+
+
+def _add_picture(parser: Parser) -> None:
+    _add_data_dir(parser)
     parser.add_argument(
         "--picture",
         type=output_file(partition_table.PICTURES),

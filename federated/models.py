@@ -192,10 +192,11 @@ def check(name: str, spec: "Spec") -> None:
         return
     _check_size(name, spec)
     if name in REGISTRY.owners:
-        _check_own(name, build(name, spec, 0.0, 0), spec)
+        check_logits(name, build(name, spec, 0.0, 0), spec)
 
 
-def _check_own(name: str, model: typing.Any, spec: "Spec") -> None:
+def check_logits(name: str, model: typing.Any, spec: "Spec") -> None:
+    """Raises UsageError if `model` is no torch module that makes logits of the data; what its own code raises is raised."""
     import torch
     from torch import nn
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,11 @@ import numpy as np
 import pytest
 from helpers import HUNG, PROJECT, SMALL, TINY, processes_of, results, terminal, wait_until, wait_until_dead
 
-from federated import extension, version
+from federated import algorithms, extension, models, version
+from federated.data import partition
+from federated.running import check
+from federated.settings import RunOptions
+from hparams_registry import default_hparams
 
 STUDY = '''
 import torch
@@ -317,6 +322,27 @@ def test_no_extension_no_torch(run_without):
     assert shown.returncode == 0, shown.stderr
 
 
+@pytest.mark.process
+def test_the_example_runs_elsewhere_by_its_readmes_commands(awkward):
+    """All of them, with less to compute. Its data are what make_data.py makes."""
+    study = shutil.copytree(PROJECT / "examples" / "own_study", awkward / "own study")
+    made = (study / "keystrokes.npz").read_bytes()
+    subprocess.run([sys.executable, study / "make_data.py"], timeout=HUNG, check=True)
+    assert (study / "keystrokes.npz").read_bytes() == made
+    text = (study / "README.md").read_text().replace("\\\n", "")
+    commands = [line.strip() for line in text.splitlines() if line.startswith("    python ")]
+    assert len(commands) == 4
+    for command in commands:
+        less = " --skip_confirmation --num_hparams 1 --num_trials 1 --rounds 2" * (" launch " in command)
+        command = command.replace("$FEDSWEEP", shlex.quote(str(PROJECT))).replace("python", shlex.quote(sys.executable), 1)
+        done = subprocess.run(command + less, shell=True, capture_output=True, text=True, timeout=HUNG, check=False, cwd=study)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "collect_results" in command:
+            rows = [line.split("|")[1:4] for line in done.stdout.split("Table:")[1].splitlines()[4:7]]
+            names = [[word.strip() for word in row] for row in rows]
+            assert names == [["rows_gru", "keystrokes", name] for name in ("Fedavg", "Fedprox", "Trimmed")]
+
+
 # Faults of such code
 
 FAULTY = """
@@ -460,3 +486,77 @@ def test_faults_that_show_before_anything_is_made(call, tmp_path, code, options,
     last = refused.stderr.splitlines()[-1]
     assert refused.returncode in (1, 2) and last.startswith("sweep.py launch: error: ") and message in last, refused.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]
+
+
+# The command check
+
+LEAKY = """
+import numpy as np
+from federated import algorithms
+from federated.data import datasets, partition
+
+@algorithms.register
+class OfClients(algorithms.Fedavg):
+    def upload(self, client, updates):
+        self.sent = getattr(self, "sent", 0) + 1
+        super().upload(client, updates)
+        updates[0].mul_(1 - self.sent / 100)
+
+@algorithms.register
+class OfServer(algorithms.Fedavg):
+    step_number = 0
+
+    def step(self, server, average):
+        self.step_number += 1
+        server.weights.lerp_(average[0], 1 / self.step_number)
+
+@algorithms.register
+class Drawing(algorithms.Fedavg):
+    def step(self, server, average):
+        server.weights.lerp_(average[0], np.random.rand())
+
+@partition.register("unseeded")
+def unseeded(data, settings, rng):
+    return np.array_split(np.random.permutation(len(data.train_labels)), settings.num_clients)
+
+@partition.register("half")
+def half(data, settings, rng):
+    return np.array_split(np.arange(len(data.train_labels) // 2), settings.num_clients)
+
+def read(data_dir):
+    rows = np.random.rand(20, 3).astype(np.float32)
+    arrays = {"inputs": rows, "labels": np.arange(20) % 2}
+    return {f"{part}_{what}": array for part in ("train", "test") for what, array in arrays.items()}
+
+datasets.register("unlike", datasets.Spec((3,), 2, read))
+"""
+
+
+def test_check_names_what_leaks(run, study, tmp_path):
+    (tmp_path / "leaky.py").write_text(LEAKY)
+    checked = run("sweep.py", "check", study, "leaky.py")
+    assert checked.returncode == 1, checked.stderr
+    lines = {line.split(": ")[1]: line for line in checked.stdout.splitlines()}
+    for name in ("dataset patients", "model gru", "partition halves", "algorithm Halfway"):
+        assert lines[name].startswith("ok: "), lines
+    for name, message in {
+        "dataset unlike": "train_inputs are others if they are read again",
+        "partition unseeded": "it has to draw from the generator",
+        "partition half": "samples of patients, 60 belong to a client",
+        "algorithm OfClients": "bits with one client process and resumed: what changes and is kept nowhere is self.sent (in a",
+        "algorithm OfServer": "other bits resumed: what changes and is kept nowhere is self.step_number (on the server)",
+        "algorithm Drawing": "the random numbers of numpy (on the server)",
+    }.items():
+        assert lines[name].startswith(f"FAILED: {name}: ") and message in lines[name], lines[name]
+    assert len(lines) == 10
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_built_in_ones_pass_the_check():
+    """Of the data sets those that ship with the project."""
+    shipped = ["digits", "heart_disease"]
+    names = check.Names(list(algorithms.REGISTRY), list(models.REGISTRY), shipped, list(partition.REGISTRY))
+    found = list(check.check(names, RunOptions(), lambda settings: default_hparams(*settings.hparams_key)))
+    assert [line for is_right, line in found if not is_right] == []
+    assert len(found) == sum(map(len, (names.algorithms, names.models, names.datasets, names.partitions)))

@@ -157,6 +157,7 @@ OPTIONS = {
     "sweep.py delete_incomplete": DELETE,
     "sweep.py delete_all": DELETE,
     "sweep.py show_partition": {**SETTINGS, "--extension": EXTENSIONS, "--data_dir": DIRECTORIES, "--picture": PICTURES},
+    "sweep.py check": {"--data_dir": DIRECTORIES},
     "server_benchmark.py": {
         **SETTINGS,
         **RUN,
@@ -191,6 +192,7 @@ NEEDED = {
     "sweep.py launch": ("--skip_confirmation",),
     "sweep.py delete_incomplete": ("--skip_confirmation",),
     "sweep.py delete_all": ("--skip_confirmation",),
+    "sweep.py check": ("MINE.py",),
     "server_benchmark.py": ("--output_dir", "trial"),
     "client_benchmark.py": ("--host", "/nowhere/socket"),
 }
@@ -227,8 +229,9 @@ def parser_of(command, monkeypatch):
 def test_every_option_has_cases(monkeypatch, command):
     actions = [action for action in parser_of(command, monkeypatch)._actions if action.dest not in ("help", "version")]
     assert {name for action in actions for name in action.option_strings} == set(OPTIONS[command])
-    assert all(action.option_strings for action in actions)  # none goes by position
-    for action in actions:
+    by_position = [action for action in actions if not action.option_strings]
+    assert [action.dest for action in by_position] == ["extension"] * (command == "sweep.py check")
+    for action in [action for action in actions if action.option_strings]:
         assert (action.nargs == 0) == (OPTIONS[command][action.option_strings[0]] is None)
 
 
@@ -241,6 +244,7 @@ def test_every_script_has_cases():
 def traps(tmp_path, monkeypatch):
     """A working directory with a file, a link that leads nowhere and one that leads to itself."""
     (tmp_path / "FILE").write_text("")
+    (tmp_path / "MINE.py").write_text("")
     (tmp_path / "LINK").symlink_to("nowhere")
     (tmp_path / "LOOP").symlink_to("LOOP")
     monkeypatch.chdir(tmp_path)
@@ -297,7 +301,8 @@ def test_other_options_and_positions_are_refused(traps, capsys, command):
     for wrong in ("--nonsense", "nonsense", "--nonsense=1", "--output"):
         before = more if wrong == "nonsense" else ()
         line = refusal([*command.split(), *NEEDED.get(command, ()), *before, wrong], capsys)
-        assert "unrecognized arguments" in line and wrong in line
+        by_position = command == "sweep.py check" and wrong == "nonsense"
+        assert ("is not a Python file" if by_position else "unrecognized arguments") in line and wrong in line
 
 
 @pytest.mark.parametrize(
