@@ -47,6 +47,7 @@ class Collected:
     spaces      {sweep: the search spaces of its hyper-parameter sets, the first one first}
     kinds       {algorithm: Kind}
     data_dirs   {sweep: where the data lay}, if the results say so
+    extensions  {sweep: the files of own code that computed it}, if there were any
     not_done    directories of trials that are not done
     shorter     those of them that have results, but of fewer rounds than others of their sweep
     unextended  {sweep: the rounds that it is to have}, if none of its trials has them yet
@@ -63,6 +64,7 @@ class Collected:
     spaces: dict[str, list[Space]]
     kinds: dict[str, Kind]
     data_dirs: dict[str, str]
+    extensions: dict[str, tuple[str, ...]]
     not_done: list[pathlib.Path]
     shorter: list[pathlib.Path]
     unextended: dict[str, int]
@@ -128,7 +130,7 @@ COLUMNS = {
 def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None = None) -> Collected:
     """Read the finished trials of all sweeps, or of those that meet `where`. Raises UsageError if a directory is missing, no
     sweep meets a condition, or two directories hold the same trial with unlike results."""
-    collected = Collected(pandas.DataFrame(), {}, {}, {}, {}, {}, {}, [], [], {}, [], [], collections.Counter(), [])
+    collected = Collected(pandas.DataFrame(), {}, {}, {}, {}, {}, {}, {}, [], [], {}, [], [], collections.Counter(), [])
     found = _sweeps(list(map(pathlib.Path, output_dirs)), collected.broken)
     if where:
         check_conditions([each.settings for each in found], where)
@@ -260,6 +262,8 @@ def _note(collected: Collected, sweep: str, directory: pathlib.Path, results: di
     collected.kinds[algorithm] = Kind(results["personal"], results["has_global_model"])
     if (data_dir := provenance_of(results).get("data_dir")) is not None:
         collected.data_dirs[sweep] = str(data_dir)
+    if files := _extensions(results):
+        collected.extensions[sweep] = files
     collected.computed_on.update(places_of(results))
     if len(codes_of(results)) > 1:
         collected.mixed.append(directory)
@@ -449,6 +453,14 @@ def _columns(sweep: str, directory: pathlib.Path, results: dict) -> tuple[dict, 
 def provenance_of(results) -> dict:
     provenance = results.get("provenance")
     return provenance if isinstance(provenance, dict) else {}
+
+
+def _extensions(results) -> tuple[str, ...]:
+    """The paths of the extensions that the process which computed a trial last had loaded."""
+    try:
+        return tuple(str(each["path"]) for each in provenance_of(results).get("extensions", []))
+    except (KeyError, TypeError):
+        return ()
 
 
 def codes_of(results) -> set:
