@@ -52,8 +52,9 @@ class LocalSequential(Launcher):
         check_device(trials[0].settings)  # all have the same device, precision and threads
         if run.host:
             key_from_environment()  # raises UsageError before anything is made
-        check_writable(trials)
         gpus, jobs = self._slots(trials, run)
+        self._prepare(trials, run, gpus, jobs)
+        check_writable(trials)
 
         def begin(trial: Trial, slot: int) -> RunningTrial:
             processes = client_processes(trial, run, jobs, gpus)
@@ -69,6 +70,9 @@ class LocalSequential(Launcher):
             gpu = [f"{name}={value}" for name, value in gpu_environment(gpus, number % jobs).items()]
             commands.append(" &\n".join(" ".join([*gpu, shlex.join(command)]) for command in roles.values()))
         return commands
+
+    def _prepare(self, trials: list[Trial], run: RunOptions, gpus: list[str], jobs: int) -> None:
+        """Raises UsageError if no trial could be started."""
 
     def _max_jobs(self, trials: list[Trial], run: RunOptions) -> int:
         return 1
@@ -92,11 +96,9 @@ class LocalParallel(LocalSequential):
 
     start = ForkedProcess
 
-    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
-        gpus, jobs = self._slots(trials, run)
+    def _prepare(self, trials: list[Trial], run: RunOptions, gpus: list[str], jobs: int) -> None:
         check_open_files(jobs, self._processes(trials, run, jobs, gpus))
         preload(trials, ["federated.learning.tensorboard_events"] if run.tensorboard else [], run.extension)
-        super().launch(trials, output_dir, run, report)
 
     def _max_jobs(self, trials: list[Trial], run: RunOptions) -> int:
         return 1 if run.host else len(trials)

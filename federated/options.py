@@ -80,11 +80,16 @@ def exit_with(main: Callable[[], int]) -> typing.NoReturn:
     """End this process with the exit code of main(). If the reader of its output goes away, as in `… | head -3`, end without a
     word."""
     prepare_streams()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, as whoever started this may have it, no end has a code
     try:
         try:
             code: typing.Any = main()
         except SystemExit as ended:  # argparse's, after --help or a wrong option
             code = ended.code
+        except KeyboardInterrupt:  # one more, as a command that was interrupted has just ended
+            code = 128 + signal.SIGINT
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # the code is known
         sys.stdout.flush()
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
         if (cause := system_error_behind(error)) is None:

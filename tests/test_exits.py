@@ -110,3 +110,12 @@ def test_data_that_are_cut_while_they_are_mapped_are_named(tmp_path):
     program = "import os, sys, numpy; a = numpy.load(sys.argv[1], mmap_mode='c'); os.truncate(sys.argv[1], 0); a.sum()"
     ended = subprocess.run([sys.executable, "-c", program, array], check=False)
     assert meaning_of(ended.returncode).startswith("was killed by SIGBUS (a file that it reads was cut meanwhile")
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_ends_have_codes_where_those_of_children_are_ignored_at_the_start(launch, tmp_path):
+    ignored = lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # noqa: E731
+    options = ("--local_optimizer", "sgd", "--num_hparams", 1, "--hparams", '{"learning_rate": 1e30}')
+    failed = launch(tmp_path / "out", *options, "--command_launcher", "local_sequential", preexec_fn=ignored)
+    assert failed.returncode == 1 and "trial_0 failed: server diverged" in failed.stderr, failed.stderr
