@@ -134,6 +134,10 @@ class Settings:
         """The algorithm as the registry spells it."""
         return algorithms.canonical(self.algorithm)
 
+    def with_rounds(self, rounds: int) -> "Settings":
+        """The same settings with another number of rounds."""
+        return dataclasses.replace(self, rounds=rounds)
+
     @property
     def participants(self) -> int:
         """Clients that train in a round."""
@@ -274,7 +278,7 @@ def write_sweep_file(directory: pathlib.Path, settings: Settings, space: Space |
         spaces: list[Space] = []
         if (directory / SWEEP).exists():
             stored, spaces = read_sweep_file(directory)
-            settings = dataclasses.replace(stored, rounds=max(settings.rounds, stored.rounds))
+            settings = stored.with_rounds(max(settings.rounds, stored.rounds))
             if space in spaces and settings == stored:
                 return
         if space is not None and space not in spaces:
@@ -420,6 +424,13 @@ class ForeignSettings(Settings):
 
     def default_of(self, name: str) -> typing.Any:
         return self._defaults[name]
+
+    def with_rounds(self, rounds: int) -> "ForeignSettings":
+        this = object.__new__(ForeignSettings)
+        for name in (*names_of(Settings), *self.__slots__):
+            object.__setattr__(this, name, getattr(self, name))
+        object.__setattr__(this, "rounds", rounds)
+        return this
 
     @property
     def registered_algorithm(self) -> str:

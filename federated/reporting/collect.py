@@ -197,7 +197,7 @@ def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[_Sweep]:
                 continue
             trials = {directory: trial.rounds_done(directory) for directory in sorted(sweep_dir.glob("*/trial_*"))}
             there = max((int(each) for each in trials.values() if 0 < each <= settings.rounds), default=settings.rounds)
-            found.append(_Sweep(trials, dataclasses.replace(settings, rounds=there), spaces, settings.rounds))
+            found.append(_Sweep(trials, settings.with_rounds(there), spaces, settings.rounds))
     return found
 
 
