@@ -14,6 +14,7 @@ import threading
 import time
 import typing
 
+from federated import extension, version
 from federated.options import Parser, UsageError, add_options, address, exit_with, integer, options_from
 from federated.running import protocol
 from federated.running.channel import Channel, PeerLostError
@@ -21,13 +22,13 @@ from federated.running.exits import exit_code_of
 from federated.running.listener import JOIN_VARIABLE, connect, join
 from federated.running.processes import end_with_parent, inherited
 from federated.settings import MAX_PROCESSES, ProcessOptions, Settings
-from federated.version import CODE
 
 if typing.TYPE_CHECKING:
     from federated.learning.worker import Worker
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    extension.load_given("client_benchmark.py", argv)
     parser = Parser(prog="client_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     is_by_hand = JOIN_VARIABLE not in os.environ
     parser.add_argument(
@@ -70,8 +71,7 @@ def take_part(host: str | None, number: int | None, options: ProcessOptions) -> 
     welcome = channel.receive()
     if "refused" in welcome:
         raise PeerLostError(f"it refused this client process: {welcome['refused']}")
-    if welcome["code"] != CODE:
-        raise UsageError(f"the server runs other code ({welcome['code']}) than this client process ({CODE})")
+    check_same_code(welcome)
     process, processes = welcome["process"], welcome["processes"]
     memory = channel.receive_memory(welcome["memory"])
     settings = Settings(**welcome["settings"])
@@ -99,6 +99,20 @@ def take_part(host: str | None, number: int | None, options: ProcessOptions) -> 
                 worker.upload(client, updates)
                 rows = [("updates", process)] + [("clients", number)] * clients_keep
                 channel.send(answer, rows)
+
+
+def check_same_code(welcome: dict) -> None:
+    """Raises UsageError if this process runs other code than the server that sent `welcome`."""
+    ours, theirs = {each.path.name: each.digest for each in version.LOADED.values()}, welcome["extensions"]
+    if theirs.keys() != ours.keys():
+        names = [" ".join(sorted(each)) or "no extension" for each in (theirs, ours)]
+        raise UsageError(f"--extension: the server has loaded {names[0]}, this client process {names[1]}: give both the same")
+    if welcome["code"] != version.code():
+        what = [name for name in theirs if theirs[name] != ours[name]]
+        raise UsageError(
+            f"the server runs other code ({welcome['code']}) than this client process ({version.code()})"
+            + (f": {' and '.join(what)} differ" if what else "")
+        )
 
 
 class ChannelHeartbeat:

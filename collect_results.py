@@ -16,6 +16,7 @@ import typing
 import pandas
 
 from federated import algorithms, options
+from federated.extension import is_name
 from federated.files import write_atomically
 from federated.options import USAGE_ERROR, Parser, UsageError, exit_with, integer, names_of, number, one_of, output_file, say
 from federated.reporting import tables
@@ -43,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--target", type=number(0, 1), metavar="ACC", help="report when this test accuracy was reached; default: do not"
     )
     parser.add_argument(
-        "--against", type=one_of(algorithms.REGISTRY, ignore_case=True), metavar="ALGORITHM",
+        "--against", type=is_name, metavar="ALGORITHM",
         help="compare all others with this one; default: the first of the table",
     )  # fmt: skip
     parser.add_argument(
@@ -96,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
         if collected.rounds.empty:
             say("\n".join([*ignored(collected), f"No finished trials in {', '.join(args.output_dir)}."]))
             return NOTHING_DONE
-        against = args.against and algorithms.canonical(args.against)
+        known = [*(each.registered_algorithm for each in collected.settings.values()), *algorithms.REGISTRY]
+        against = args.against and next((name for name in known if name.lower() == args.against.lower()), args.against)
         report = Report(collected, args.selection, args.target, against, args.columns)
         if args.export is not None:
             export(with_settings(report.rounds, collected.settings), args.export)
@@ -208,6 +210,7 @@ def best_commands(report: Report, output_dir: str) -> list[str]:
             "num_trials": max(MORE_TRIALS, 2 * (chosen["trial_seed"].max() + 1)),
             "output_dir": f"{os.path.abspath(output_dir)}_best",
             "data_dir": report.data_dirs.get(sweep),
+            "extension": report.extensions.get(sweep),
         }
         commands.append(shlex.join(script_command("sweep.py", options, "launch")))
     return commands

@@ -1,4 +1,4 @@
-"""The ways to run trials. A new one is a class here and an entry in REGISTRY."""
+"""The ways to run trials."""
 
 import argparse
 import dataclasses
@@ -6,6 +6,7 @@ import pathlib
 import shlex
 import typing
 
+from federated.extension import Registry
 from federated.options import UsageError, add_options, names_of, one_of, option, options_from
 from federated.running import resources
 from federated.running.launcher import PROCESS_BYTES, Launcher, check_writable, client_processes, gpu_environment
@@ -24,7 +25,24 @@ from federated.running.supervisor import Report, RunningTrial, run_trials
 from federated.settings import RunOptions, Settings
 from federated.trial import Trial
 
+REGISTRY: Registry[type[Launcher]] = Registry("launcher")
+AnyLauncher = typing.TypeVar("AnyLauncher", bound=type[Launcher])
 
+
+def register(name: str) -> typing.Callable[[AnyLauncher], AnyLauncher]:
+    """A decorator that lets options name a launcher, a class that derives from Launcher and has its launch(). Raises UsageError
+    if the class lacks what is needed, or the name exists."""
+
+    def decorate(launcher: AnyLauncher) -> AnyLauncher:
+        is_one = isinstance(launcher, type) and issubclass(launcher, Launcher) and launcher.launch is not Launcher.launch
+        REGISTRY.require(is_one, name, "a class that derives from Launcher and has a launch()")
+        REGISTRY.add(name, launcher)
+        return launcher
+
+    return decorate
+
+
+@register("local_sequential")
 class LocalSequential(Launcher):
     """One trial after another on this machine, each process started as a user would start it."""
 
@@ -72,6 +90,7 @@ class LocalSequential(Launcher):
         return gpus, max(1, min(jobs, self._max_jobs(trials, run)))
 
 
+@register("local_parallel")
 class LocalParallel(LocalSequential):
     """As many trials at once as this machine holds, forked from a process that has imported what they need."""
 
@@ -79,7 +98,7 @@ class LocalParallel(LocalSequential):
 
     def _prepare(self, trials: list[Trial], run: RunOptions, gpus: list[str], jobs: int) -> None:
         check_open_files(jobs, self._processes(trials, run, jobs, gpus))
-        preload(trials, ["federated.learning.tensorboard_events"] if run.tensorboard else [])
+        preload(trials, ["federated.learning.tensorboard_events"] if run.tensorboard else [], run.extension)
 
     def _max_jobs(self, trials: list[Trial], run: RunOptions) -> int:
         return 1 if run.host else len(trials)
@@ -98,16 +117,26 @@ class LocalParallel(LocalSequential):
         return max(client_processes(trial, run, jobs, gpus) for trial in one_of_each)
 
 
-PRINTABLE = {"local_sequential": LocalSequential, "local_parallel": LocalParallel, "slurm": Slurm}
+register("slurm")(Slurm)
+DRY_RUN, DEFAULT = "dry_run", "local_parallel"
+
+
+def printable() -> list[str]:
+    """The launchers whose commands dry_run can print."""
+    return [name for name in REGISTRY if name != DRY_RUN]
 
 
 @dataclasses.dataclass(frozen=True)
 class DryRunOptions:
     dry_run_of: str = option(
-        "local_parallel", one_of(PRINTABLE), f"the launcher whose commands dry_run prints: {', '.join(PRINTABLE)}", "NAME"
+        DEFAULT,
+        lambda text: one_of(printable())(text),
+        lambda: f"the launcher whose commands dry_run prints: {', '.join(printable())}",
+        "NAME",
     )
 
 
+@register(DRY_RUN)
 class DryRun(Launcher):
     """Print the commands of another launcher, run nothing."""
 
@@ -115,20 +144,11 @@ class DryRun(Launcher):
 
     def __init__(self, options: DryRunOptions | None = None, other: Launcher | None = None) -> None:
         super().__init__(options)
-        self._other = other or PRINTABLE[self.options.dry_run_of]()
+        self._other = other or REGISTRY[self.options.dry_run_of]()
 
     def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
         for command in self._other.commands(trials, output_dir, run):
             print(command)
-
-
-REGISTRY: dict[str, type[Launcher]] = {
-    "local_sequential": LocalSequential,
-    "local_parallel": LocalParallel,
-    "slurm": Slurm,
-    "dry_run": DryRun,
-}
-DEFAULT = "local_parallel"
 
 
 def add_arguments(parser: argparse._ActionsContainer, without: typing.Collection[str] = ()) -> None:
@@ -150,7 +170,7 @@ def launcher_from(args: argparse.Namespace) -> Launcher:
     """The launcher that the user chose, with its options. Raises UsageError if an option belongs to a launcher that is not
     the selected one, where it would silently do nothing."""
     name = args.command_launcher
-    selected = [name, args.dry_run_of] if name == "dry_run" else [name]
+    selected = [name, args.dry_run_of] if name == DRY_RUN else [name]
     for other, launcher in REGISTRY.items():
         default = launcher.Options()
         for each in names_of(launcher.Options):

@@ -11,26 +11,9 @@ import typing
 
 from federated import algorithms, domains
 from federated.data import datasets
-from federated.domains import Choice, Domain, Fixed, LogUniform, Uniform
+from federated.domains import Fixed, Hparam, LogUniform, Uniform, one_of
 from federated.options import MAX_INTEGER, UsageError, shortened, shown
 from federated.search import GRID, Space, draw
-
-MAX_FLOAT32 = 1e38
-
-
-@dataclasses.dataclass(frozen=True)
-class Hparam:
-    """One hyper-parameter: its default, the domain that a search draws from, and the bounds of all values that make sense."""
-
-    default: float
-    domain: Domain
-    low: float = 0.0
-    high: float = MAX_FLOAT32
-
-
-def one_of(*values: float) -> Choice:
-    return Choice(values)
-
 
 BATCH_SIZE = Hparam(64, LogUniform(32, 1024, base=2, whole=True), low=1, high=MAX_INTEGER)  # of all but Fedsgd
 DROPOUT_RATE = Hparam(0.5, one_of(0.0, 0.5), high=1.0)
@@ -96,21 +79,26 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
 
 @functools.cache
 def hparams_of(algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict[str, Hparam]:
-    """{name: Hparam} of every hyper-parameter that applies. Raises KeyError with the valid names if one is unknown."""
-    algorithm = algorithms.canonical(algorithm)
-    local_optimizer = local_optimizer or algorithms.load(algorithm).local_optimizers[0]
+    """{name: Hparam} of every hyper-parameter that applies. One's own algorithm has those of the built-in one that it derives
+    from, and those in its classes. Raises KeyError with the valid names if a name is unknown."""
+    kind = algorithms.load(algorithm)
+    base = algorithms.nearest_built_in(kind)
+    local_optimizer = local_optimizer or kind.local_optimizers[0]
     if dataset not in datasets.REGISTRY:
         raise KeyError(f"unknown dataset {dataset!r}: the datasets are {', '.join(datasets.REGISTRY)}")
-    found = {} if algorithm == "Fedsgd" else {"batch_size": BATCH_SIZE}
+    found = {} if base == "Fedsgd" else {"batch_size": BATCH_SIZE}
     found["dropout_rate"] = DROPOUT_RATE
     found["learning_rate"] = INSTEAD.get(
-        (dataset, local_optimizer), INSTEAD.get((algorithm, local_optimizer), LEARNING_RATE[local_optimizer])
+        (dataset, local_optimizer), INSTEAD.get((base, local_optimizer), LEARNING_RATE[local_optimizer])
     )
     if local_optimizer == "sgd":
-        if algorithms.load(algorithm).takes_momentum:
+        if kind.takes_momentum:
             found["momentum"] = MOMENTUM
         found["weight_decay"] = WEIGHT_DECAY
-    return found | OF_ALGORITHM.get(algorithm, {})
+    found |= OF_ALGORITHM.get(base, {})
+    for each in reversed(kind.__mro__):
+        found |= vars(each).get("hyperparameters", {})
+    return found
 
 
 def default_hparams(algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict:

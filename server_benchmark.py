@@ -13,6 +13,7 @@ import argparse
 import functools
 import pathlib
 
+from federated import extension
 from federated.lock import Lock
 from federated.options import Parser, UsageError, add_options, address, directory, exit_with, integer, json_object, options_from
 from federated.running.channel import PeerLostError
@@ -25,6 +26,7 @@ from hparams_registry import check_hparams, default_hparams
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    extension.load_given("server_benchmark.py", argv)
     parser = Parser(prog="server_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=directory, required=True, metavar="DIR", help="the trial's directory")
     parser.add_argument("--trial_seed", type=integer(0), default=0, metavar="INT", help="seed of all that is random in it")

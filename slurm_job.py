@@ -6,7 +6,7 @@ import os
 import pathlib
 
 from command_launchers import LocalParallel
-from federated import slurm
+from federated import extension, slurm
 from federated.options import Parser, add_options, exit_with, options_from, shown
 from federated.running.exits import exit_code_of
 from federated.running.processes import Interrupted, interrupted_by_signals
@@ -26,6 +26,7 @@ def existing_file(text: str) -> pathlib.Path:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    extension.load_given("slurm_job.py", argv)
     parser = Parser(prog="slurm_job.py", description=__doc__, formatter_class=argparse.HelpFormatter)
     parser.add_argument("--trials", type=existing_file, required=True, metavar="FILE", help="the list that the launcher wrote")
     add_options(parser, RunOptions)

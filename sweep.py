@@ -14,7 +14,7 @@ import typing
 
 import command_launchers
 from command_launchers import REGISTRY
-from federated import models, study
+from federated import extension, models, study
 from federated import trial as trial_state
 from federated.data import augmentation, datasets, partition, partition_table
 from federated.lock import LockedError, holder, take_over
@@ -22,6 +22,7 @@ from federated.options import (
     ALL_LOCKED,
     FAILED,
     USAGE_ERROR,
+    ExtensionOptions,
     Parser,
     UsageError,
     add_options,
@@ -34,13 +35,15 @@ from federated.options import (
     one_of,
     options_from,
     output_file,
+    python_file,
     say,
 )
+from federated.running import check as checks
 from federated.running.launcher import Launcher, QueuedTrial
 from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress, follow, last_round
 from federated.search import GRID, KINDS, RANDOM, Space
-from federated.settings import RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
+from federated.settings import ForeignSettings, RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
 from federated.trial import (
     DONE,
     Trial,
@@ -52,11 +55,11 @@ from federated.trial import (
     trial_seed_of,
 )
 from federated.version import CODE
-from hparams_registry import hparams_of, space_of
+from hparams_registry import default_hparams, hparams_of, space_of
 
 MAX_TRIALS = 100_000  # of one command
 SETS = ("hparams_seed", "num_hparams", "hparams")  # options that choose hyper-parameter sets
-NUM_HPARAMS, NUM_TRIALS = 5, 3  # the defaults
+OUTPUT_DIR, NUM_HPARAMS, NUM_TRIALS = "sweep_logs", 5, 3  # the defaults
 DELETE = ("delete_incomplete", "delete_all")
 NOT_OF_VERIFY = ("keep_checkpoints", "save_model", "tensorboard", "dry_run_of", "wait")  # it waits, and leaves nothing
 
@@ -75,7 +78,7 @@ class Job:
         self,
         output_dir: pathlib.Path,
         settings: Settings,
-        space: Space,
+        space: Space | None,
         known: tuple[int, dict] | None,
         trial_seeds: typing.Iterable[int],
         there: typing.Collection[int],
@@ -198,7 +201,7 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
             if path.parent.parent == sweep_dir:
                 there.setdefault(path.parent.name, set()).add(trial_seed_of(path))
         sets: dict[str, tuple[int, dict] | None] = {}
-        if is_chosen or not is_delete:
+        if space is not None and (is_chosen or not is_delete):
             sets |= drawn_sets(args, space)
         drawn = set(sets)
         trials += len(drawn) * (args.num_trials or 0)
@@ -234,18 +237,24 @@ def drawn_sets(args: argparse.Namespace, space: Space) -> dict[str, tuple[int, d
     return drawn
 
 
-def spaces_of(args: argparse.Namespace, sweeps: list[Settings]) -> list[Space]:
-    """The search space of each sweep, with those domains of --hparams that it has. Raises UsageError if one is wrong, or no
-    sweep has it."""
+def spaces_of(args: argparse.Namespace, sweeps: list[Settings]) -> list[Space | None]:
+    """The search space of each sweep, with those domains of --hparams that it has; if it was made with an
+    extension that is not loaded, the space that it used last. Raises UsageError if a domain is wrong, or no sweep has it."""
     values = args.hparams or {}
-    known = [hparams_of(*settings.hparams_key) for settings in sweeps]
+    known = {settings: hparams_of(*settings.hparams_key) for settings in sweeps if not isinstance(settings, ForeignSettings)}
     for name in values:
-        if not any(name in each for each in known):
-            space_of(args.search, {name: values[name]}, *sweeps[0].hparams_key)  # raises UsageError
-    return [
-        space_of(args.search, {name: value for name, value in values.items() if name in each}, *settings.hparams_key)
-        for settings, each in zip(sweeps, known)
-    ]
+        if known and not any(name in each for each in known.values()):
+            space_of(args.search, {name: values[name]}, *next(iter(known)).hparams_key)  # raises UsageError
+    spaces: list[Space | None] = []
+    for settings in sweeps:
+        if isinstance(settings, ForeignSettings):
+            if values or args.search == GRID:
+                raise UsageError(f"--{'hparams' if values else 'search grid'}: {settings.name} was made with {settings.needed}")
+            spaces.append(settings.space)
+        else:
+            of_sweep = {name: value for name, value in values.items() if name in known[settings]}
+            spaces.append(space_of(args.search, of_sweep, *settings.hparams_key))
+    return spaces
 
 
 # Commands
@@ -378,6 +387,21 @@ def chosen_jobs(args: argparse.Namespace) -> list[Job]:
     return make_jobs(args, sweeps)
 
 
+def check_extensions(args: argparse.Namespace) -> int:
+    """Try what files of your own code define: tiny trials, shapes, arrays. Exit with 1 if something is not right."""
+    extension.load(args.extension)
+    run = dataclasses.replace(RunOptions(), extension=tuple(args.extension), data_dir=args.data_dir)
+    are_right = []
+    for is_right, line in checks.check(
+        checks.Names.of_extensions(), run, lambda settings: default_hparams(*settings.hparams_key)
+    ):
+        print(f"{'ok' if is_right else 'FAILED'}: {line}", flush=True)
+        are_right.append(is_right)
+    if not are_right:
+        raise UsageError(f"{' '.join(args.extension)} has no algorithm, model, data set or partition to check")
+    return 0 if all(are_right) else FAILED
+
+
 # command: (function, an example of its options)
 COMMANDS = {
     "launch": (launch, "--algorithm Fedavg Fedprox --dataset mnist --num_hparams 20"),
@@ -386,10 +410,13 @@ COMMANDS = {
     "delete_all": (delete_all, "--dataset mnist"),
     "verify": (verify, "--fraction 0.1 --dataset mnist"),
     "show_partition": (show_partition, "--dataset mnist --partition dirichlet --picture labels.png"),
+    "check": (check_extensions, "my_study.py"),
 }
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    words = sys.argv[1:] if argv is None else argv
+    extension.load_given(" ".join(["sweep.py", *words[:1]]), words)
     parser = Parser(
         prog="sweep.py",
         description=__doc__,
@@ -407,6 +434,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             epilog=f"example: python sweep.py {name} {example}",
             formatter_class=argparse.HelpFormatter,
         )
+        if name == "check":
+            _add_check(sub)
+            continue
         if name == "show_partition":
             _add_picture(sub)
         elif name == "verify":
@@ -416,11 +446,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if name in ("launch", "verify"):
             group = sub.add_argument_group("how it is run", "None of these changes a result.")
             command_launchers.add_arguments(group, without=NOT_OF_VERIFY if name == "verify" else ())
+            sub.hint = functools.partial(_made_with, words)
+        else:
+            add_options(sub, ExtensionOptions)
         settings = sub.add_argument_group(
             "what a trial trains", "Several values of a setting make a sweep of each combination."
         )
         add_options(settings, Settings, given_only=True, several=() if name == "show_partition" else names_of(Settings))
-    return parser.parse_args(argv)
+    return parser.parse_args(words)
+
+
+def _made_with(words: list[str]) -> str:
+    """What to add to the message that an option has no such name: with which extensions the sweeps in the output directory were
+    made that this process does not know."""
+    parser = Parser(add_help=False)
+    parser.add_argument("--output_dir", default=OUTPUT_DIR)
+    needed: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):  # it may name no directory
+        there = study.sweeps_there(pathlib.Path(parser.parse_known_args(words)[0].output_dir))
+        needed = {each.needed: each.name for each in there if isinstance(each, ForeignSettings)}
+    return "".join(f"; the sweep {name} there was made with {options}" for options, name in needed.items())
 
 
 def _add_sweep(parser: Parser, command: str) -> None:
@@ -476,7 +521,7 @@ def _add_sweep(parser: Parser, command: str) -> None:
 
 
 def _add_output_dir(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
+    group.add_argument("--output_dir", type=directory, default=OUTPUT_DIR, metavar="DIR", help=f"(default: {OUTPUT_DIR})")
 
 
 def _add_share(parser: Parser) -> None:
@@ -488,8 +533,17 @@ def _add_share(parser: Parser) -> None:
     )  # fmt: skip
 
 
-def _add_picture(parser: Parser) -> None:
+def _add_data_dir(parser: Parser) -> None:
     parser.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
+
+
+def _add_check(parser: Parser) -> None:
+    parser.add_argument("extension", type=python_file, nargs="+", metavar="FILE", help="as --extension of the other commands")
+    _add_data_dir(parser)
+
+
+def _add_picture(parser: Parser) -> None:
+    _add_data_dir(parser)
     parser.add_argument(
         "--picture",
         type=output_file(partition_table.PICTURES),
@@ -509,11 +563,15 @@ def main(argv: list[str] | None = None) -> int:
         return USAGE_ERROR
     except BrokenPipeError:
         raise  # see exit_with
-    except OSError as error:
-        say(f"sweep.py {args.command}: error: {error}")
-        return FAILED
     except Interrupted as interrupted:
         return 128 + interrupted.signum
+    except (Exception, SystemExit) as error:
+        if extension.own_frames(error):
+            extension.print_traceback(error)
+        elif not isinstance(error, OSError):
+            raise
+        say(f"sweep.py {args.command}: error: {extension.explain(error)}")
+        return FAILED
 
 
 # Helpers of the commands

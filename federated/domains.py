@@ -104,6 +104,25 @@ class LogUniform:
 
 
 Domain = Fixed | Choice | Uniform | LogUniform
+
+MAX_FLOAT32 = 1e38
+
+
+@dataclasses.dataclass(frozen=True)
+class Hparam:
+    """One hyper-parameter: its default, the domain that a search draws from, and the bounds of all values that make sense. They
+    are whole numbers if the default is an int."""
+
+    default: float
+    domain: Domain
+    low: float = 0.0
+    high: float = MAX_FLOAT32
+
+
+def one_of(*values: float) -> Choice:
+    return Choice(values)
+
+
 _RANGE = {"low", "high", "log", "base"}
 
 

@@ -49,6 +49,22 @@ def read_regular(path: pathlib.Path, max_bytes: int) -> bytes:
         return file.read(size)
 
 
+LOG_BYTES = 10 << 20  # of each end of a log
+
+
+def bound_log(path: pathlib.Path) -> None:
+    """Cut what is between the first and the last LOG_BYTES out of a log that has become too long. What writes it appends, and
+    may go on doing so. Raises OSError."""
+    size = path.stat().st_size
+    if size <= 3 * LOG_BYTES:
+        return
+    with open(path, "r+b") as file, open(path, "ab") as end:
+        file.seek(-LOG_BYTES, os.SEEK_END)
+        last = file.read(LOG_BYTES)
+        file.truncate(LOG_BYTES)
+        end.write(f"\n… {size - 2 * LOG_BYTES} bytes left out …\n".encode() + last)
+
+
 def read_end(path: pathlib.Path, max_bytes: int) -> bytes:
     """The last bytes of a regular file, at most `max_bytes`. Raises OSError."""
     with open_regular(path) as file:

@@ -8,6 +8,7 @@ import math
 import typing
 from collections.abc import Callable
 
+from federated.extension import Registry, explain, own_frames
 from federated.options import UsageError, shown
 
 if typing.TYPE_CHECKING:
@@ -16,22 +17,52 @@ if typing.TYPE_CHECKING:
     from federated.data.datasets import Spec
 
 
-def logistic(spec: "Spec", dropout_rate: float) -> "nn.Module":
-    """Multinomial logistic regression. It has no dropout."""
-    from torch import nn
-
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.shape), spec.num_classes))
+Build = typing.TypeVar("Build", bound=Callable)
 
 
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model, and the least height and width of the images that it takes; None: it takes samples of any shape."""
+
+    build: Callable
+    least_size: int | None = None
+
+
+REGISTRY: Registry[Model] = Registry("model")
+
+
+def register(name: str, least_size: int | None = None) -> Callable[[Build], Build]:
+    """A decorator that lets options name a model: a function of a data set's Spec and the dropout rate that returns a torch
+    module, which maps inputs [samples, *spec.shape] to logits [samples, spec.num_classes]. See Model for `least_size`. Raises
+    UsageError if the name exists."""
+
+    def decorate(build: Build) -> Build:
+        REGISTRY.require(callable(build), name, "a function of a Spec and the dropout rate")
+        REGISTRY.add(name, Model(build, least_size))
+        return build
+
+    return decorate
+
+
+@register("mlp")
 def mlp(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """Two hidden layers of 128 units, dropout after each."""
     return _perceptron(spec, dropout_rate, 128)
 
 
+@register("2nn")
 def two_layers_of_200(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The 2NN of McMahan et al. (AISTATS 2017, section 3): 199,210 parameters on 28x28x1 and ten classes. They have no
     dropout; here it comes after each hidden layer."""
     return _perceptron(spec, dropout_rate, 200)
+
+
+@register("logistic")
+def logistic(spec: "Spec", dropout_rate: float) -> "nn.Module":
+    """Multinomial logistic regression. It has no dropout."""
+    from torch import nn
+
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.shape), spec.num_classes))
 
 
 def _perceptron(spec: "Spec", dropout_rate: float, units: int):
@@ -46,6 +77,7 @@ def _perceptron(spec: "Spec", dropout_rate: float, units: int):
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], spec.num_classes))
 
 
+@register("cnn", least_size=4)
 def cnn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The CNN of McMahan et al. (AISTATS 2017, section 3): 1,663,370 parameters on 28x28x1 and ten classes. Dropout before the
     last layer."""
@@ -67,6 +99,7 @@ def cnn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     )
 
 
+@register("lenet", least_size=16)
 def lenet(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The CNN of NIID-Bench (Li et al., ICDE 2022, section 5): 62,006 parameters on 32x32x3 and ten classes. They have no
     dropout; here it comes after each hidden fully connected layer."""
@@ -92,6 +125,7 @@ def lenet(spec: "Spec", dropout_rate: float) -> "nn.Module":
     )
 
 
+@register("resnet18", least_size=1)
 def resnet18(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """ResNet-18 (He et al., CVPR 2016) as is usual on 32x32 images: a 3x3 first convolution and no first max-pool. Dropout
     before the last layer."""
@@ -100,6 +134,7 @@ def resnet18(spec: "Spec", dropout_rate: float) -> "nn.Module":
     return _resnet18(spec, dropout_rate, nn.BatchNorm2d)
 
 
+@register("resnet18_gn", least_size=1)
 def resnet18_gn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """`resnet18` with GroupNorm of two groups in place of BatchNorm, as in Reddi et al. (ICLR 2021, section 5), which follow
     Hsieh et al. (ICML 2020): on skewed data the clients' BatchNorm statistics do not fit together."""
@@ -120,25 +155,6 @@ def _resnet18(spec: "Spec", dropout_rate: float, norm_layer: "Callable[[int], nn
     return model
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model, and the least height and width of the images that it takes; None: it takes samples of any shape."""
-
-    build: Callable
-    least_size: int | None = None
-
-
-REGISTRY = {
-    "mlp": Model(mlp),
-    "2nn": Model(two_layers_of_200),
-    "logistic": Model(logistic),
-    "cnn": Model(cnn, least_size=4),
-    "lenet": Model(lenet, least_size=16),
-    "resnet18": Model(resnet18, least_size=1),
-    "resnet18_gn": Model(resnet18_gn, least_size=1),
-}
-
-
 def imports_of(name: str) -> list[str]:
     """What building the model `name` imports besides torch, for a process that imports ahead."""
     if name not in REGISTRY:
@@ -146,7 +162,9 @@ def imports_of(name: str) -> list[str]:
     return ["torchvision.models.resnet"] if name.startswith("resnet18") else []
 
 
-NAMES = f"{', '.join(REGISTRY)}, or a classification model of torchvision"
+def names() -> str:
+    """All names, for a help text."""
+    return f"{', '.join(REGISTRY)}, or a classification model of torchvision"
 
 
 def known_name(text: str) -> str:
@@ -167,10 +185,46 @@ def _torchvision_names():
 
 
 def check(name: str, spec: "Spec") -> None:
-    """Raises UsageError if the model `name` does not fit the data; torch is imported for torchvision's only."""
+    """Raises UsageError if the model `name` does not fit the data. torchvision's and one's own are tried, for which torch is
+    imported; what one's own raises is raised."""
     if name not in REGISTRY:
         build(name, spec, 0.0, 0)
         return
+    _check_size(name, spec)
+    if name in REGISTRY.owners:
+        check_logits(name, build(name, spec, 0.0, 0), spec)
+
+
+def check_logits(name: str, model: typing.Any, spec: "Spec") -> None:
+    """Raises UsageError if `model` is no torch module that makes logits of the data; what its own code raises is raised."""
+    import torch
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"--model_arch {name}: its function returns {shown(model)}, which is no torch module")
+    if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
+        raise UsageError(f"--model_arch {name}: its parameters have to be of type float32, and at least one")
+    try:
+        tried = _on_zeros(model, spec)
+    except Exception as error:
+        if own_frames(error):
+            raise
+        raise _misfit(name, spec, explain(error)) from error
+    for when, logits in zip(("training", "evaluation"), tried):
+        if not (isinstance(logits, torch.Tensor) and logits.shape == (2, spec.num_classes)):
+            what = list(logits.shape) if isinstance(logits, torch.Tensor) else shown(logits)
+            raise _misfit(name, spec, f"of two samples it gives {what} in {when}, not logits [2, {spec.num_classes}]")
+
+
+def _on_zeros(model: "nn.Module", spec: "Spec") -> list:
+    """What a model makes of two samples of zeros in training and in evaluation."""
+    import torch
+
+    with torch.no_grad():
+        return [model.train(training)(torch.zeros(2, *spec.shape)) for training in (True, False)]
+
+
+def _check_size(name: str, spec: "Spec") -> None:
     least = REGISTRY[name].least_size
     if least is not None and not spec.is_image:
         raise _misfit(name, spec, "it takes images only")
@@ -204,7 +258,7 @@ def build(name: str, spec: "Spec", dropout_rate: float, seed: int) -> "nn.Module
         torch.default_generator.manual_seed(seed)  # the CPU's, where models are made; a GPU's is dropout's
         if name not in REGISTRY:
             return _from_torchvision(name, spec, dropout_rate)
-        check(name, spec)
+        _check_size(name, spec)
         return REGISTRY[name].build(spec, dropout_rate)
 
 
@@ -219,8 +273,7 @@ def _from_torchvision(name: str, spec: "Spec", dropout_rate: float):
         raise _misfit(name, spec, "it takes images only")
     model = models.get_model(name, weights=None, num_classes=spec.num_classes)
     try:
-        with torch.no_grad():
-            logits = [model.train(training)(torch.zeros(2, *spec.shape)) for training in (True, False)]
+        logits = _on_zeros(model, spec)
     except Exception as error:  # each model has its own way to fail
         raise _misfit(name, spec, " ".join(str(error).split()) or repr(error)) from error
     if not all(isinstance(each, torch.Tensor) and each.shape == (2, spec.num_classes) for each in logits):

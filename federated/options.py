@@ -13,10 +13,10 @@ import shlex
 import signal
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
+from federated import version
 from federated.files import read_regular
-from federated.version import CODE, VERSION
 
 # Exit codes of the scripts besides 0; 128 + n means that signal n ended the script
 FAILED, USAGE_ERROR, ALL_LOCKED = 1, 2, 3
@@ -31,6 +31,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+_NOT_ONE_OF = " is not one of "
 PIPE_CLOSED = 128 + signal.SIGPIPE  # the exit code of a command whose reader has gone, as a shell reports it
 
 
@@ -107,7 +108,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs) -> None:
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
-        text = f"FedSweep {VERSION}, code {CODE}"
+        # What to add to the message that a name is not one of those there are
+        self.hint: Callable[[], str] = str
+        text = f"FedSweep {version.VERSION}, code {version.code()}"
         self.add_argument("--version", action="version", version=text, help="print the version and the digest of the code")
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
@@ -124,15 +127,24 @@ class Parser(argparse.ArgumentParser):
             self.error(f"a file of arguments is no text: {error}")
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
+        hint = self.hint() if _NOT_ONE_OF in message else ""
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message}{hint}\n")
 
 
 Options = typing.TypeVar("Options")
 
 
-def option(default: typing.Any, parse: typing.Callable | None, help: str, metavar: str | None = None) -> typing.Any:
-    """A field of a dataclass of options: its name is the option's. `parse` is argparse's type; None makes a flag."""
-    return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar})
+def option(
+    default: typing.Any,
+    parse: typing.Callable | None,
+    help: str | Callable[[], str],
+    metavar: str | None = None,
+    several: bool = False,
+) -> typing.Any:
+    """A field of a dataclass of options: its name is the option's. `parse` is argparse's type; None makes a flag. A help that
+    lists what extensions may add to is a function. With `several` the field is a tuple."""
+    metadata = {"parse": parse, "help": help, "metavar": metavar, "several": several}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def add_options(
@@ -147,23 +159,26 @@ def add_options(
     for field in dataclasses.fields(options):
         if field.name in without:
             continue
-        parse, default = field.metadata["parse"], field.default
+        parse, default, help = field.metadata["parse"], field.default, field.metadata["help"]
         what: dict[str, typing.Any] = {"action": "store_true"}
         if parse is not None:
             metavar = field.metadata["metavar"] or getattr(field.type, "__name__", str(field.type)).upper()
             what = {"type": parse, "metavar": metavar, "nargs": "+" if field.name in several else None}
-        shown_default = f" (default: {default})" if default is not None and parse is not None else ""
+        shown_default = f" (default: {default})" if default not in (None, ()) and parse is not None else ""
+        if field.metadata["several"]:
+            default, what = [], what | {"nargs": "+", "action": "extend"}
         parser.add_argument(
             f"--{field.name}",
             default=argparse.SUPPRESS if given_only else default,
-            help=field.metadata["help"] + shown_default,
+            help=(help() if callable(help) else help) + shown_default,
             **what,
         )
 
 
 def options_from(options: type[Options], namespace: argparse.Namespace) -> Options:
     """The dataclass `options` with what `namespace` has of its fields; the others keep their defaults."""
-    return options(**{name: value for name, value in vars(namespace).items() if name in names_of(options)})
+    given = {name: value for name, value in vars(namespace).items() if name in names_of(options)}
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def names_of(options: type) -> list[str]:
@@ -173,10 +188,12 @@ def names_of(options: type) -> list[str]:
 
 def command_words(values: dict[str, typing.Any]) -> list[str]:
     """The words of a command line that set the options `values`, {name: value}. Name and value stand in one word, so that no
-    value can be taken for an option. True sets a flag; None and False leave the option out."""
-    words = []
+    value can be taken for an option. True sets a flag; None and False leave the option out; a tuple gives it once for each."""
+    words: list[str] = []
     for name, value in values.items():
-        if value is True:
+        if isinstance(value, tuple):
+            words += [f"--{name}={each}" for each in value]
+        elif value is True:
             words.append(f"--{name}")
         elif value is not None and value is not False:
             words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
@@ -211,14 +228,13 @@ def _number(kind: Callable[[str], float], what: str, low: float, high: float, ab
     return parse
 
 
-def one_of(names: Iterable[str], ignore_case: bool = False) -> Callable[[str], str]:
-    """A parser of one of `names`; with `ignore_case` the user's own spelling is kept."""
-    names = list(names)
+def one_of(names: Collection[str], ignore_case: bool = False) -> Callable[[str], str]:
+    """A parser of one of `names`, as they are when it is called; with `ignore_case` the user's own spelling is kept."""
     fold = str.lower if ignore_case else str
 
     def parse(text: str):
         if fold(text) not in map(fold, names):
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not one of {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"{shown(text)}{_NOT_ONE_OF}{', '.join(names)}")
         return text
 
     return parse
@@ -303,6 +319,22 @@ def directory(text: str) -> str:
     if not os.access(existing, os.R_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a directory of yours: {shown(existing)} may not be read")
     return text
+
+
+def python_file(text: str) -> str:
+    """The absolute path of a Python file that is there."""
+    if not is_plain(text) or not text.endswith(".py") or not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a Python file that is there")
+    return os.path.abspath(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtensionOptions:
+    """The code of the user's own that a process loads, see federated.extension."""
+
+    extension: tuple[str, ...] = option(
+        (), python_file, "files of your own algorithms, models, data sets, …, see README", metavar="FILE", several=True
+    )
 
 
 def output_file(suffixes: tuple[str, ...]) -> Callable[[str], pathlib.Path]:

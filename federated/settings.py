@@ -15,10 +15,12 @@ import pathlib
 import shlex
 import typing
 
-from federated import algorithms, models
+from federated import algorithms, models, version
 from federated.data import augmentation, datasets, partition
+from federated.extension import Registry, is_name
 from federated.files import read_regular, write_atomically
 from federated.options import (
+    ExtensionOptions,
     UsageError,
     command_words,
     directory,
@@ -41,10 +43,12 @@ class Settings:
     """What a trial computes, besides its hyper-parameters and seeds. Each setting stands here once: its name is the
     option's, the original's field's and the key in sweep.json."""
 
-    model_arch: str = option(None, models.known_name, f"the model: {models.NAMES}; default: mlp for images, else logistic")
-    dataset: str = option("digits", one_of(datasets.REGISTRY), f"the data: {', '.join(datasets.REGISTRY)}")
+    model_arch: str = option(
+        None, models.known_name, lambda: f"the model: {models.names()}; default: mlp for images, else logistic"
+    )
+    dataset: str = option("digits", one_of(datasets.REGISTRY), lambda: f"the data: {', '.join(datasets.REGISTRY)}")
     algorithm: str = option(
-        "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), f"in any case: {', '.join(algorithms.REGISTRY)}"
+        "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), lambda: f"in any case: {', '.join(algorithms.REGISTRY)}"
     )
     num_clients: int = option(None, integer(1, 100_000), "clients of the federation; default: the data's owners, else 2")
     rounds: int = option(50, integer(1, 1_000_000), "communication rounds")
@@ -54,14 +58,18 @@ class Settings:
     partition: str = option(
         None,
         one_of(partition.REGISTRY),
-        f"how samples go to clients: {', '.join(partition.REGISTRY)}; default: natural if the data have owners, else iid",
+        lambda: (
+            f"how samples go to clients: {', '.join(partition.REGISTRY)}; default: natural if the data have owners, else iid"
+        ),
     )
     partition_alpha: float = option(
         None, number(0, 1e6, above=True), "concentration of dirichlet and quantity; less is more skewed; default: 0.5"
     )
     labels_per_client: int = option(None, integer(1), "labels each client holds under --partition labels; default: 2")
     holdout_fraction: float = option(0.1, number(0, 0.9, above=True), "share of its samples a client validates on")
-    augmentation: str = option("none", one_of(augmentation.REGISTRY), f"of training images: {', '.join(augmentation.REGISTRY)}")
+    augmentation: str = option(
+        "none", one_of(augmentation.REGISTRY), lambda: f"of training images: {', '.join(augmentation.REGISTRY)}"
+    )
     local_optimizer: str = option(
         None, one_of(("adam", "sgd")), "the clients' optimizer: adam, sgd; default: adam if the algorithm allows it"
     )
@@ -126,6 +134,10 @@ class Settings:
         """The algorithm as the registry spells it."""
         return algorithms.canonical(self.algorithm)
 
+    def with_rounds(self, rounds: int) -> "Settings":
+        """The same settings with another number of rounds."""
+        return dataclasses.replace(self, rounds=rounds)
+
     @property
     def participants(self) -> int:
         """Clients that train in a round."""
@@ -167,7 +179,7 @@ MAX_PROCESSES = 1024  # of one trial
 
 
 @dataclasses.dataclass(frozen=True)
-class ProcessOptions:
+class ProcessOptions(ExtensionOptions):
     """How each process of a trial is run, its server and its client processes."""
 
     data_dir: str = option("data", directory, "where data sets are stored or downloaded to", metavar="DIR")
@@ -266,12 +278,18 @@ def write_sweep_file(directory: pathlib.Path, settings: Settings, space: Space |
         spaces: list[Space] = []
         if (directory / SWEEP).exists():
             stored, spaces = read_sweep_file(directory)
-            settings = dataclasses.replace(stored, rounds=max(settings.rounds, stored.rounds))
+            settings = stored.with_rounds(max(settings.rounds, stored.rounds))
             if space in spaces and settings == stored:
                 return
         if space is not None and space not in spaces:
             spaces.append(space)
         known = {"settings": dataclasses.asdict(settings), "spaces": [each.as_json() for each in spaces]}
+        if names := extension_names(settings):
+            known["extension"] = {
+                "files": [each.origin for each in version.LOADED.values()],
+                "names": names,
+                "defaults": {name: settings.default_of(name) for name in names_of(Settings)},
+            }
         write_atomically(directory / SWEEP, json.dumps(known, indent=1) + "\n")
 
 
@@ -308,9 +326,14 @@ def read_sweep_file(directory: pathlib.Path) -> tuple[Settings, list[Space]]:
     path = directory / SWEEP
     try:
         known = json.loads(read_regular(path, _MAX_BYTES))
-        if not isinstance(known, dict) or known.keys() != {"settings", "spaces"}:
+        if not isinstance(known, dict) or known.keys() - {"extension"} != {"settings", "spaces"}:
             raise ValueError("it holds no JSON object of settings and spaces")
-        return _checked_settings(known["settings"]), list(map(Space.from_json, known["spaces"]))
+        spaces = list(map(Space.from_json, known["spaces"]))
+        if "extension" in known:
+            foreign = ForeignSettings.of(known["settings"], spaces, **known["extension"])
+            if foreign is not None:
+                return foreign, spaces
+        return _checked_settings(known["settings"]), spaces
     except FileNotFoundError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UsageError) as error:
@@ -322,6 +345,12 @@ def read_sweep_file(directory: pathlib.Path) -> tuple[Settings, list[Space]]:
 
 def _checked_settings(values: object) -> Settings:
     """The settings that a file names, each as its option would take it. Raises ValueError that names a wrong one."""
+    return Settings(**_checked_values(values))
+
+
+def _checked_values(values: object, unknown: typing.Collection[str] = ()) -> dict[str, typing.Any]:
+    """The values of settings that a file names, each as its option would take it; of those in `unknown` any that could be a
+    name. Raises ValueError that names a wrong one."""
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     if not isinstance(values, dict):
         raise ValueError("it holds no JSON object")
@@ -331,9 +360,83 @@ def _checked_settings(values: object) -> Settings:
         if value is None and fields[name].default is None:
             continue
         try:
-            fits = fields[name].metadata["parse"](str(value)) == value
+            parse = is_name if name in unknown else fields[name].metadata["parse"]
+            fits = parse(str(value)) == value
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"{name}: {error}") from error
         if not fits:
             raise ValueError(f"{name} {shown(value)} has the wrong type")
-    return Settings(**values)
+    return values
+
+
+# Sweeps of one's own code
+
+# What each setting can name
+_REGISTRIES: dict[str, Registry] = {
+    "model_arch": models.REGISTRY,
+    "dataset": datasets.REGISTRY,
+    "algorithm": algorithms.REGISTRY,
+    "partition": partition.REGISTRY,
+    "augmentation": augmentation.REGISTRY,
+}
+
+
+def extension_names(settings: Settings) -> dict[str, str]:
+    """{setting: name} of what `settings` name and an extension has added."""
+    values = settings.values()
+    return {name: values[name] for name, registry in _REGISTRIES.items() if values[name] in registry.owners}
+
+
+class ForeignSettings(Settings):
+    """The settings of a sweep that was made with extensions which this process has not loaded, as the sweep's file describes
+    them. They can be shown, compared and deleted, not run.
+
+    files   the extensions
+    space   the search space that was used last, if any
+    """
+
+    files: list[str]
+    space: Space | None
+    _defaults: dict[str, typing.Any]
+    _registered_algorithm: str
+    __slots__ = ("_defaults", "_registered_algorithm", "files", "space")  # so that vars() has nothing but settings
+
+    @classmethod
+    def of(
+        cls, settings: object, spaces: list[Space], files: object, names: dict, defaults: object
+    ) -> "ForeignSettings | None":
+        """None if this process knows all `names`. Raises ValueError if a value is wrong."""
+        if not (isinstance(names, dict) and names.keys() <= _REGISTRIES.keys() and all(map(is_name, names.values()))):
+            raise ValueError(f"it has unknown names {shown(names)}")
+        if all(value in _REGISTRIES[name] for name, value in names.items()):
+            return None
+        if not (isinstance(files, list) and all(isinstance(file, str) for file in files)):
+            raise ValueError(f"it has unknown files {shown(files)}")
+        values, all_names = _checked_values(settings, names), set(names_of(Settings))
+        if values.keys() != all_names or _checked_values(defaults, names).keys() != all_names:
+            raise ValueError("it lacks settings")
+        this = object.__new__(cls)
+        more = {"files": files, "space": spaces[-1] if spaces else None, "_defaults": defaults}
+        registered = names["algorithm"] if "algorithm" in names else algorithms.canonical(values["algorithm"])
+        for name, value in (values | more | {"_registered_algorithm": registered}).items():
+            object.__setattr__(this, name, value)
+        return this
+
+    def default_of(self, name: str) -> typing.Any:
+        return self._defaults[name]
+
+    def with_rounds(self, rounds: int) -> "ForeignSettings":
+        this = object.__new__(ForeignSettings)
+        for name in (*names_of(Settings), *self.__slots__):
+            object.__setattr__(this, name, getattr(self, name))
+        object.__setattr__(this, "rounds", rounds)
+        return this
+
+    @property
+    def registered_algorithm(self) -> str:
+        return self._registered_algorithm
+
+    @property
+    def needed(self) -> str:
+        """The options that load the extensions."""
+        return shlex.join(command_words({"extension": tuple(self.files)}))

@@ -4,7 +4,6 @@ import itertools
 import pathlib
 import typing
 
-from federated import algorithms
 from federated.options import UsageError, names_of, say
 from federated.settings import USED_UNDER, Settings, check_same_settings, stored_settings
 
@@ -60,7 +59,9 @@ def sweeps_there(output_dir: pathlib.Path) -> list[Settings]:
 def matches(settings: Settings, given: Given) -> bool:
     """True if a sweep has all settings that were given."""
     values = settings.values()
-    return all(values[name] == (algorithms.canonical(value) if name == "algorithm" else value) for name, value in given.items())
+    return all(
+        values[name].lower() == value.lower() if name == "algorithm" else values[name] == value for name, value in given.items()
+    )
 
 
 Conditions = dict[str, list[str]]  # {setting: the texts of its values, one of which a sweep has to have}

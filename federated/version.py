@@ -1,6 +1,7 @@
 """Which code runs. A digest of its content says so, as a revision says nothing of edits that are not committed."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -44,6 +45,46 @@ def digest_of(directory: pathlib.Path) -> str:
 VERSION: str = _project(HERE)["project"]["version"]
 # Of the files as they are when this process, or the one it was forked from, imports them
 CODE = digest_of(HERE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """A file of the user's own code that this process has loaded, with what it imports from its own directory.
+
+    path    of the file, absolute
+    files   all of them, the content of each as it was loaded
+    """
+
+    path: pathlib.Path
+    files: dict[pathlib.Path, bytes]
+
+    @property
+    def digest(self) -> str:
+        """Of the contents, and of where they lie below the file's directory: 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for path, content in sorted(self.files.items()):
+            digest.update(f"{path.relative_to(self.path.parent)}\0".encode() + content + b"\0")
+        return digest.hexdigest()[:16]
+
+    @property
+    def origin(self) -> str:
+        """Where the user has the file. A frozen copy returns the path of what it was made from."""
+        if self.path.parent.parent == HERE / EXTENSIONS:
+            with contextlib.suppress(FileNotFoundError):
+                return str(pathlib.Path(self.path.parent.with_suffix(ORIGIN).read_text(), self.path.name))
+        return str(self.path)
+
+
+EXTENSIONS, ORIGIN = "extensions", ".origin"  # in frozen copies: directories 0, 1, …, and where each was
+LOADED: dict[str, Extension] = {}  # by path, in the order in which federated.extension loaded them
+
+
+def code() -> str:
+    """A digest of all code that this process runs: CODE if it has loaded no extension."""
+    if not LOADED:
+        return CODE
+    digests = sorted(each.digest for each in LOADED.values())
+    return hashlib.sha256("\0".join([CODE, *digests]).encode()).hexdigest()[:16]
 
 
 @functools.cache

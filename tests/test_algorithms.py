@@ -5,15 +5,12 @@ import functools
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import types
 
 import numpy as np
 import pytest
 import torch
-from helpers import HUNG, Sweep, processes_of, results
+from helpers import Sweep, processes_of, results
 from in_process import SEED, pixels
 from torch.nn import functional
 
@@ -548,32 +545,3 @@ def test_an_optimizer_that_an_algorithm_is_not_defined_for_is_refused(launch_her
     refused = launch_here(tmp_path / "out", "--algorithm", "Fedavg", "scaffold", "--local_optimizer", "adam")
     assert refused.returncode == 2 and not (tmp_path / "out").exists()
     assert refused.stderr.splitlines()[-1].endswith("--local_optimizer adam: scaffold is defined for sgd only")
-
-
-@pytest.mark.process
-def test_the_readmes_own_algorithm(tmp_path, copy_of_project):
-    """Add the README's example to a copy of the project, and tune it: its draw reaches the gradient and the results."""
-    text = (copy_of_project / "README.md").read_text()
-    example = text[text.index("    from federated.algorithms.fedavg import Fedavg\n") : text.index('with `"Halfway",`')]
-    entry = text[text.index('    "Halfway": {"pull"') : text.index("`federated/algorithms/fedavg.py` says")]
-    package = copy_of_project / "federated" / "algorithms"
-    (package / "halfway.py").write_text(textwrap.dedent(example))
-    for path, before, after in (
-        (package / "__init__.py", '        "Fedavg",\n', '        "Fedavg",\n        "Halfway",\n'),
-        (copy_of_project / "hparams_registry.py", "Hparam]] = {\n", f"Hparam]] = {{\n{entry}"),
-    ):
-        path.write_text(path.read_text().replace(before, after, 1))
-    options = ("--algorithm", "halfway", "--num_hparams", "2", "--num_trials", "1", "--rounds", "3", "--num_clients", "3")
-    command = [
-        sys.executable,
-        copy_of_project / "sweep.py",
-        "launch",
-        "--skip_confirmation",
-        "--output_dir",
-        tmp_path,
-        *options,
-    ]
-    launched = subprocess.run(command, capture_output=True, text=True, timeout=HUNG, check=False)
-    assert launched.returncode == 0, launched.stderr
-    found = [json.loads(path.read_text()) for path in tmp_path.glob("mlp_digits_Halfway,*/*/*/results.json")]
-    assert len({record["hparams"]["pull"] for record in found}) == 2 and 0.1 in {record["hparams"]["pull"] for record in found}

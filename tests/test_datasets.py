@@ -4,11 +4,9 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
-import textwrap
 import urllib.request
 
 import numpy as np
@@ -363,33 +361,3 @@ def test_arrays_that_are_not_what_the_spec_says_are_refused(monkeypatch, changes
     monkeypatch.setitem(datasets.REGISTRY, "mine", dataclasses.replace(SPEC, read=lambda data_dir: arrays_of(**changes)))
     with pytest.raises(UsageError, match=f"dataset 'mine': its .*{message}"):
         datasets.load("mine", "data")
-
-
-@pytest.mark.process
-def test_the_readmes_own_data(tmp_path, copy_of_project):
-    """Add the README's example to a copy of the project, and tune on it."""
-    project, data, out = copy_of_project, tmp_path / "data", tmp_path / "out"
-    text = (PROJECT / "README.md").read_text()
-    function = textwrap.dedent(text[text.index("    def _patients(data_dir):") : text.index('with `"patients": Spec(')])
-    entry = re.search(r'`("patients": Spec\(.*\),)`', text).group(1)
-    module = project / "federated" / "data" / "datasets.py"
-    source = module.read_text()
-    module.write_text(source.replace("REGISTRY = {\n", f"{function}\n\nREGISTRY = {{\n    {entry}\n"))
-    data.mkdir()
-    rng = np.random.default_rng(0)
-    for owner, patients in enumerate((60, 50, 40)):
-        features = rng.normal(size=(patients, 4))
-        np.save(data / f"hospital_{owner}.npy", np.c_[features, features[:, 0] > 0])
-
-    def sweep(*options):
-        command = [sys.executable, project / "sweep.py", *options, "--dataset", "patients", "--data_dir", data]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HUNG, cwd=tmp_path, check=True)
-
-    hparams = '{"learning_rate": 0.5, "batch_size": 16}'
-    options = ("--rounds", 5, "--num_hparams", 1, "--num_trials", 1, "--local_optimizer", "sgd", "--hparams", hparams)
-    sweep("launch", "--skip_confirmation", "--output_dir", out, *options)
-    (path,) = out.glob("logistic_patients_Fedavg,*/*/*/clients.npz")
-    with np.load(path) as clients:
-        assert (clients["train_samples"] + clients["val_samples"]).tolist() == [48, 40, 32]
-    assert json.loads(path.with_name("results.json").read_text())["curves"]["test_acc"][-1] > 0.9
-    assert "| all" in sweep("show_partition").stdout

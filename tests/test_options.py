@@ -79,6 +79,19 @@ DOMAINS = tuple(
 )  # fmt: skip
 EXPORTS = (*PICTURES, "x.png", "x.csv.gz", "FILE/x.csv", "/nowhere/x.json", "/nowhere/x.parquet", NUL + ".csv")
 PAGES = (*PICTURES, "x.htm", "FILE/x.html", "/nowhere/x.html", SURROGATE + ".html")
+EXTENSIONS = (
+    "",
+    "FILE",
+    "LINK",
+    "LOOP",
+    "/tmp",
+    "x.txt",
+    "missing.py",
+    "FILE/x.py",
+    "x" * 300 + ".py",
+    NUL + ".py",
+    SURROGATE + ".py",
+)
 HOSTS = (
     "", ":", "nowhere", ":80", "host:", "host:0", "host:65536", "host:-1", "host:1e3", "host:\u0661",
     "host:" + "9" * 5000, NUL + ":80", SURROGATE + ":80",
@@ -106,6 +119,7 @@ SETTINGS = {
     "--threads": wholes(1, 1024),
 }
 SWEEP = {
+    "--extension": EXTENSIONS,
     "--output_dir": DIRECTORIES,
     "--num_hparams": wholes(1, 100_000),
     "--num_trials": wholes(1, 100_000),
@@ -115,7 +129,7 @@ SWEEP = {
     **SETTINGS,
 }
 DELETE = {**SWEEP, "--skip_confirmation": None, "--take_over": None}
-RUN = {"--data_dir": DIRECTORIES, "--timeout": reals("0", "1e7", "1e300")}
+RUN = {"--extension": EXTENSIONS, "--data_dir": DIRECTORIES, "--timeout": reals("0", "1e7", "1e300")}
 SERVER = {"--checkpoint_seconds": reals("1e7"), "--keep_checkpoints": None, "--save_model": None, "--tensorboard": None}
 TRIAL = {
     "--trials_per_device": wholes(1, 1024),
@@ -154,7 +168,8 @@ OPTIONS = {
     },
     "sweep.py delete_incomplete": DELETE,
     "sweep.py delete_all": DELETE,
-    "sweep.py show_partition": {**SETTINGS, "--data_dir": DIRECTORIES, "--picture": PICTURES},
+    "sweep.py show_partition": {**SETTINGS, "--extension": EXTENSIONS, "--data_dir": DIRECTORIES, "--picture": PICTURES},
+    "sweep.py check": {"--data_dir": DIRECTORIES},
     "server_benchmark.py": {
         **SETTINGS,
         **RUN,
@@ -175,7 +190,7 @@ OPTIONS = {
         "--output_dir": DIRECTORIES,
         "--selection": NO_NAMES,
         "--target": reals("1.1"),
-        "--against": NO_NAMES,
+        "--against": [name for name in NO_NAMES if name not in ("nonsense", "0")],  # which an extension may have had
         "--where": ("", "partition", "=", "nonsense=1", "algorithm"),
         "--columns": NO_NAMES,
         "--format": NO_NAMES,
@@ -191,6 +206,7 @@ NEEDED = {
     "sweep.py launch": ("--skip_confirmation",),
     "sweep.py delete_incomplete": ("--skip_confirmation",),
     "sweep.py delete_all": ("--skip_confirmation",),
+    "sweep.py check": ("MINE.py",),
     "server_benchmark.py": ("--output_dir", "trial"),
     "client_benchmark.py": ("--host", "/nowhere/socket"),
 }
@@ -227,8 +243,9 @@ def parser_of(command, monkeypatch):
 def test_every_option_has_cases(monkeypatch, command):
     actions = [action for action in parser_of(command, monkeypatch)._actions if action.dest not in ("help", "version")]
     assert {name for action in actions for name in action.option_strings} == set(OPTIONS[command])
-    assert all(action.option_strings for action in actions)  # none goes by position
-    for action in actions:
+    by_position = [action for action in actions if not action.option_strings]
+    assert [action.dest for action in by_position] == ["extension"] * (command == "sweep.py check")
+    for action in [action for action in actions if action.option_strings]:
         assert (action.nargs == 0) == (OPTIONS[command][action.option_strings[0]] is None)
 
 
@@ -241,6 +258,7 @@ def test_every_script_has_cases():
 def traps(tmp_path, monkeypatch):
     """A working directory with a file, a link that leads nowhere and one that leads to itself."""
     (tmp_path / "FILE").write_text("")
+    (tmp_path / "MINE.py").write_text("")
     (tmp_path / "LINK").symlink_to("nowhere")
     (tmp_path / "LOOP").symlink_to("LOOP")
     monkeypatch.chdir(tmp_path)
@@ -297,7 +315,8 @@ def test_other_options_and_positions_are_refused(traps, capsys, command):
     for wrong in ("--nonsense", "nonsense", "--nonsense=1", "--output"):
         before = more if wrong == "nonsense" else ()
         line = refusal([*command.split(), *NEEDED.get(command, ()), *before, wrong], capsys)
-        assert "unrecognized arguments" in line and wrong in line
+        by_position = command == "sweep.py check" and wrong == "nonsense"
+        assert ("is not a Python file" if by_position else "unrecognized arguments") in line and wrong in line
 
 
 @pytest.mark.parametrize(

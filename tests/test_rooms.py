@@ -8,7 +8,7 @@ from helpers import PROJECT
 
 from federated.version import files_of
 
-GROUND = ["options", "seeds", "files", "metrics", "version", "slurm", "domains", "search"]
+GROUND = ["options", "seeds", "files", "metrics", "version", "slurm", "domains", "search", "extension"]
 # The lowest first: each may import from itself and those before it
 ROOMS = [
     {f"federated.{name}" for name in GROUND},

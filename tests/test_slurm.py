@@ -173,6 +173,38 @@ def test_the_workflow(cluster, launch, run, awkward, tmp_path):
     assert list(out.iterdir()) == []
 
 
+def test_jobs_run_ones_own_code_as_it_was_at_the_launch(cluster, launch, run, awkward, tmp_path):
+    """With a file that it imports, and one more extension beside it that imports the same."""
+    study, helper, other, out = (awkward / name for name in ("my study.py", "factor.py", "other.py", "out"))
+    helper.write_text("FACTOR = 0.5\n")
+    other.write_text("import factor\n")
+    study.write_text(
+        "from factor import FACTOR\n"
+        "from federated import algorithms\n"
+        "@algorithms.register\n"
+        "class Halfway(algorithms.Fedavg):\n"
+        "    def step(self, server, average):\n"
+        "        server.weights.lerp_(average[0], FACTOR)\n"
+    )
+    options = ("--extension", study, other, "--algorithm", "halfway", "--num_hparams", 1)
+    assert launch(tmp_path / "local", *options).returncode == 0
+    held = launch(out, *options, *SLURM, "--slurm_args=--hold")
+    assert held.returncode == 0, held.stderr
+    helper.write_text("FACTOR = 0.25\n")
+    study.unlink()
+    slurm("scontrol", "release", array_of(held))
+    wait_until(lambda: list(out.glob("*/*/trial_0/done")) or list(out.glob("*/*/trial_0/failed.json")))
+    assert results(out) == results(tmp_path / "local") and len(results(out)) == 1
+    (there, here) = (
+        json.loads(next(each.rglob("results.json")).read_text())["provenance"] for each in (out, tmp_path / "local")
+    )
+    assert there["runs"][0]["code"] == here["runs"][0]["code"] and there["extensions"] == here["extensions"]
+    assert there["extensions"][0]["path"] == str(study)
+    wait_until(lambda: not slurm("squeue", "-h"))
+    assert run("sweep.py", "delete_all", "--output_dir", out, "--skip_confirmation").returncode == 0
+    assert list(out.iterdir()) == []
+
+
 # Each would have a command of Slurm hide jobs, print them otherwise, or submit something else
 ENVIRONMENT = {
     "SQUEUE_PARTITION": "urgent", "SQUEUE_STATES": "FAILED", "SQUEUE_FORMAT": "%i", "SQUEUE_NAMES": "none",

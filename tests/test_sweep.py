@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import termios
-import textwrap
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -284,26 +283,6 @@ def test_an_option_of_another_launcher_is_refused(launch_here, tmp_path, option)
     name = option[2:].partition("=")[0]
     assert refused.returncode == 2 and f"error: --{name} applies only to --command_launcher" in refused.stderr
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.process
-def test_the_readmes_own_launcher(tmp_path, copy_of_project):
-    """Add the README's example to a copy of the project, and see it at work: its processes are nice."""
-    text = (copy_of_project / "README.md").read_text()
-    example = text[text.index("    class Patient(LocalParallel):") : text.index('with `"patient": Patient,`')]
-    launchers = copy_of_project / "command_launchers.py"
-    code = launchers.read_text().replace(
-        "REGISTRY: dict[str, type[Launcher]] = {\n",
-        f'{textwrap.dedent(example)}\nREGISTRY: dict[str, type[Launcher]] = {{\n    "patient": Patient,\n',
-    )
-    launchers.write_text(code)
-    algorithm = copy_of_project / "federated" / "algorithms" / "fedavg.py"
-    algorithm.write_text(algorithm.read_text() + "\nimport os\n\nprint('niceness', os.nice(0))\n")
-    command = [sys.executable, copy_of_project / "sweep.py", "launch", "--skip_confirmation", "--output_dir", tmp_path / "out"]
-    options = [*TINY, "--num_hparams", "1", "--command_launcher", "patient"]
-    launched = subprocess.run([*command, *options], capture_output=True, text=True, timeout=HUNG, check=False)
-    assert launched.returncode == 0 and "niceness 19\n" in launched.stdout + launched.stderr, launched.stderr
-    assert len(results(tmp_path / "out")) == 1
 
 
 def test_fixed_hparams_hold_in_every_set(launch_here, tmp_path):

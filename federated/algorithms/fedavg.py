@@ -6,6 +6,7 @@ import typing
 if typing.TYPE_CHECKING:
     import torch
 
+    from federated.domains import Hparam
     from federated.learning.client import Client, TrainingClient
 
 
@@ -56,6 +57,8 @@ class Fedavg:
     has_global_model = True  # whether the global weights are a model to be used
     pooled = False  # whether all data lies in one place
     uses_features = False  # whether it needs what goes into the classifier, the model's last linear layer
+    # Of one's own algorithm, beside those of what it derives from. hparams_registry.py has those of the built-in ones.
+    hyperparameters: typing.ClassVar[dict[str, "Hparam"]] = {}
 
     def __init__(self, hparams: dict) -> None:
         self.hparams = hparams

@@ -1,16 +1,37 @@
 """Augmentation of training images: whole batches at once, on the device they are on."""
 
 import typing
+from collections.abc import Callable
 
 from federated.data.datasets import Spec
+from federated.extension import Registry
 from federated.options import UsageError
 
 if typing.TYPE_CHECKING:
     import torch
 
+REGISTRY: Registry[Callable | None] = Registry("augmentation")
+REGISTRY.add("none", None)
+Augment = typing.TypeVar("Augment", bound=Callable)
+
+
+def register(name: str) -> Callable[[Augment], Augment]:
+    """A decorator that lets options name an augmentation: a function of raw images [samples, channels, height, width] and the
+    CPU's generator that it has to draw from, which returns images of the same shape and type. Raises UsageError if the name
+    exists."""
+
+    def decorate(augment: Augment) -> Augment:
+        REGISTRY.require(callable(augment), name, "a function of images and a generator")
+        REGISTRY.add(name, augment)
+        return augment
+
+    return decorate
+
+
 PADDING = 4  # pixels on each side, as in He et al. (CVPR 2016, section 4.2)
 
 
+@register("crop_flip")
 def crop_flip(images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
     """A random crop of each image padded with zeros, mirrored left to right or not with equal chance.
 
@@ -32,7 +53,17 @@ def crop_flip(images: "torch.Tensor", generator: "torch.Generator") -> "torch.Te
     return padded.permute(0, 2, 3, 1)[where].permute(0, 3, 1, 2)
 
 
-REGISTRY = {"none": None, "crop_flip": crop_flip}
+def apply(name: str, images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
+    """`images` augmented. Raises UsageError if what comes back has another shape or type."""
+    augment = REGISTRY[name]
+    if augment is None:
+        return images
+    augmented = augment(images, generator)
+    if (augmented.shape, augmented.dtype) != (images.shape, images.dtype):
+        raise UsageError(
+            f"--augmentation {name} returned {augmented.dtype} {list(augmented.shape)} of {images.dtype} {list(images.shape)}"
+        )
+    return augmented
 
 
 def check(name: str, spec: Spec) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from federated.data import decoded
+from federated.extension import Registry, explain
 from federated.options import UsageError
 
 SHIPPED = pathlib.Path(__file__).parent
@@ -50,6 +51,20 @@ class Spec:
         return "x".join(map(str, self.shape)) + (" images" if self.is_image else " features")
 
 
+REGISTRY: Registry[Spec] = Registry("dataset")
+
+
+def register(name: str, spec: Spec) -> None:
+    """Let options name a data set. Raises UsageError if its Spec cannot be, or the name exists."""
+    REGISTRY.require(isinstance(spec, Spec) and callable(spec.read), name, "a Spec with a function that reads it")
+    sizes = (*spec.shape, spec.num_classes, 1 if spec.num_owners is None else spec.num_owners)
+    is_size = all(isinstance(size, int) and size > 0 for size in sizes)
+    REGISTRY.require(
+        bool(spec.shape) and is_size, name, f"of whole numbers: {spec.shape}, {sizes[-2]} classes, {sizes[-1]} owners"
+    )
+    REGISTRY.add(name, spec)
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Inputs are uint8 or float32 [samples, *spec.shape], labels and owners int64 [samples]. `spec` has mean and std."""
@@ -72,7 +87,12 @@ def load(name: str, data_dir: str) -> Dataset:
     try:
         arrays = spec.read(data_dir)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # missing, cut, or of another format
-        raise UsageError(f"dataset {name!r} cannot be read ({error}): name the --data_dir that has it") from error
+        raise UsageError(f"dataset {name!r} cannot be read ({explain(error)}): name the --data_dir that has it") from error
+    names = [
+        f"{part}_{what}" for part in ("train", "test") for what in ("inputs", "labels", "owners")[: 2 + bool(spec.num_owners)]
+    ]
+    if not isinstance(arrays, dict) or any(not isinstance(arrays.get(array), np.ndarray) for array in names):
+        raise UsageError(f"dataset {name!r}: what its function returns is not a dict with the arrays {', '.join(names)}")
     checked = {}
     for part in ("train", "test"):
         inputs = checked[f"{part}_inputs"] = arrays[f"{part}_inputs"]
@@ -157,15 +177,13 @@ _EMNIST_FILES = ("EMNIST/raw/gzip.zip", "EMNIST/raw/emnist-balanced-*")
 _BALANCED = {part: {"split": "balanced", **which} for part, which in _TRAIN_OR_NOT.items()}
 _BY_SPLIT = {part: {"split": part} for part in _TRAIN_OR_NOT}
 
-REGISTRY = {
-    "digits": Spec((1, 8, 8), 10, _digits, 16, (0.3054,), (0.3761,)),
-    "heart_disease": Spec((13,), 2, _heart_disease, num_owners=4),
-    "mnist": _images("mnist", _GREY, 10, (0.1307,), (0.3081,), "MNIST", "MNIST/raw"),
-    "fashion_mnist": _images("fashion_mnist", _GREY, 10, (0.2860,), (0.3530,), "FashionMNIST", "FashionMNIST/raw"),
-    # as torchvision gives them, lying on their side (transposed)
-    "emnist": _images("emnist", _GREY, 47, (0.1751,), (0.3332,), "EMNIST", "EMNIST/raw", _EMNIST_FILES, _BALANCED),
-    "kmnist": _images("kmnist", _GREY, 10, (0.1918,), (0.3483,), "KMNIST", "KMNIST/raw"),
-    "svhn": _images("svhn", _COLOUR, 10, _SVHN_MEAN, _SVHN_STD, "SVHN", "", ("t*_32x32.mat",), _BY_SPLIT),
-    "cifar10": _images("cifar10", _COLOUR, 10, _CIFAR10_MEAN, _CIFAR10_STD, "CIFAR10", _CIFAR10, _CIFAR10_FILES),
-    "cifar100": _images("cifar100", _COLOUR, 100, _CIFAR100_MEAN, _CIFAR100_STD, "CIFAR100", _CIFAR100, _CIFAR100_FILES),
-}
+register("digits", Spec((1, 8, 8), 10, _digits, 16, (0.3054,), (0.3761,)))
+register("heart_disease", Spec((13,), 2, _heart_disease, num_owners=4))
+register("mnist", _images("mnist", _GREY, 10, (0.1307,), (0.3081,), "MNIST", "MNIST/raw"))
+register("fashion_mnist", _images("fashion_mnist", _GREY, 10, (0.2860,), (0.3530,), "FashionMNIST", "FashionMNIST/raw"))
+# as torchvision gives them, lying on their side (transposed)
+register("emnist", _images("emnist", _GREY, 47, (0.1751,), (0.3332,), "EMNIST", "EMNIST/raw", _EMNIST_FILES, _BALANCED))
+register("kmnist", _images("kmnist", _GREY, 10, (0.1918,), (0.3483,), "KMNIST", "KMNIST/raw"))
+register("svhn", _images("svhn", _COLOUR, 10, _SVHN_MEAN, _SVHN_STD, "SVHN", "", ("t*_32x32.mat",), _BY_SPLIT))
+register("cifar10", _images("cifar10", _COLOUR, 10, _CIFAR10_MEAN, _CIFAR10_STD, "CIFAR10", _CIFAR10, _CIFAR10_FILES))
+register("cifar100", _images("cifar100", _COLOUR, 100, _CIFAR100_MEAN, _CIFAR100_STD, "CIFAR100", _CIFAR100, _CIFAR100_FILES))

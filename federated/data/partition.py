@@ -11,6 +11,7 @@ import numpy as np
 
 from federated.data import datasets
 from federated.data.datasets import Dataset
+from federated.extension import Registry
 from federated.options import UsageError
 from federated.seeds import stream_seed
 
@@ -31,10 +32,28 @@ class Part:
     test: np.ndarray
 
 
+Share = Callable[[Dataset, "Settings", np.random.Generator], list[np.ndarray]]
+REGISTRY: Registry[Share] = Registry("partition")
+
+
+def register(name: str) -> Callable[[Share], Share]:
+    """A decorator that lets options name a partition: a function of the data, the settings and the generator that it has to
+    draw from, which returns the indices of each client's training samples. Raises UsageError if the name exists."""
+
+    def decorate(share: Share) -> Share:
+        REGISTRY.require(callable(share), name, "a function of data, settings and a generator")
+        REGISTRY.add(name, share)
+        return share
+
+    return decorate
+
+
+@register("iid")
 def iid(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     return np.array_split(rng.permutation(len(data.train_labels)), settings.num_clients)
 
 
+@register("dirichlet")
 def dirichlet(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Each label's samples go to the clients in proportions drawn from Dirichlet(alpha); full clients get no more."""
     labels, clients = data.train_labels, settings.num_clients
@@ -57,6 +76,7 @@ def dirichlet(data: Dataset, settings: "Settings", rng: np.random.Generator) -> 
     return _draw_until_large_enough(draw, settings, len(labels))
 
 
+@register("labels")
 def by_labels(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Client i holds label i, counted round, and `labels_per_client` - 1 others; a label's samples are split evenly among its
     holders."""
@@ -78,6 +98,7 @@ def by_labels(data: Dataset, settings: "Settings", rng: np.random.Generator) -> 
     return [np.concatenate(share) for share in shares]
 
 
+@register("quantity")
 def quantity(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Labels as in iid, sizes in proportions drawn from Dirichlet(alpha)."""
     order = rng.permutation(len(data.train_labels))
@@ -89,6 +110,7 @@ def quantity(data: Dataset, settings: "Settings", rng: np.random.Generator) -> l
     return _draw_until_large_enough(draw, settings, len(order))
 
 
+@register("natural")
 def natural(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
     """Client i holds what owner i of the data has."""
     owners = data.spec.num_owners
@@ -103,9 +125,6 @@ def natural(data: Dataset, settings: "Settings", rng: np.random.Generator) -> li
             f"{settings.dataset}"
         )
     return [np.flatnonzero(data.train_owners == owner) for owner in range(owners)]
-
-
-REGISTRY = {"iid": iid, "dirichlet": dirichlet, "labels": by_labels, "quantity": quantity, "natural": natural}
 
 
 def _draw_until_large_enough(draw: Callable[[], list[np.ndarray] | None], settings: "Settings", samples: int):
@@ -143,7 +162,10 @@ def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list
             f"--samples_per_client {wanted} x --num_clients {settings.num_clients} is more than the "
             f"{len(labels)} training samples of {settings.dataset}"
         )
-    shares = [rng.permutation(share)[:wanted] for share in REGISTRY[settings.partition](data, settings, rng)]
+    given = REGISTRY[settings.partition](data, settings, rng)
+    if settings.partition in REGISTRY.owners:
+        _check_own(given, settings, len(labels))
+    shares = [rng.permutation(share)[:wanted] for share in given]
     if settings.partition == "natural":
         tests = [np.flatnonzero(data.test_owners == owner) for owner in range(settings.num_clients)]
     else:
@@ -164,6 +186,22 @@ def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list
             )
         parts.append(Part(np.sort(share[held_out:]), np.sort(share[:held_out]), np.sort(test)))
     return parts
+
+
+def _check_own(shares: typing.Any, settings: "Settings", samples: int) -> None:
+    """Raises UsageError if what a partition of one's own returned is none."""
+    name = f"--partition {settings.partition}"
+    if not isinstance(shares, list) or len(shares) != settings.num_clients:
+        raise UsageError(f"{name} did not return a list of {settings.num_clients} arrays, one a client")
+    for client, share in enumerate(shares):
+        is_array = isinstance(share, np.ndarray) and share.ndim == 1 and share.dtype.kind in "iu"
+        if not is_array or (len(share) and not (share.min() >= 0 and share.max() < samples)):
+            raise UsageError(f"{name}: what client {client} has is not an array of indices from 0 to {samples - 1}")
+        if not len(share):
+            raise UsageError(f"{name} leaves client {client} without samples")
+    together = np.concatenate(shares)
+    if len(np.unique(together)) < len(together):
+        raise UsageError(f"{name} gives a sample to more than one client, or twice to one")
 
 
 def _test_shares(data: Dataset, shares: list[np.ndarray], rng: np.random.Generator):

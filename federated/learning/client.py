@@ -10,6 +10,7 @@ from torch import nn
 from federated.learning.client_row import ClientRow
 from federated.learning.device_data import batch_sizes
 from federated.learning.local_model import Frozen, LocalModel, classifier_of
+from federated.options import UsageError, shown
 from federated.seeds import stream_seed
 
 if typing.TYPE_CHECKING:
@@ -93,6 +94,11 @@ class TrainingClient(Client):
         with worker.model.autocast():
             logits = worker.model(batch.inputs)
             loss = worker.algorithm.loss(self, batch.inputs, logits, batch.labels)
+        if not (isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad):
+            what = f"a tensor {list(loss.shape)}" if isinstance(loss, torch.Tensor) else shown(loss)
+            raise UsageError(
+                f"{type(worker.algorithm).__name__}: loss() returned {what}, not a scalar that depends on the weights"
+            )
         loss.backward()
         if is_recorded:
             self._seen.append((logits.detach(), batch.labels, loss.detach(), len(batch)))

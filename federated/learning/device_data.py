@@ -21,7 +21,7 @@ class DeviceData:
         """Raises UsageError if the augmentation does not fit the data."""
         spec = dataset.spec
         augmentation.check(settings.augmentation, spec)
-        self._augment = augmentation.REGISTRY[settings.augmentation]
+        self._augmentation = settings.augmentation
         self._device = device
         self._mean, self._std = (
             torch.tensor(values).mul(spec.scale).view(spec.channel_shape).to(device) for values in (spec.mean, spec.std)
@@ -45,8 +45,8 @@ class DeviceData:
         inputs, labels = self._test if is_test else self._train
         indices = indices.to(self._device, non_blocking=True)
         inputs = inputs.index_select(0, indices)
-        if self._augment is not None and augmenting is not None:
-            inputs = self._augment(inputs, augmenting)
+        if augmenting is not None:
+            inputs = augmentation.apply(self._augmentation, inputs, augmenting)
         return (
             inputs.float().sub_(self._mean).div_(self._std).to(memory_format=self._memory_format),
             labels.index_select(0, indices),

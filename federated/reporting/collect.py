@@ -47,6 +47,7 @@ class Collected:
     spaces      {sweep: the search spaces of its hyper-parameter sets, the first one first}
     kinds       {algorithm: Kind}
     data_dirs   {sweep: where the data lay}, if the results say so
+    extensions  {sweep: the files of own code that computed it}, if there were any
     not_done    directories of trials that are not done
     shorter     those of them that have results, but of fewer rounds than others of their sweep
     unextended  {sweep: the rounds that it is to have}, if none of its trials has them yet
@@ -63,6 +64,7 @@ class Collected:
     spaces: dict[str, list[Space]] = dataclasses.field(default_factory=dict)
     kinds: dict[str, Kind] = dataclasses.field(default_factory=dict)
     data_dirs: dict[str, str] = dataclasses.field(default_factory=dict)
+    extensions: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     not_done: list[pathlib.Path] = dataclasses.field(default_factory=list)
     shorter: list[pathlib.Path] = dataclasses.field(default_factory=list)
     unextended: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -195,7 +197,7 @@ def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[_Sweep]:
                 continue
             trials = {directory: trial.rounds_done(directory) for directory in sorted(sweep_dir.glob("*/trial_*"))}
             there = max((int(each) for each in trials.values() if 0 < each <= settings.rounds), default=settings.rounds)
-            found.append(_Sweep(trials, dataclasses.replace(settings, rounds=there), spaces, settings.rounds))
+            found.append(_Sweep(trials, settings.with_rounds(there), spaces, settings.rounds))
     return found
 
 
@@ -270,6 +272,8 @@ def _note(collected: Collected, sweep: str, directory: pathlib.Path, results: di
     collected.kinds[collected.settings[sweep].registered_algorithm] = Kind(results["personal"], results["has_global_model"])
     if (data_dir := provenance_of(results).get("data_dir")) is not None:
         collected.data_dirs[sweep] = str(data_dir)
+    if files := _extensions(results):
+        collected.extensions[sweep] = files
     collected.computed_on.update(places_of(results))
     if len(codes_of(results)) > 1:
         collected.mixed.append(directory)
@@ -459,6 +463,14 @@ def _columns(sweep: str, directory: pathlib.Path, results: dict) -> tuple[dict, 
 def provenance_of(results) -> dict:
     provenance = results.get("provenance")
     return provenance if isinstance(provenance, dict) else {}
+
+
+def _extensions(results) -> tuple[str, ...]:
+    """The paths of the extensions that the process which computed a trial last had loaded."""
+    try:
+        return tuple(str(each["path"]) for each in provenance_of(results).get("extensions", []))
+    except (KeyError, TypeError):
+        return ()
 
 
 def codes_of(results) -> set:

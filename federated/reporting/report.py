@@ -22,7 +22,7 @@ class Report:
     rounds      see federated.reporting.collect.COLUMNS; accuracy is the column `judged_by`, for all rows
     settings    {sweep: Settings}, of the sweeps that have a best setting
     varying     the settings that are not equal in all of these, but for the model, the data set and the algorithm
-    data_dirs   see federated.reporting.collect.Collected, like spaces
+    data_dirs   see federated.reporting.collect.Collected, like spaces and extensions
     rankings    {sweep: its settings, the best first}
     chosen      {sweep: the rows that count, of its best setting}
     of_best     {sweep: all rounds of the judged trials of its best setting}
@@ -43,7 +43,8 @@ class Report:
         against: str | None = None,
         columns: list[str] | None = None,
     ) -> None:
-        self.data_dirs, self.spaces, self.selection, self.target = collected.data_dirs, collected.spaces, rule, target
+        self.data_dirs, self.extensions, self.spaces = collected.data_dirs, collected.extensions, collected.spaces
+        self.selection, self.target = rule, target
         self.personal = [name for name, kind in collected.kinds.items() if kind.personal]
         self.judged_by = selection.judged_by(bool(self.personal))
         self.rounds = collected.rounds.assign(accuracy=collected.rounds[self.judged_by])

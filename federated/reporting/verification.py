@@ -1,6 +1,5 @@
 """Whether trials that are computed again give the same bits."""
 
-import dataclasses
 import math
 import pathlib
 
@@ -21,7 +20,7 @@ def done_trials(sweeps: list[Settings], output_dir: pathlib.Path) -> list[tuple[
             for directory in (trial_path(output_dir / settings.name / name, seed) for seed in sorted(seeds)):
                 if rounds := rounds_done(directory):
                     there = settings.rounds if rounds == math.inf else int(rounds)
-                    found.append((directory, dataclasses.replace(settings, rounds=there)))
+                    found.append((directory, settings.with_rounds(there)))
     return found
 
 

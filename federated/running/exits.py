@@ -8,8 +8,9 @@ import signal
 import sys
 import typing
 
+from federated import extension
 from federated.lock import LockedError
-from federated.options import USAGE_ERROR, UsageError, system_error_behind
+from federated.options import FAILED, USAGE_ERROR, UsageError, system_error_behind
 from federated.running.channel import PeerLostError
 from federated.trial import DivergedError
 
@@ -113,12 +114,15 @@ def exit_code_of(work: typing.Callable[[], object]) -> int:
         reason, code = str(error), DIVERGED_EXIT
     except BrokenPipeError:
         raise  # of stdout, as those of channels are PeerLostErrors: see exit_with
-    except OSError as error:
-        reason, code = str(error), system_error_exit(error)
-    except (MemoryError, RuntimeError, ImportError) as error:
-        if (cause := system_error_behind(error)) is None:
+    except (Exception, SystemExit) as error:
+        cause = system_error_behind(error)
+        if extension.own_frames(error) and (cause is None or cause.errno != errno.ENOMEM):
+            extension.print_traceback(error)
+            reason, code = extension.explain(error), FAILED
+        elif cause is None:
             raise
-        reason, code = str(cause), system_error_exit(cause)
+        else:
+            reason, code = str(cause), system_error_exit(cause)
     with contextlib.suppress(OSError):  # on a full disk the log takes nothing
         print(reason, file=sys.stderr, flush=True)
     return code

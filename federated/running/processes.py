@@ -7,6 +7,7 @@ something whose other end only its parent holds, and leaves when that is closed.
 import atexit
 import contextlib
 import errno
+import json
 import multiprocessing
 import os
 import pathlib
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_any
 
-from federated import algorithms, models
+from federated import models
 from federated.options import UsageError, command_words, names_of
 from federated.running import warm
 from federated.running.exits import SYSTEM_ERROR_EXIT, meaning_of, no_trial_can_start
@@ -56,6 +57,8 @@ def end_with_parent(clean_up: typing.Callable[[], object]) -> None:
         try:
             clean_up()
         finally:
+            if os.getpgid(0) == os.getpid():  # with what it has started
+                os.killpg(0, signal.SIGKILL)
             os._exit(128 + signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -96,7 +99,8 @@ class Process(typing.Protocol):
     def exitcode(self) -> int | None:
         """Wait for the end. A signal is a negative number."""
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """Kill it if it still runs, and what it has started and left behind."""
 
     def close(self) -> None: ...
 
@@ -123,7 +127,8 @@ class SpawnedProcess:
                 env={**os.environ, **{name: str(value) for name, value in additions.items()}},
             )
         self._socket = ours
-        self.sentinel = ours.fileno()
+        # Not the end of the socket, which a child that the process has forked may keep open.
+        self.sentinel = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else os.dup(ours.fileno())
 
     @property
     def exitcode(self) -> int | None:
@@ -131,15 +136,18 @@ class SpawnedProcess:
 
     def kill(self) -> None:
         self._process.kill()
+        _kill_group(self._process.pid)
 
     def close(self) -> None:
         self._socket.close()
+        os.close(self.sentinel)
 
 
 class ForkedProcess:
     """A fork of a process that has imported what trials need. It outlives that one, if somebody kills it."""
 
     _context = multiprocessing.get_context("forkserver")
+    extensions: tuple[str, ...] = ()  # which that process has loaded
 
     def __init__(self, command: list[str], log: pathlib.Path, environment: Environment) -> None:
         self._socket, theirs = socket.socketpair()
@@ -165,24 +173,32 @@ class ForkedProcess:
     def kill(self) -> None:
         if not wait_for_any([self._socket], 0):  # else its number may be another's
             os.kill(typing.cast(int, self._process.pid), signal.SIGKILL)
+        _kill_group(self._process.pid)
 
     def close(self) -> None:
         self._socket.close()
         self._process.close()
 
 
-def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = ()) -> None:
-    """Start the process that trials are forked from, with what they need and the modules `more` imported. It looks for them
-    on PYTHONPATH and in no current directory, which may hold another version, and skips those it does not find. Raises
-    UsageError if no trial could be started."""
+def _kill_group(pid: int | None) -> None:
+    """Kill what is left of the process group that a process led. It keeps its number as long as anything is."""
+    assert pid is not None
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = (), extensions: tuple[str, ...] = ()) -> None:
+    """Start the process that trials are forked from, with what they need and the modules `more` imported, and the `extensions`
+    loaded. It looks for modules on PYTHONPATH and in no current directory, which may hold another version, and skips those it
+    does not find. Raises UsageError if no trial could be started."""
     check_open_files()
     modules = dict.fromkeys(
         ("server_benchmark", "client_benchmark", "federated.running.rounds", "federated.learning.worker", *more)
     )
     for trial in trials:
-        modules[algorithms.load(trial.settings.algorithm).__module__] = None
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
     ForkedProcess._context.set_forkserver_preload([warm.__name__, *modules])
+    ForkedProcess.extensions = extensions
     process = ForkedProcess._context.Process(target=warm.check)
     try:
         start_fork(process)
@@ -230,6 +246,8 @@ def _start_fork_server(server: typing.Any) -> None:
     multiprocessing.current_process()._config["tempdir"] = directory  # type: ignore[attr-defined]
     try:
         os.environ.update({"PYTHONPATH": path, "PYTHONSAFEPATH": "1", warm.DIRECTORY_VARIABLE: directory})
+        if ForkedProcess.extensions:
+            os.environ[warm.EXTENSIONS_VARIABLE] = json.dumps(ForkedProcess.extensions)
         with _no_main_module():
             forkserver.ensure_running()
     finally:

@@ -7,8 +7,8 @@ predicate in place of a value: the result is the schema that `channel.matches` c
 import dataclasses
 import math
 
+from federated import version
 from federated.settings import Settings
-from federated.version import CODE
 
 
 def hello(process: int | None, trial: str | None = None) -> dict:
@@ -25,7 +25,8 @@ def refusal(reason: str) -> dict:
 def welcome(process: int, processes: int, settings: Settings, hparams: dict, trial_seed: int, memory: dict) -> dict:
     """Server -> client process: what the trial computes, and the `shapes` of the memory that follows."""
     return {
-        "code": CODE,
+        "code": version.code(),
+        "extensions": {each.path.name: each.digest for each in version.LOADED.values()},
         "process": process,
         "processes": processes,
         "settings": dataclasses.asdict(settings),

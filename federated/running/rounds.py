@@ -107,7 +107,7 @@ class TrialServer:
         UsageError if it belongs to another trial, or there are results of more rounds."""
         run = {
             "round": 0,
-            "code": version.CODE,
+            "code": version.code(),
             "git_revision": version.git_revision(),
             "time": time.strftime("%FT%T%z"),
             "processor": provenance.processor(),
@@ -232,12 +232,24 @@ class TrialServer:
         """Have the client processes evaluate the weights of `round` and train the clients `training` from them. Sums the
         updates in `average`. Returns {client: what it reported}."""
         self.state.samples, self.state.steps = self._samples[training], self._steps[training]
-        weights = self.algorithm.weights(self.state) if training else []
+        weights = self._weights(len(training)) if training else []
         self._send_work(round, evaluate, training)
         reports = self._collect(evaluate, training, weights)
         if evaluate:
             self.record.evaluated(round, self.memory.evaluation, self.state.weights.numpy())
         return reports
+
+    def _weights(self, participants: int) -> list:
+        """What each participant's uploads count [uploads, participants]. Raises UsageError if the algorithm says another
+        number of them."""
+        weights = list(self.algorithm.weights(self.state))
+        uploads, lengths = self.algorithm.uploads, [len(row) for row in weights]
+        if len(weights) not in (1, uploads) or set(lengths) != {participants}:
+            raise UsageError(
+                f"{type(self.algorithm).__name__}: weights() returned rows of the lengths {lengths}, not "
+                f"{' or '.join(sorted({'1', str(uploads)}))} of the length {participants}"
+            )
+        return weights if len(weights) == uploads else weights * uploads
 
     def _send_work(self, round: int, evaluate: bool, training: list[int]) -> None:
         """Send each process its work, and allow the messages that answer it."""
@@ -302,6 +314,7 @@ class TrialServer:
             "runs": self.runs,
             "failures": self.trial.failures(),
             "data_dir": os.path.abspath(self.options.data_dir),
+            "extensions": [{"path": each.origin, "digest": each.digest} for each in version.LOADED.values()],
             "server_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         kind = {"personal": self.algorithm.personal, "has_global_model": self.algorithm.has_global_model}

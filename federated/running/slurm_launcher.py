@@ -3,7 +3,7 @@
 OUTPUT_DIR/.slurm/<job name>/job.sh         an array, as sbatch got it
 …/trials.jsonl                              the trials of its element k in line k + 1
 …/<array job id>_<k>.log                    what element k printed
-OUTPUT_DIR/.code/<version.CODE>/            the code it runs
+OUTPUT_DIR/.code/<version.code()>/          the code it runs
 
 Which jobs there are is asked of Slurm by their names, so that nothing here can contradict it. Whether a trial is done its own
 files say.
@@ -100,7 +100,8 @@ class Slurm(Launcher):
 
     def commands(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions) -> list[str]:
         code = output_dir.absolute() / CODE
-        freeze = f"import pathlib; from federated.running import snapshot; snapshot.take(pathlib.Path({str(code)!r}))"
+        freeze = f"import pathlib; from federated import extension; extension.load({run.extension!r}); "
+        freeze += f"from federated.running import snapshot; snapshot.take(pathlib.Path({str(code)!r}))"
         commands = [f"cd {shlex.quote(str(version.HERE))}", shlex.join([sys.executable, "-c", freeze])]
         for array in self._arrays(trials, output_dir, run):
             commands.append(shlex.join(["mkdir", "-p", str(array.directory)]))
@@ -155,8 +156,10 @@ class Slurm(Launcher):
         return [*size, "--signal=B:TERM@60", "--requeue", "--open-mode=append"]  # the signal comes before the time limit
 
     def _script(self, directory: pathlib.Path, run: RunOptions) -> str:
-        there = dataclasses.replace(run, data_dir=os.path.abspath(run.data_dir), jobs=None)  # jobs are limited by the array
-        command = [sys.executable, str(directory.parent.parent / CODE / version.CODE / "slurm_job.py")]
+        code = directory.parent.parent / CODE / version.code()
+        data_dir, extension = os.path.abspath(run.data_dir), snapshot.extensions(code)
+        there = dataclasses.replace(run, data_dir=data_dir, extension=extension, jobs=None)  # jobs are limited by the array
+        command = [sys.executable, str(code / "slurm_job.py")]
         command += command_words({"trials": directory / LIST, **dataclasses.asdict(there)})
         return f"""#!/bin/bash
 # An array of sweep.py's launcher slurm: element K runs the trials of line K + 1 of {LIST}, with the code as it was at

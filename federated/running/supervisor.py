@@ -12,7 +12,7 @@ from multiprocessing.connection import wait as wait_for_any
 
 from tqdm import tqdm
 
-from federated.files import read_end
+from federated.files import bound_log, read_end
 from federated.lock import Lock, LockedError
 from federated.running import resources
 from federated.running.channel import RunningTime
@@ -55,7 +55,7 @@ class Failure:
 
     def is_locked(self) -> bool:
         """True if another sweep runs the trial."""
-        return self.exitcode == LOCKED_EXIT
+        return self.role == "server" and self.exitcode == LOCKED_EXIT
 
     def is_final(self) -> bool:
         """True if the same trial would end so again."""
@@ -119,6 +119,7 @@ class RunningTrial:
     def poll(self, ready: typing.Collection = ()) -> Outcome | None:
         """How the trial ended; None while it runs. `ready` are the sentinels that are readable."""
         self._note_exits(ready)
+        self._bound_logs()
         if any(code not in (0, UNKNOWN_EXIT) for code in self._exit_codes.values()):
             # One death brings others with it: give them a moment, so that the first cause is among those that ended.
             self._wait_for_others(until=lambda: LOST_PEER_EXIT not in self._exit_codes.values())
@@ -144,6 +145,11 @@ class RunningTrial:
         for role, process in self._processes.items():
             if process.sentinel in ready:
                 self._exit_codes[role] = process.exitcode
+
+    def _bound_logs(self) -> None:
+        for role in self._processes:
+            with contextlib.suppress(OSError):  # the trial's directory is gone
+                bound_log(self.trial.log(role))
 
     def _wait_for_others(self, until: typing.Callable[[], bool]) -> None:
         deadline = time.monotonic() + GRACE_SECONDS
@@ -172,11 +178,13 @@ class RunningTrial:
             process.kill()
 
     def end(self) -> None:
-        """Kill what still runs and leave nothing but the trial's directory."""
+        """Kill what still runs, also of processes that those of the trial have started, and leave nothing but the trial's
+        directory."""
         self.kill()
         for process in self._processes.values():
             _ = process.exitcode  # waits
             process.close()
+        self._bound_logs()
         self._lock.release(self.trial.remove_half_written)
 
 

@@ -1,7 +1,9 @@
 """What runs in the process that warm trials are forked from, and in the forks."""
 
 import atexit
+import contextlib
 import importlib
+import json
 import os
 import pathlib
 import shutil
@@ -10,10 +12,12 @@ import sys
 import typing
 from multiprocessing import reduction
 
+from federated import extension
 from federated.options import prepare_streams, system_error_behind
 from federated.running.exits import exit_code_of, system_error_exit
 
 DIRECTORY_VARIABLE = "FEDERATED_FORKSERVER_DIRECTORY"
+EXTENSIONS_VARIABLE = "FEDERATED_FORKSERVER_EXTENSIONS"
 
 
 def end_fork_server(kind: type[BaseException], error: BaseException, traceback: typing.Any) -> None:
@@ -34,6 +38,13 @@ if DIRECTORY_VARIABLE in os.environ:
 def check() -> None:
     """In a fork: end with the exit code of importing what trials need. The fork server passes over what it cannot import."""
     sys.exit(exit_code_of(lambda: importlib.import_module("torch")))
+
+
+# All trials of a launch run the extensions as they are now, whatever is edited meanwhile. What cannot be loaded here the forks
+# load, and say why.
+if EXTENSIONS_VARIABLE in os.environ:
+    with contextlib.suppress(Exception), open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+        extension.load(json.loads(os.environ.pop(EXTENSIONS_VARIABLE)))
 
 
 class Inherited(int):

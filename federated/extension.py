@@ -1,0 +1,219 @@
+"""One's own algorithms, models, data and launchers: files that add to what options can name.
+
+A file is loaded by its path, under a module name of its own. What it imports from its own directory is found after this
+project's and the installed modules, and may have the name of none of them.
+"""
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import linecache
+import os
+import pathlib
+import re
+import sys
+import traceback
+import typing
+from collections.abc import Iterable, Iterator
+
+from federated import version
+from federated.options import ExtensionOptions, Parser, UsageError, add_options, say, shown
+
+Thing = typing.TypeVar("Thing")
+
+_NAME = re.compile(r"\w[\w.+-]{0,63}", re.ASCII)  # it names a directory too
+_registries: list["Registry"] = []
+_loading: list[str] = []  # the path of the file that is being loaded
+
+
+def is_name(text: str) -> str:
+    """A parser of what a registry can hold."""
+    if not (isinstance(text, str) and _NAME.fullmatch(text)):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a name of at most 64 letters, digits and _ . + -")
+    return text
+
+
+class Registry(dict[str, Thing]):
+    """What an option can name: {name: thing}. No two names differ by case alone.
+
+    kind    what it holds, for messages
+    owners  {name: the path of the extension that added it}; a name that is built in has none
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.owners: dict[str, str] = {}
+        _registries.append(self)
+
+    def add(self, name: str, thing: Thing) -> None:
+        """Raises UsageError if something has the name already, or nothing can have it."""
+        try:
+            is_name(name)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{self.kind} {error}") from error
+        for known in self:
+            if known.lower() == name.lower():
+                of = f"that of {self.owners[known]!r}" if known in self.owners else "a built-in one"
+                raise UsageError(f"{self.kind} {name!r} is not a new name: there is {of}")
+        self[name] = thing
+        if _loading:
+            self.owners[name] = _loading[-1]
+
+    def require(self, holds: bool, name: object, what: str) -> None:
+        """Raises UsageError, which says `what` the thing that is to have this name is not, unless that `holds`."""
+        if not holds:
+            raise UsageError(f"{self.kind} {shown(name)} is not {what}")
+
+
+# Loading
+
+
+def load_given(prog: str, argv: list[str] | None) -> None:
+    """Load the files that --extension names in a command line, so that a parser made after this knows what they add. Ends this
+    process, as a parser does, if one cannot be loaded."""
+    parser = Parser(prog=prog, add_help=False, exit_on_error=False)
+    add_options(parser, ExtensionOptions)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        given, _ = parser.parse_known_args([word for word in words if word != "--version"])  # which is the script's to print
+        load(given.extension)
+    except argparse.ArgumentError:
+        return  # the script's parser will say so
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def load(paths: Iterable[str]) -> None:
+    """Load the files at `paths`, each once. Raises UsageError if one cannot be loaded; if its own code failed, the traceback is
+    printed before."""
+    for path in map(os.path.abspath, paths):
+        if path not in version.LOADED:
+            _load(pathlib.Path(path))
+
+
+def _load(path: pathlib.Path) -> None:
+    extension = version.LOADED[str(path)] = version.Extension(path, own_files(path))
+    stem = re.sub(r"\W", "_", path.stem)
+    name = f"extension_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    for file, content in extension.files.items():  # tracebacks show what was loaded, whatever is edited meanwhile
+        lines = content.decode(errors="replace").splitlines(keepends=True)
+        linecache.cache[str(file)] = (len(content), None, lines, str(file))
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _loading.append(str(path))
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for what commands print
+            exec(compile(extension.files[path], path, "exec", dont_inherit=True), module.__dict__)
+    except (Exception, SystemExit) as error:
+        if not isinstance(error, UsageError):
+            print_traceback(error)
+        text = f"--extension {str(path)!r}: {explain(error)}"
+        _forget(str(path))
+        raise UsageError(text) from error
+    finally:
+        _loading.pop()
+
+
+def _forget(path: str) -> None:
+    """Remove what the extension at `path` has added."""
+    for registry in _registries:
+        for name in [name for name, owner in registry.owners.items() if owner == path]:
+            del registry[name], registry.owners[name]
+    del version.LOADED[path]
+
+
+def own_files(path: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    """The file at `path` and those that it imports from its own directory, also within functions and through each other, with
+    their contents. Raises UsageError if one cannot be read, or has the name of a module that is elsewhere."""
+    root, found, waiting = path.parent, dict[pathlib.Path, bytes](), [path]
+    while waiting:
+        file = waiting.pop()
+        try:
+            found[file] = file.read_bytes()
+            tree = ast.parse(found[file], file)
+        except OSError as error:
+            raise UsageError(f"--extension: {str(file)!r} cannot be read: {error.strerror}") from error
+        except (SyntaxError, ValueError) as error:
+            raise UsageError(f"--extension {str(path)!r}: {error}") from error
+        for base, name in _imports(tree, file, root):
+            modules = _modules(base, name)
+            if modules and base == root:
+                _check_is_nowhere_else(name.partition(".")[0], modules[0], root)
+            waiting += [each for each in modules if each not in found and each not in waiting and not _is_ours(each)]
+    return found
+
+
+def _imports(tree: ast.AST, file: pathlib.Path, root: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
+    """(directory, dotted name) of all that a file may import, counted from that directory: `root`, or of a relative import the
+    package's."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((root, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = file.parents[node.level - 1] if 0 < node.level <= len(file.parents) else root
+            if base.is_relative_to(root):
+                yield from ((base, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names)
+
+
+def _modules(base: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """The files below the directory `base` that importing the dotted `name` loads, the packages first."""
+    parts = name.split(".")
+    prefixes = [base.joinpath(*parts[: end + 1]) for end in range(len(parts))]
+    candidates = [each for prefix in prefixes for each in (prefix / "__init__.py", prefix.with_name(f"{prefix.name}.py"))]
+    return [each for each in candidates if each.is_file()]
+
+
+def _check_is_nowhere_else(name: str, file: pathlib.Path, root: pathlib.Path) -> None:
+    """Raises UsageError if importing `name` would find another module than the `file` below `root`."""
+    if name in sys.builtin_module_names or name in sys.stdlib_module_names:
+        raise UsageError(f"--extension: {str(file)!r} has the name of Python's own module {name!r}: rename it")
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return
+    own = [os.path.realpath(each) for each in (root / name / "__init__.py", root / f"{name}.py")]
+    if spec is not None and spec.has_location and spec.origin and os.path.realpath(spec.origin) not in own:
+        raise UsageError(f"--extension: {str(file)!r} has the name of the module in {spec.origin!r}: rename it")
+
+
+def _is_ours(file: pathlib.Path) -> bool:
+    """Whether a file is this project's, beside which an extension may lie."""
+    return file.is_relative_to(version.HERE / "federated") or (file.parent == version.HERE and file in _SCRIPTS)
+
+
+_SCRIPTS = [path for path in version.files_of(version.HERE) if path.parent == version.HERE]
+
+
+# Faults of such code
+
+
+def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The lines of extensions through which an exception came, the innermost last."""
+    files = {str(file) for each in version.LOADED.values() for file in each.files}
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print the traceback of an exception from the first line of an extension on: how this project came to it is of no use."""
+    summary = traceback.TracebackException.from_exception(error)
+    if own := own_frames(error):
+        del summary.stack[: [(each.filename, each.lineno) for each in summary.stack].index((own[0].filename, own[0].lineno))]
+    say("".join(summary.format()).rstrip("\n"))
+
+
+def explain(error: BaseException) -> str:
+    """An exception on one line, with the innermost line of an extension that it came through."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, UsageError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if own := own_frames(error):
+        last = own[-1]
+        text += f" ({pathlib.Path(last.filename).name}, line {last.lineno}, in {last.name}: {last.line})"
+    return text
