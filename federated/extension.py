@@ -8,6 +8,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import importlib.abc
 import importlib.util
 import linecache
 import os
@@ -15,6 +16,7 @@ import pathlib
 import re
 import sys
 import traceback
+import types
 import typing
 from collections.abc import Iterable, Iterator
 
@@ -94,6 +96,19 @@ def load(paths: Iterable[str]) -> None:
             _load(pathlib.Path(path))
 
 
+class _Loader(importlib.abc.InspectLoader):
+    """Loads a file from the content that its digest is of."""
+
+    def __init__(self, path: pathlib.Path, content: bytes) -> None:
+        self._path, self._content = path, content
+
+    def get_source(self, fullname: str) -> str:
+        return importlib.util.decode_source(self._content)
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(self._content, str(self._path))
+
+
 def _load(path: pathlib.Path) -> None:
     extension = version.LOADED[str(path)] = version.Extension(path, own_files(path))
     stem = re.sub(r"\W", "_", path.stem)
@@ -103,14 +118,14 @@ def _load(path: pathlib.Path) -> None:
         linecache.cache[str(file)] = (len(content), None, lines, str(file))
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(path, extension.files[path]))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     _loading.append(str(path))
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for what commands print
-            exec(compile(extension.files[path], path, "exec", dont_inherit=True), module.__dict__)
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         if not isinstance(error, UsageError):
             print_traceback(error)

@@ -2,13 +2,14 @@
 keeps, and kills the server of the trial in RESUMED after its first round, once."""
 
 import hashlib
+import io
 import os
-import pickle
 import random
 import signal
 import typing
 
 import numpy as np
+import torch
 
 from federated.learning.worker import Worker
 from federated.running.check import RESUMED, STATE
@@ -32,8 +33,9 @@ def state_of(algorithm: typing.Any, modules: typing.Iterable = ()) -> dict[str, 
 
 def _digest(value: object) -> bytes:
     try:
-        return hashlib.sha256(pickle.dumps(value)).digest()
-    except Exception:  # there are many ways not to be pickled
+        torch.save(value, content := io.BytesIO())
+        return hashlib.sha256(content.getvalue()).digest()
+    except Exception:  # what cannot be written, such as a function
         return str(id(value)).encode()
 
 
