@@ -346,7 +346,7 @@ def test_the_example_runs_elsewhere_by_its_readmes_commands(awkward):
 # Faults of such code
 
 FAULTY = """
-import os, subprocess, sys, time
+import multiprocessing, os, subprocess, sys, time
 import torch
 from federated import algorithms, models
 from federated.algorithms.fedavg import Fedavg
@@ -400,7 +400,13 @@ class Parent(Fedavg):
     def start(self, server):
         if not os.fork():
             time.sleep(10_000)
+        multiprocessing.Process(target=time.sleep, args=(10_000,)).start()
         print("child", subprocess.Popen(["sleep", "10000"]).pid, flush=True)
+
+    def train(self, client):
+        super().train(client)
+        if not os.fork():
+            time.sleep(10_000)
 """
 FAULTS = {
     "Raises": 'ValueError: my own words (faulty.py, line 11, in train: raise ValueError("my own words"))',

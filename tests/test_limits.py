@@ -88,17 +88,17 @@ def test_too_few_file_descriptors(launch, tmp_path, most, launcher):
 
 def test_too_few_file_descriptors_for_so_many_trials(launch, tmp_path):
     """Sixteen trials of five processes would have the process to fork from run out of them on the way."""
-    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))  # noqa: E731
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (44, 44))  # noqa: E731
     many = ("--num_trials", 16, "--jobs", 16, "--num_clients", 4, "--client_processes", 4, "--num_hparams", 1)
     result = launch(tmp_path / "out", *many, preexec_fn=limit)
     assert result.returncode == 2
-    assert "Too many open files: 16 trials at once need 288, of 40" in result.stderr.splitlines()[-1]
+    assert "Too many open files: 16 trials at once need 368, of 44" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
 def test_as_many_trials_at_once_as_may_open_their_files(launch, tmp_path):
-    """If the user names no number: two, as on two cores, would need 46."""
-    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))  # noqa: E731
+    """If the user names no number: two, as on two cores, would need 50."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (44, 44))  # noqa: E731
     launched = launch(tmp_path / "out", "--client_processes", 1, preexec_fn=limit)
     assert launched.returncode == 0, launched.stderr
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -123,6 +124,9 @@ def exit_code_of(work: typing.Callable[[], object]) -> int:
             raise
         else:
             reason, code = str(cause), system_error_exit(cause)
+    finally:
+        for child in multiprocessing.active_children():  # of one's own code: Python would wait for it
+            child.kill()
     with contextlib.suppress(OSError):  # on a full disk the log takes nothing
         print(reason, file=sys.stderr, flush=True)
     return code

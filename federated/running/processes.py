@@ -127,8 +127,7 @@ class SpawnedProcess:
                 env={**os.environ, **{name: str(value) for name, value in additions.items()}},
             )
         self._socket = ours
-        # Not the end of the socket, which a child that the process has forked may keep open.
-        self.sentinel = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else os.dup(ours.fileno())
+        self.sentinel = _sentinel(self._process.pid, ours)
 
     @property
     def exitcode(self) -> int | None:
@@ -156,33 +155,50 @@ class ForkedProcess:
                 name: warm.Inherited(value) if isinstance(value, int) else value
                 for name, value in {**environment, PARENT_VARIABLE: theirs.fileno()}.items()
             }
-            self._process = self._context.Process(target=warm.run_script, args=(command, log, additions))
+            process = self._context.Process(target=warm.run_script, args=(command, log, additions))
+            self._process = typing.cast(typing.Any, process)
             try:
                 start_fork(self._process)
+                try:
+                    self.sentinel = _sentinel(self._process.pid, self._socket)
+                except ProcessLookupError:  # the fork server has already reported its end
+                    self.sentinel = os.dup(self._process.sentinel)
             except BaseException:
                 self._socket.close()
                 raise
-        self.sentinel = self._socket.fileno()
 
     @property
     def exitcode(self) -> int | None:
-        wait_for_any([self._socket])
+        wait_for_any([self.sentinel])  # the fork server would report no end if it was killed
         self._process.join()
         return self._process.exitcode
 
     def kill(self) -> None:
-        if not wait_for_any([self._socket], 0):  # else its number may be another's
-            os.kill(typing.cast(int, self._process.pid), signal.SIGKILL)
+        if not wait_for_any([self.sentinel], 0):  # else its number may be another's
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
         _kill_group(self._process.pid)
 
     def close(self) -> None:
         self._socket.close()
         self._process.close()
+        os.close(self.sentinel)
 
 
-def _kill_group(pid: int | None) -> None:
+def _sentinel(pid: int, socket: socket.socket) -> int:
+    """A file descriptor that is readable once the process `pid` has ended. If the system has none, that is the `socket` whose
+    other end the process has, which what it forks and leaves behind keeps open. Raises ProcessLookupError if it has ended."""
+    if hasattr(os, "pidfd_open"):
+        try:
+            return os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM):  # a kernel before 5.3, or a sandbox
+                raise
+    return os.dup(socket.fileno())
+
+
+def _kill_group(pid: int) -> None:
     """Kill what is left of the process group that a process led. It keeps its number as long as anything is."""
-    assert pid is not None
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
@@ -277,8 +293,8 @@ def _keep_reachable(server: typing.Any) -> None:
 
 def files_needed(jobs: int = 0, processes: int = 0) -> int:
     """How many open files `jobs` trials at once need here, of `processes` client processes each. A trial has its lock, each of
-    its processes two pipes and a socket."""
-    return 32 + jobs * (1 + 3 * (1 + processes))
+    its processes two pipes, a socket and a sentinel."""
+    return 32 + jobs * (1 + 4 * (1 + processes))
 
 
 def check_open_files(jobs: int = 0, processes: int = 0) -> None:
