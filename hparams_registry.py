@@ -77,7 +77,6 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
 }
 
 
-@functools.cache
 def hparams_of(algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict[str, Hparam]:
     """{name: Hparam} of every hyper-parameter that applies. One's own algorithm has those of the built-in one that it derives
     from, and those in its classes. Raises KeyError with the valid names if a name is unknown."""

@@ -416,7 +416,7 @@ COMMANDS = {
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     words = sys.argv[1:] if argv is None else argv
-    extension.load_given(" ".join(["sweep.py", *words[:1]]), words)
+    extension.load_given(" ".join(["sweep.py", *words[:1]]), words, afresh=True)
     parser = Parser(
         prog="sweep.py",
         description=__doc__,

@@ -28,6 +28,7 @@ Thing = typing.TypeVar("Thing")
 _NAME = re.compile(r"\w[\w.+-]{0,63}", re.ASCII)  # it names a directory too
 _registries: list["Registry"] = []
 _loading: list[str] = []  # the path of the file that is being loaded
+_on_path: set[str] = set()  # directories that were appended to sys.path
 
 
 def is_name(text: str) -> str:
@@ -73,14 +74,17 @@ class Registry(dict[str, Thing]):
 # Loading
 
 
-def load_given(prog: str, argv: list[str] | None) -> None:
-    """Load the files that --extension names in a command line, so that a parser made after this knows what they add. Ends this
-    process, as a parser does, if one cannot be loaded."""
+def load_given(prog: str, argv: list[str] | None, afresh: bool = False) -> None:
+    """Load the files that --extension names in a command line, so that a parser made after this knows what they add. `afresh`,
+    forget those of an earlier command, as in a notebook, that it does not name or that were edited since. Ends this process, as
+    a parser does, if one cannot be loaded."""
     parser = Parser(prog=prog, add_help=False, exit_on_error=False)
     add_options(parser, ExtensionOptions)
     words = sys.argv[1:] if argv is None else argv
     try:
         given, _ = parser.parse_known_args([word for word in words if word != "--version"])  # which is the script's to print
+        if afresh:
+            _forget_others(given.extension)
         load(given.extension)
     except argparse.ArgumentError:
         return  # the script's parser will say so
@@ -118,6 +122,7 @@ def _load(path: pathlib.Path) -> None:
         linecache.cache[str(file)] = (len(content), None, lines, str(file))
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
+        _on_path.add(str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(path, extension.files[path]))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -136,12 +141,25 @@ def _load(path: pathlib.Path) -> None:
         _loading.pop()
 
 
+def _forget_others(paths: list[str]) -> None:
+    """Forget the extensions that are not among `paths` or have changed. Raises UsageError if one of these cannot be read."""
+    for path, loaded in list(version.LOADED.items()):
+        if path not in paths or own_files(loaded.path) != loaded.files:
+            _forget(path)
+
+
 def _forget(path: str) -> None:
-    """Remove what the extension at `path` has added."""
+    """Remove what the extension at `path` has added, and the modules that it has imported from its own directory."""
     for registry in _registries:
         for name in [name for name, owner in registry.owners.items() if owner == path]:
             del registry[name], registry.owners[name]
-    del version.LOADED[path]
+    forgotten = version.LOADED.pop(path)
+    own, directory = set(map(str, forgotten.files)), str(forgotten.path.parent)
+    for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) in own]:
+        del sys.modules[name]
+    if directory in _on_path and all(each.path.parent != forgotten.path.parent for each in version.LOADED.values()):
+        _on_path.remove(directory)
+        sys.path.remove(directory)
 
 
 def own_files(path: pathlib.Path) -> dict[pathlib.Path, bytes]:

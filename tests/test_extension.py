@@ -1,6 +1,7 @@
 """One's own algorithm, model, data, partition, augmentation and launcher, in a directory outside the checkout."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -315,6 +316,55 @@ def test_two_files_with_one_helper_and_names_that_exist(run, tmp_path):
     twice = run("sweep.py", "launch", "--extension", "a.py", "c.py")
     (line,) = twice.stderr.splitlines()
     assert twice.returncode == 2 and f"there is that of '{tmp_path / 'a.py'}'" in line and "(c.py, line 3" in line
+
+
+NOTEBOOK = """
+import pathlib, sys
+import sweep
+from federated import algorithms
+
+def launch(name, *options):
+    options = ["--num_hparams", "1", "--num_trials", "1", "--rounds", "1", "--samples_per_client", "40", *options]
+    assert sweep.main(["launch", "--skip_confirmation", "--output_dir", name, *options]) == 0
+
+launch("first", "--extension", "here/mine.py", "--algorithm", "mine")
+pathlib.Path("here/factor.py").write_text("FACTOR = 0.25\\n")
+launch("edited", "--extension", "here/mine.py", "--algorithm", "mine")
+launch("another", "--extension", "elsewhere/another.py", "--algorithm", "another")
+launch("none")
+assert "Mine" not in algorithms.REGISTRY and "Another" not in algorithms.REGISTRY
+"""
+
+
+@pytest.mark.process
+def test_a_notebook_runs_each_launch_with_the_code_that_it_names_as_it_is_by_then(run, tmp_path):
+    """Both files import a module of the same name, each from its own directory."""
+    for name, factor in (("here/mine", 0.5), ("elsewhere/another", 1.0)):
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        (path.parent / "factor.py").write_text(f"FACTOR = {factor}\n")
+        path.write_text(
+            "from factor import FACTOR\n"
+            "from federated import algorithms\n"
+            "@algorithms.register\n"
+            f"class {path.stem.title()}(algorithms.Fedavg):\n"
+            "    def step(self, server, average):\n"
+            "        server.weights.lerp_(average[0], FACTOR)\n"
+        )
+    fresh = {}
+    for name, file in (("first", "here/mine.py"), ("another", "elsewhere/another.py"), ("none", None)):
+        options = ("--extension", file) if file else ()
+        fresh[name] = run("sweep.py", "--version", *options).stdout.split()[-1]
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK], capture_output=True, text=True, timeout=HUNG, check=False, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    fresh["edited"] = run("sweep.py", "--version", "--extension", "here/mine.py").stdout.split()[-1]
+    found = {name: one((tmp_path / name).rglob("results.json")) for name in fresh}
+    assert {name: content["provenance"]["runs"][0]["code"] for name, content in found.items()} == fresh
+    losses = {name: content["curves"]["test_loss"][-1] for name, content in found.items()}
+    assert len(set(losses.values())) == 3 and losses["another"] == losses["none"]
 
 
 def test_no_extension_no_torch(run_without):

@@ -25,14 +25,13 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_any
 
-from federated import models
+from federated import models, version
 from federated.options import UsageError, command_words, names_of
 from federated.running import warm
 from federated.running.exits import SYSTEM_ERROR_EXIT, meaning_of, no_trial_can_start
 from federated.running.temporary import socket_directory
 from federated.settings import ProcessOptions, ServerOptions
 from federated.trial import Trial
-from federated.version import HERE
 
 # Variables with the file descriptors that a trial's process inherits from its launcher
 PARENT_VARIABLE = "FEDERATED_PARENT_FD"  # closed when the launcher ends
@@ -69,7 +68,7 @@ def end_with_parent(clean_up: typing.Callable[[], object]) -> None:
 
 def script_command(script: str, options: dict[str, typing.Any], *arguments: str) -> list[str]:
     """The command line that runs one of the project's scripts with this Python: `arguments`, then `options`."""
-    return [sys.executable, str(HERE / script), *arguments, *command_words(options)]
+    return [sys.executable, str(version.HERE / script), *arguments, *command_words(options)]
 
 
 def trial_commands(trial: Trial, address: str | None, client_processes: int, run: ServerOptions) -> dict[str, list[str]]:
@@ -146,7 +145,8 @@ class ForkedProcess:
     """A fork of a process that has imported what trials need. It outlives that one, if somebody kills it."""
 
     _context = multiprocessing.get_context("forkserver")
-    extensions: tuple[str, ...] = ()  # which that process has loaded
+    extensions: tuple[str, ...] = ()  # which that process loads
+    code: str | None = None  # that it has, see version.code()
 
     def __init__(self, command: list[str], log: pathlib.Path, environment: Environment) -> None:
         self._socket, theirs = socket.socketpair()
@@ -206,7 +206,8 @@ def _kill_group(pid: int) -> None:
 def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = (), extensions: tuple[str, ...] = ()) -> None:
     """Start the process that trials are forked from, with what they need and the modules `more` imported, and the `extensions`
     loaded. It looks for modules on PYTHONPATH and in no current directory, which may hold another version, and skips those it
-    does not find. Raises UsageError if no trial could be started."""
+    does not find. That of an earlier launch serves again if its extensions are the same. Raises UsageError if no trial could be
+    started."""
     check_open_files()
     modules = dict.fromkeys(
         ("server_benchmark", "client_benchmark", "federated.running.rounds", "federated.learning.worker", *more)
@@ -214,7 +215,9 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = (), ext
     for trial in trials:
         modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
     ForkedProcess._context.set_forkserver_preload([warm.__name__, *modules])
-    ForkedProcess.extensions = extensions
+    if (ForkedProcess.extensions, ForkedProcess.code) != (extensions, version.code()):
+        _end_fork_server(forkserver._forkserver)
+        ForkedProcess.extensions, ForkedProcess.code = extensions, version.code()
     process = ForkedProcess._context.Process(target=warm.check)
     try:
         start_fork(process)
@@ -254,9 +257,16 @@ def _exit_code(server: typing.Any, options: int) -> int | None:
     return os.waitstatus_to_exitcode(status)
 
 
+def _end_fork_server(server: typing.Any) -> None:
+    if server._forkserver_pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server._forkserver_pid, signal.SIGKILL)  # if it was only asked to end, it would wait for what trials left
+        _exit_code(server, 0)
+
+
 def _start_fork_server(server: typing.Any) -> None:
     before = dict(os.environ)
-    path = os.pathsep.join(filter(None, [str(HERE), before.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(version.HERE), before.get("PYTHONPATH")]))
     directory = tempfile.mkdtemp(prefix="federated-", dir=socket_directory())
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     multiprocessing.current_process()._config["tempdir"] = directory  # type: ignore[attr-defined]
