@@ -388,13 +388,13 @@ def chosen_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def check_extensions(args: argparse.Namespace) -> int:
-    """Try what files of your own code define: tiny trials, shapes, arrays. Exit with 1 if something is not right."""
+    """Try what files of your own code define, without files what is built in: tiny trials, shapes, arrays. Exit with 1 if
+    something is not right."""
     extension.load(args.extension)
     run = dataclasses.replace(RunOptions(), extension=tuple(args.extension), data_dir=args.data_dir)
+    names = checks.Names.of_extensions() if args.extension else checks.Names.built_in()
     are_right = []
-    for is_right, line in checks.check(
-        checks.Names.of_extensions(), run, lambda settings: default_hparams(*settings.hparams_key)
-    ):
+    for is_right, line in checks.check(names, run, lambda settings: default_hparams(*settings.hparams_key)):
         print(f"{'ok' if is_right else 'FAILED'}: {line}", flush=True)
         are_right.append(is_right)
     if not are_right:
@@ -538,7 +538,7 @@ def _add_data_dir(parser: Parser) -> None:
 
 
 def _add_check(parser: Parser) -> None:
-    parser.add_argument("extension", type=python_file, nargs="+", metavar="FILE", help="as --extension of the other commands")
+    parser.add_argument("extension", type=python_file, nargs="*", metavar="FILE", help="as --extension of the other commands")
     _add_data_dir(parser)
 
 

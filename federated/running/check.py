@@ -43,6 +43,11 @@ class Names:
         registries = (algorithms.REGISTRY, models.REGISTRY, datasets.REGISTRY, partition.REGISTRY)
         return cls(*(list(registry.owners) for registry in registries))
 
+    @classmethod
+    def built_in(cls) -> "Names":
+        """All that the project has, but of the data sets only those that come with it."""
+        return cls(list(algorithms.REGISTRY), list(models.REGISTRY), list(SHAPES[:2]), list(partition.REGISTRY))
+
 
 def check(names: Names, run: RunOptions, default_hparams: Callable[[Settings], dict]) -> Iterator[tuple[bool, str]]:
     """Yield (is right, a line that says what was found) for each of `names`."""
@@ -78,7 +83,7 @@ def _check_dataset(name: str, data_dir: str) -> str:
 
 def _check_model(name: str, on: list[str]) -> str:
     fits, misfits = [], []
-    for dataset in on:
+    for dataset in dict.fromkeys(on):
         spec = datasets.REGISTRY[dataset]
         try:
             models.check(name, spec)
