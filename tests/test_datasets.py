@@ -306,11 +306,13 @@ def test_several_processes_read_for_the_first_time_at_once(shared_data):
 
 
 @pytest.mark.process
-def test_a_read_only_data_directory_is_read(shared_data, tmp_path):
-    """Its arrays lie in the user's cache; where that may not be written to either, one line says so."""
+@pytest.mark.parametrize("power", [None, without_the_power_of_root])
+def test_a_read_only_data_directory_is_read(shared_data, tmp_path, power):
+    """Its arrays lie in the user's cache; if that may not be written to either, one line says so. Root, whom permissions do not
+    bind, respects them."""
     shared_data.chmod(0o500)
     cache, expected = tmp_path / "cache", (f"{labels_in(SHARED_DATA / 'MNIST/raw').sum()}\n", 0)
-    options = {"preexec_fn": without_the_power_of_root, "env": {**os.environ, "XDG_CACHE_HOME": str(cache)}}
+    options = {"preexec_fn": power, "env": {**os.environ, "XDG_CACHE_HOME": str(cache)}}
     assert readers(shared_data, 1, **options) == [expected]
     assert len(list(cache.glob("fedsweep/*/mnist/made.json"))) == 1 and not (shared_data / "decoded").exists()
     assert readers(shared_data, 1, **options) == [expected]

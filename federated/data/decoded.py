@@ -8,6 +8,7 @@ are made anew if these change, or if they are not whole themselves.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -102,12 +103,21 @@ def _cache_of(data_dir: pathlib.Path) -> pathlib.Path:
 def _alone(place: pathlib.Path, name: str) -> typing.Iterator[pathlib.Path]:
     """`place`, in which no other process decodes this data set meanwhile. What one left that was killed is removed. Raises
     OSError if it cannot be written to."""
+    _check_permissions(place)
     place.mkdir(parents=True, exist_ok=True)
     with open(place / f".{name}.lock", "w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         for left in place.glob(f".{name}-*"):
             shutil.rmtree(left)
         yield place
+
+
+def _check_permissions(directory: pathlib.Path) -> None:
+    """Raise PermissionError if `directory`, or the one that it will be made in, lets nobody write. That does not bind root,
+    but it is what the owner of the data wants."""
+    there = next(each for each in (directory, *directory.absolute().parents) if each.exists())
+    if not there.stat().st_mode & 0o222:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 def _load(files: Files, data_dir: pathlib.Path, decoded: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -130,6 +140,7 @@ def _load(files: Files, data_dir: pathlib.Path, decoded: pathlib.Path) -> dict[s
         return None
     if json.dumps(made) != before:
         with contextlib.suppress(OSError):
+            _check_permissions(decoded)
             write_atomically(decoded / MADE, json.dumps(made, indent=1) + "\n")
     return arrays
 
@@ -213,6 +224,7 @@ def _keep_downloads(files: Files, root: pathlib.Path, data_dir: pathlib.Path) ->
         if check_integrity(root / name, md5) and not check_integrity(data_dir / name, md5):
             digest = _digest(root / name)
             with contextlib.suppress(OSError):
+                _check_permissions(data_dir / files.folder)
                 (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(root / name, data_dir / name)
                 noted[name] = {"stamp": _stamp(data_dir / name), "sha256": digest}
