@@ -126,7 +126,7 @@ def notes_on_trials(report: "Report") -> list[str]:
         if rows["trial_seeds"].nunique() > 1:
             seeds = ", ".join(f"{report.algorithm(row[SWEEP])} {row['trial_seeds']}" for _, row in rows.iterrows())
             lines.append(f"Means are over unlike trial seeds: {seeds}. Tests are over those that both have.")
-        lines += _unlike_domains(report, rows[SWEEP].tolist())
+        lines += [line for line in _unlike_domains(report, rows[SWEEP].tolist()) if line not in lines]
     for sweep, row in rows_of.items():
         title = report.title(sweep)
         if row["trials_left_out"]:
