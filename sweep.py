@@ -414,15 +414,23 @@ COMMANDS = {
 }
 
 
+FILE_PREFIX = "@"  # of the name of a file of arguments
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     words = sys.argv[1:] if argv is None else argv
-    extension.load_given(" ".join(["sweep.py", *words[:1]]), words, afresh=True)
+    extension.load_given(" ".join(["sweep.py", *words[:1]]), words, afresh=True, file_prefix=FILE_PREFIX)
+    return make_parser(words).parse_args(words)
+
+
+def make_parser(words: list[str]) -> Parser:
+    """The parser of all commands, with what the loaded extensions have registered. `words` are those of the command line."""
     parser = Parser(
         prog="sweep.py",
         description=__doc__,
-        epilog="@FILE stands for the options that FILE holds, over any number of lines, with # before comments.",
+        epilog=f"{FILE_PREFIX}FILE stands for the options that FILE holds, over any number of lines, with # before comments.",
         formatter_class=argparse.HelpFormatter,
-        fromfile_prefix_chars="@",
+        fromfile_prefix_chars=FILE_PREFIX,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (function, example) in COMMANDS.items():
@@ -453,13 +461,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             "what a trial trains", "Several values of a setting make a sweep of each combination."
         )
         add_options(settings, Settings, given_only=True, several=() if name == "show_partition" else names_of(Settings))
-    return parser.parse_args(words)
+    return parser
 
 
 def _made_with(words: list[str]) -> str:
     """What to add to the message that an option has no such name: with which extensions the sweeps in the output directory were
     made that this process does not know."""
-    parser = Parser(add_help=False)
+    parser = Parser(add_help=False, fromfile_prefix_chars=FILE_PREFIX)
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     needed: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):  # it may name no directory
@@ -493,8 +501,9 @@ def _add_sweep(parser: Parser, command: str) -> None:
         "--hparams",
         type=json_object_or_file,
         metavar="JSON",
-        help="""domains in place of the registry's, or a file of them: '{"batch_size": 32, "mu": [0.01, 0.1], '
-        '"learning_rate": {"low": 0.01, "high": 1, "log": true}}' (a value, a choice, a range)""",
+        help="domains in place of the registry's, or a file of them, as in --hparams "
+        """'{"batch_size": 32, "mu": [0.01, 0.1], "learning_rate": {"low": 0.01, "high": 1, "log": true}}': """
+        "a value, a choice, a range",
     )
     group.add_argument(
         "--search",
