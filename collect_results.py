@@ -31,17 +31,25 @@ NOTHING_DONE = 1
 EXPORTS = (".csv", ".parquet", ".json")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="collect_results.py", description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(prog="collect_results.py", description=__doc__, formatter_class=argparse.HelpFormatter)
     parser.add_argument(
-        "--output_dir", nargs="+", type=options.directory, default=["sweep_logs"], metavar="DIR", help="of the sweeps"
+        "--output_dir",
+        nargs="+",
+        type=options.directory,
+        default=["sweep_logs"],
+        metavar="DIR",
+        help="of the sweeps (default: sweep_logs)",
     )
     parser.add_argument(
         "--selection", type=one_of(SELECTIONS), default=DEFAULT_SELECTION, metavar="NAME",
-        help=f"what counts: {', '.join(SELECTIONS)}; README says what they are",
+        help=f"what counts: {', '.join(SELECTIONS)}; docs/results.md says what they are (default: {DEFAULT_SELECTION})",
     )  # fmt: skip
     parser.add_argument(
-        "--target", type=number(0, 1), metavar="ACC", help="report when this test accuracy was reached; default: do not"
+        "--target",
+        type=number(0, 1),
+        metavar="ACC",
+        help="report in which round and after how many seconds this test accuracy was reached",
     )
     parser.add_argument(
         "--against", type=is_name, metavar="ALGORITHM",
@@ -58,7 +66,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="a row for each algorithm, and the values of these settings side by side, as in --columns partition_alpha",
     )  # fmt: skip
     group.add_argument(
-        "--format", type=one_of(tables.FORMATS), default="github", metavar="NAME", help=f"of it: {', '.join(tables.FORMATS)}"
+        "--format",
+        type=one_of(tables.FORMATS),
+        default="github",
+        metavar="NAME",
+        help=f"{', '.join(tables.FORMATS)} (default: github)",
     )
     group.add_argument(
         "--top", type=integer(1), metavar="N",
@@ -74,7 +86,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     group.add_argument("--plots", type=options.directory, metavar="DIR", help="pictures, as png and svg")
     group.add_argument("--html", type=output_file((".html",)), metavar="FILE", help="one page with the tables and pictures")
-    return parser.parse_args(argv)
+    return parser
 
 
 def condition(text: str) -> tuple[str, str]:
@@ -86,7 +98,7 @@ def condition(text: str) -> tuple[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    args = make_parser().parse_args(argv)
     where: Conditions = {}
     for name, value in args.where:
         where.setdefault(name, []).append(value)

@@ -412,8 +412,8 @@ def test_status_names_what_is_cut_and_launching_computes_it_again(launch_here, c
     assert launch_here(out).returncode == 0 and results(out) == before
 
 
-def test_the_readmes_three_lines_read_a_trial(tmp_path, monkeypatch):
-    text = (PROJECT / "README.md").read_text()
+def test_the_three_lines_of_the_docs_read_a_trial(tmp_path, monkeypatch):
+    text = (PROJECT / "docs" / "results.md").read_text()
     start = text.index("    results = json.load(")
     lines = textwrap.dedent(text[start : text.index("\n\n", start)])
     monkeypatch.chdir(make_trial(tmp_path, 1, 2, [[0.5, 0.25], [0.9, 0.8]], [0.5, 0.6]))

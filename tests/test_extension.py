@@ -170,13 +170,29 @@ def test_the_best_command_and_dry_runs_lines_name_it(study, launch, run, tmp_pat
     assert list(results(tmp_path / "launched_best").values()) == [by_hand]
 
 
-def test_the_readmes_own_code(launch, run, tmp_path):
+def code_of(page, after):
+    """The indented lines of a page below the heading `after`, but for commands."""
+    lines = (PROJECT / page).read_text().partition(f"## {after}\n")[2].partition("\n## On Slurm")[0].splitlines()
+    return textwrap.dedent(
+        "\n".join(each for each in lines if (each.startswith("    ") and "python sweep.py" not in each) or not each)
+    )
+
+
+def test_the_readmes_own_algorithm(launch, tmp_path):
+    study, out = tmp_path / "study.py", tmp_path / "out"
+    study.write_text(code_of("README.md", "Your own algorithm"))
+    launched = launch(out, "--extension", study, "--algorithm", "Halfway")
+    assert launched.returncode == 0, launched.stderr
+    found = [json.loads(path.read_text())["hparams"]["pull"] for path in out.rglob("results.json")]
+    assert len(found) == 2 and 0.5 in found
+
+
+def test_the_own_code_of_the_docs(launch, run, tmp_path):
     """All of its examples are one file; its draw reaches the results, and its launcher the processes, which are nice."""
-    text = (PROJECT / "README.md").read_text()
-    section = text[text.index("## Your own algorithm") : text.index("## Measured")]
-    code = "\n".join(line for line in section.splitlines() if line.startswith("    ") or not line)
     study, data, out = tmp_path / "study.py", tmp_path / "data", tmp_path / "out"
-    study.write_text(textwrap.dedent(code) + "\nHalfway.start = lambda self, server: print('niceness', os.nice(0))\n")
+    study.write_text(
+        code_of("docs/own_code.md", "An algorithm") + "\nHalfway.start = lambda self, server: print('niceness', os.nice(0))\n"
+    )
     data.mkdir()
     rng = np.random.default_rng(0)
     for owner, patients in enumerate((60, 50, 40)):
