@@ -54,7 +54,7 @@ from federated.trial import (
     trial_path,
     trial_seed_of,
 )
-from federated.version import CODE
+from federated.version import code
 from hparams_registry import default_hparams, hparams_of, space_of
 
 MAX_TRIALS = 100_000  # of one command
@@ -249,7 +249,9 @@ def spaces_of(args: argparse.Namespace, sweeps: list[Settings]) -> list[Space | 
     for settings in sweeps:
         if isinstance(settings, ForeignSettings):
             if values or args.search == GRID:
-                raise UsageError(f"--{'hparams' if values else 'search grid'}: {settings.name} was made with {settings.needed}")
+                raise UsageError(
+                    f"--{'hparams' if values else 'search grid'}: {settings.name} was made with {settings.needed}: give it"
+                )
             spaces.append(settings.space)
         else:
             of_sweep = {name: value for name, value in values.items() if name in known[settings]}
@@ -347,7 +349,7 @@ def verify(args: argparse.Namespace) -> int:
         print(f"{path}:", *lines, sep="\n  ")
     print(f"{chosen - len(differing)} of {chosen} trials: the same bits")
     if other := sum(original.is_of_other_code() for original in originals):
-        print(f"{other} of them were computed by other code than this, which has the digest {CODE}.")
+        print(f"{other} of them were computed by other code than this, which has the digest {code()}.")
     return FAILED if differing else 0
 
 
@@ -641,6 +643,8 @@ def check(by_sweep: dict[Settings, list[Trial]], run: RunOptions) -> None:
     all sweeps that do it alike."""
     load, smallest = functools.cache(datasets.load), dict[tuple, int]()
     for settings, trials in by_sweep.items():
+        if isinstance(settings, ForeignSettings):
+            raise UsageError(f"{settings.name} was made with {settings.needed}: give it")
         spec = datasets.REGISTRY[settings.dataset]
         models.check(settings.model_arch, spec)
         augmentation.check(settings.augmentation, spec)

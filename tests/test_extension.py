@@ -134,6 +134,9 @@ def test_a_study_elsewhere_runs_and_is_read_without_it(study, launch, launch_her
     assert {"mu": 0.01, "pull": 0.1}.items() <= content["hparams"].items()  # that of Fedprox and its own
     assert one(out.glob("logistic_patients_Halfway,*/sweep.json"))["settings"]["partition"] == "natural"
 
+    verified = run("sweep.py", "verify", "--output_dir", out, *extension, "--fraction", 0.01)
+    assert verified.stdout == "1 of 1 trials: the same bits\n", verified.stdout + verified.stderr
+
     study.unlink()  # from here on nothing reads it
     collected = call("collect_results.py", "--output_dir", out, "--against", "halfway")
     assert collected.returncode == 0, collected.stderr
@@ -148,6 +151,8 @@ def test_a_study_elsewhere_runs_and_is_read_without_it(study, launch, launch_her
     assert wanted.returncode == 2 and "'Halfway' is not one of Fedavg" in wanted.stderr
     assert wanted.stderr.rstrip("\n").endswith(f"there was made with {name}")
     refused = call("sweep.py", "status", "--output_dir", out, "--hparams", '{"mu": 1}')
+    assert refused.returncode == 2 and name in refused.stderr
+    refused = call("sweep.py", "verify", "--output_dir", out)
     assert refused.returncode == 2 and name in refused.stderr
     assert "Deleted 5 jobs!" in call("sweep.py", "delete_all", "--output_dir", out, "--skip_confirmation").stderr
     assert not list(out.iterdir())

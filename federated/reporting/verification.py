@@ -9,7 +9,7 @@ from federated.reporting.collect import BrokenError, codes_of, numbers_of, place
 from federated.seeds import seed_hash
 from federated.settings import Settings
 from federated.trial import Trial, rounds_done, sets_there, trial_path
-from federated.version import CODE
+from federated.version import code
 
 
 def done_trials(sweeps: list[Settings], output_dir: pathlib.Path) -> list[tuple[pathlib.Path, Settings]]:
@@ -47,7 +47,7 @@ class TrialResults:
         return Trial(self.settings, hparams, number, seed, directory)
 
     def is_of_other_code(self) -> bool:
-        return bool(codes_of(self.results) - {CODE})
+        return bool(codes_of(self.results) - {code()})
 
     def origin(self) -> str:
         """Which code, packages, processors and devices computed the trial, if its results say so."""
