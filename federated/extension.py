@@ -75,10 +75,10 @@ class Registry(dict[str, Thing]):
 
 
 def load_given(prog: str, argv: list[str] | None, afresh: bool = False, file_prefix: str | None = None) -> None:
-    """Load the files that --extension names in a command line, so that a parser made after this knows what they add. Words that
-    begin with `file_prefix` name files of arguments, which may name extensions, too. `afresh`, forget those of an earlier
-    command, as in a notebook, that it does not name or that were edited since. Ends this process, as a parser does, if one cannot
-    be loaded."""
+    """Load the files that --extension names in a command line, so that a parser made after this knows what they add. Words
+    that begin with `file_prefix` name files of arguments, which may name extensions, too. `afresh`, forget those of an earlier
+    command, as in a notebook, that it does not name or that were edited since. Ends this process, as a parser does, if one
+    cannot be loaded."""
     parser = Parser(prog=prog, add_help=False, exit_on_error=False, fromfile_prefix_chars=file_prefix)
     add_options(parser, ExtensionOptions)
     words = sys.argv[1:] if argv is None else argv
