@@ -84,7 +84,10 @@ def make_parser() -> Parser:
         "--export", type=output_file(EXPORTS), metavar="FILE",
         help=f"a row for each trial and round, into FILE, which ends in {', '.join(EXPORTS)}",
     )  # fmt: skip
-    group.add_argument("--plots", type=options.directory, metavar="DIR", help="pictures, as png and svg")
+    group.add_argument(
+        "--plots", type=options.directory, metavar="DIR",
+        help="pictures for a paper, as pdf, png and svg: DIR/column is 3.3 in wide, DIR/full 6.9 in",
+    )  # fmt: skip
     group.add_argument("--html", type=output_file((".html",)), metavar="FILE", help="one page with the tables and pictures")
     return parser
 

@@ -123,6 +123,15 @@ def one_of(*values: float) -> Choice:
     return Choice(values)
 
 
+def log_base(domain: Domain) -> int | None:
+    """The base of the logarithm on whose axis the values are spread evenly: that of a range, 10 for choices that span more than
+    one power of ten; else None."""
+    if isinstance(domain, LogUniform):
+        return domain.base
+    is_wide = isinstance(domain, Choice) and 0 < 10 * min(domain.values) < max(domain.values)
+    return 10 if is_wide else None
+
+
 _RANGE = {"low", "high", "log", "base"}
 
 

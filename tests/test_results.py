@@ -200,7 +200,7 @@ def test_what_jobs_took_is_lines_in_github_and_a_table_elsewhere(tmp_path, capsy
     ]
     lines = texts["github"].partition("Job Statistics:\n\n")[2]
     assert lines == "".join(
-        f"{row[0]} {row[1]} {row[2].capitalize()}, local_optimizer={row[3]}:\n"
+        f"{row[0]} {row[1]} {row[2]}, local_optimizer={row[3]}:\n"
         f"Number of hyperparameter sets: {row[4]}\nNumber of trials: {row[5]}\nNumber of clients: {row[6]}\n"
         f"Training time: {row[7]} s in total, {row[8]} s a trial\nBytes sent: {row[9]} MB a trial\n"
         for row in expected

@@ -53,7 +53,10 @@ class Collected:
     unextended  {sweep: the rounds that it is to have}, if none of its trials has them yet
     diverged    those that are not done whose loss was no longer finite
     mixed       directories of trials that more than one version of the code computed
+    failed      {directory of one that is not done: why its last attempt failed}, if it did
     computed_on {processors and devices, as a text: how many trials they computed}, if the results say so
+    computed_by {version, code and packages, as a text: how many trials they computed}, likewise
+    dates       the days on which a process of a trial began, likewise
     broken      what could not be read, with the reason
     """
 
@@ -70,7 +73,10 @@ class Collected:
     unextended: dict[str, int] = dataclasses.field(default_factory=dict)
     diverged: list[pathlib.Path] = dataclasses.field(default_factory=list)
     mixed: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    failed: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)
     computed_on: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    computed_by: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    dates: set[str] = dataclasses.field(default_factory=set)
     broken: list[str] = dataclasses.field(default_factory=list)
 
     def frame(self) -> pandas.DataFrame:
@@ -242,8 +248,11 @@ def _is_done(directory: pathlib.Path, rounds: float, settings: Settings, collect
     collected.not_done.append(directory)
     if rounds:
         collected.shorter.append(directory)
-    if Trial(settings, {}, 0, 0, directory).has_failed():
+    unfinished = Trial(settings, {}, 0, 0, directory)
+    if unfinished.has_failed():
         collected.diverged.append(directory)
+    if failures := unfinished.failures():
+        collected.failed[directory] = f"{failures[-1].get('role')}: {failures[-1].get('reason')}"
     return False
 
 
@@ -275,6 +284,8 @@ def _note(collected: Collected, sweep: str, directory: pathlib.Path, results: di
     if files := _extensions(results):
         collected.extensions[sweep] = files
     collected.computed_on.update(places_of(results))
+    collected.computed_by[environment_of(results)] += 1
+    collected.dates |= dates_of(results)
     if len(codes_of(results)) > 1:
         collected.mixed.append(directory)
 
@@ -477,6 +488,21 @@ def codes_of(results) -> set:
     """The versions of the code that computed a trial."""
     try:
         return {str(run["code"]) for run in provenance_of(results)["runs"]}
+    except (KeyError, TypeError):
+        return set()
+
+
+def environment_of(results) -> str:
+    """One text that names the versions of the code and the packages that computed a trial, as far as its results say so."""
+    provenance, names = provenance_of(results), ("version", "python", "torch", "numpy", "platform")
+    parts = [f"{name} {provenance[name]}" for name in names if name in provenance]
+    return ", ".join([f"code {' and '.join(sorted(codes_of(results)))}", *parts])
+
+
+def dates_of(results) -> set[str]:
+    """The days on which processes of a trial began, as YYYY-MM-DD."""
+    try:
+        return {str(run["time"])[:10] for run in provenance_of(results)["runs"]}
     except (KeyError, TypeError):
         return set()
 

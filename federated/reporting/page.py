@@ -1,71 +1,224 @@
-"""Results as one self-contained HTML page: it asks for no other file, and fits a phone."""
+"""Results as one HTML page to show to others: it asks for no other file, and fits a phone.
+
+Tables and pictures stand in it as HTML and SVG (charts.py), so that it reads and prints without a script, too. page.js, of
+6 kB, adds what a reader can do. No library draws it. plotly.js basic has 1.2 MB (MIT), Vega-Lite with Vega 0.8 MB (BSD),
+Observable Plot with D3 0.5 MB (ISC), and all of them draw nothing without a script. uPlot has 50 kB (MIT), but draws on a
+canvas, which has nothing for a keyboard or a screen reader.
+"""
 
 import base64
+import hashlib
 import html
+import pathlib
 import typing
 
-from federated.reporting import plots
+import numpy as np
+import pandas
+
+from federated.options import names_of
+from federated.reporting import charts, pivot, selection, tables
+from federated.reporting.collect import HPARAM
+from federated.settings import Settings
+from federated.version import CODE, VERSION
 
 if typing.TYPE_CHECKING:
     from federated.reporting.report import Report
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 76rem; margin: auto; padding: 0 1rem }
-h1, h2 { line-height: 1.2; overflow-wrap: anywhere }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 0.3rem 0.55rem; border-bottom: 1px solid #ccc }
-th { vertical-align: bottom }
-p { max-width: 45rem; overflow-wrap: anywhere }
-ul { overflow-wrap: anywhere }
-figure { display: inline-block; margin: 1rem 0; width: min(100%, 37rem); vertical-align: top }
-img { width: 100%; height: auto }
-figcaption { font-size: 0.85rem }
-@media (max-width: 60rem) {
-  thead { display: none }
-  tr { display: block; border-bottom: 2px solid #888; padding: 0.4rem 0 }
-  tbody { display: block }
-  td { display: flex; justify-content: space-between; gap: 1rem; border-bottom: 1px solid #eee; overflow-wrap: anywhere }
-  td::before { content: attr(data-label); font-weight: 600 }
-}
-"""
-SETTINGS = 10  # of each sweep
+HERE = pathlib.Path(__file__).parent
+OPEN = 4  # sweeps; of more the hyper-parameters are folded away
+FAILURES = 200  # listed
+# What all sweeps share, so that a page of 100 stays below 2 MB: (at least and at most for each, all together)
+POINTS, LINES, CLIENTS, SETTINGS = (40, 200, 4000), (20, 100, 3000), (0, 300, 6000), (5, 10, 500)
 
 
 def html_of(report: "Report") -> str:
-    """The page of a federated.reporting.report.Report: tables, pictures, and the best settings of each sweep."""
-    sections = [("Best settings", report.table("html"), report.notes()), *report.sections("html", SETTINGS)]
-    first, more = sections[: 1 + bool(len(report.comparison))], sections[1 + bool(len(report.comparison)) :]
-    parts = [_section(*section) for section in first]
-    if report.ignored:
-        parts.append(f"<h2>Left out</h2>\n{_list(report.ignored)}")
-    parts.append("<h2>Pictures</h2>")
-    for what, figure in plots.pictures(report).values():
-        data = base64.b64encode(plots.svg_of(figure)).decode()
-        what = html.escape(what)
-        image = f'<img alt="{what}" src="data:image/svg+xml;base64,{data}">'
-        parts.append(f"<figure>{image}<figcaption>{what}</figcaption></figure>")
-    parts += [_section(*section) for section in more]
-    body = "\n".join(parts)
+    """The page of a federated.reporting.report.Report."""
+    sections = {
+        "Results": _results(report),
+        "Curves": "".join(_cell(report, cell, sweeps) for cell, sweeps in report.cells.items()),
+        "Hyper-parameters": "".join(_sweep(report, sweep) for sweep in report.settings),
+        "Failed trials": _failed(report),
+        "Job statistics": _table(report.jobs_section("html")[1]),
+        "Provenance": _provenance(report),
+    }
+    sections = {heading: content for heading, content in sections.items() if content}
+    links = "".join(f'<li><a href="#{_id(heading)}">{heading}</a></li>' for heading in sections)
+    body = "\n".join(f'<h2 id="{_id(heading)}">{heading}</h2>\n{content}' for heading, content in sections.items())
+    script, style = ((HERE / name).read_text() for name in ("page.js", "page.css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
-<title>Federated sweeps</title>
-<style>{STYLE}</style>
+<title>{html.escape(_title(report))}</title>
+<style>{style}</style>
 </head>
 <body>
-<h1>Federated sweeps</h1>
+{charts.DEFINITIONS}
+<header>
+<h1>{html.escape(_title(report))}</h1>
+{_settings(report)}
+</header>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+<main>
 {body}
+</main>
+<script>{script}</script>
 </body>
 </html>
 """
 
 
-def _section(heading, table, notes):
-    return "\n".join([f"<h2>{html.escape(heading)}</h2>", table, *(f"<p>{html.escape(note)}</p>" for note in notes)])
+def _share(report: "Report", least: int, most: int, together: int) -> int:
+    return max(least, min(most, together // len(report.settings)))
 
 
-def _list(lines):
+def _id(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
+
+
+def _title(report: "Report") -> str:
+    """What was compared on what."""
+    of_all = {name: dict.fromkeys(tables.value_of(each, name) for each in report.settings.values()) for name in tables.NAMED}
+    return f"{_several(of_all['algorithm'])} on {_several(of_all['dataset'])}"
+
+
+def _several(names: typing.Collection[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{len(names)} algorithms"
+
+
+def _settings(report: "Report") -> str:
+    """How much was run, and every setting with its value or, if it was varied, its values."""
+    rows = []
+    for name in names_of(Settings):
+        values = list(dict.fromkeys(tables.value_of(each, name) for each in report.settings.values()))
+        if values != [tables.NONE]:
+            varied = ' class="varied"' * (len(values) > 1)
+            rows.append(f"<div><dt>{name}</dt><dd{varied}>{html.escape(', '.join(values))}</dd></div>")
+    trials = report.rounds.groupby(["sweep", "hash"])["trial_seed"].nunique()
+    counts = f"{len(report.settings)} sweeps, {len(trials)} hyper-parameter sets, {trials.sum()} finished trials."
+    chosen = f"What counts ({report.selection}): {selection.SELECTIONS[report.selection]}."
+    return f'<p>{html.escape(f"{counts} {chosen}")}</p>\n<dl class="settings">{"".join(rows)}</dl>'
+
+
+def _results(report: "Report") -> str:
+    parts = []
+    if columns := report.columns or _columns(report):
+        parts += [_table(report.pivoted("html", columns)), _paragraphs(pivot.notes(report))]
+    notes = [*tables.notes(report), *tables.notes_on_clients(report), *tables.notes_on_trials(report)]
+    parts += ["<h3>Best settings</h3>", _table(report.summary("html")), _paragraphs(notes)]
+    for heading, table, notes in report.comparison_section("html"):
+        parts += [f"<h3>{heading}</h3>", _table(table), _paragraphs(notes)]
+    if report.ignored:
+        parts.append("<h3>Left out</h3><ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in report.ignored) + "</ul>")
+    return "\n".join(parts)
+
+
+def _columns(report: "Report") -> list[str]:
+    """The settings that tell the cells of the report apart, of which its table has a column each; none if it has one cell."""
+    firsts = [report.settings[sweeps[0]] for sweeps in report.cells.values()]
+    found: list[str] = []
+    for name in ("dataset", "model_arch", *report.varying):
+        with_it = {tuple(getattr(each, known) for known in (*found, name)) for each in firsts}
+        if len(with_it) > len({tuple(getattr(each, known) for known in found) for each in firsts}):
+            found.append(name)
+    return found
+
+
+def _table(table: str) -> str:
+    """A table that scrolls by itself if it is wider than the page."""
+    return f'<div class="table">{table}</div>'
+
+
+def _paragraphs(notes: list[str]) -> str:
+    return "\n".join(f"<p>{html.escape(note)}</p>" for note in notes)
+
+
+def _cell(report: "Report", cell: str, sweeps: list[str]) -> str:
+    """The curves of what is compared with each other, and what its clients get."""
+    most = _share(report, *POINTS)
+    accuracy = tables.ACCURACY[report.judged_by]
+    by_round = {sweep: selection.by_round(report.of_best[sweep]) for sweep in sweeps}
+    drawn: list[list[charts.Curve]] = [[], [], []]
+    for place, (sweep, rounds) in enumerate(by_round.items()):
+        name, mean = report.label(sweep), rounds["accuracy"].to_numpy()
+        drawn[0].append(charts.Curve(name, place, rounds.index.to_numpy(), mean, rounds["deviation"].to_numpy()))
+        drawn[1].append(charts.Curve(name, place, rounds["bytes_sent"].to_numpy(), mean))
+        best = selection.expected_best(report.rankings[sweep])
+        if len(best) > 1:
+            drawn[2].append(charts.Curve(name, place, best.index.to_numpy(), best.to_numpy()))
+    curves, by_bytes, draws = [[curve.thinned(most) for curve in each] for each in drawn]
+    trials = "means over the trials of the best settings"
+    parts = [
+        f"<h3>{html.escape(cell)}</h3>",
+        charts.lines(curves, f"Learning curves: {trials}, ± sample standard deviation.", "round", accuracy),
+        charts.lines(by_bytes, f"Accuracy against communication: {trials}.", "bytes sent", accuracy, "B"),
+    ]
+    clients = [(report.label(sweep), report.of_clients[sweep]) for sweep in sweeps]
+    clients = [(name, values) for name, values in clients if not np.isnan(values).all()]
+    if clients:
+        caption = "Each client of each trial of the best settings: quartiles, worst and best."
+        parts.append(charts.boxes(clients, caption, "accuracy on the client's test samples", _share(report, *CLIENTS)))
+    if draws:
+        caption = "What more draws are worth: the expected best of k random hyper-parameter sets (Dodge et al., EMNLP 2019)."
+        parts.append(charts.lines(draws, caption, "random draws", "validation accuracy"))
+    return "\n".join(parts)
+
+
+def _sweep(report: "Report", sweep: str) -> str:
+    """The hyper-parameters of a sweep, as a picture and in tables."""
+    first, *more = report.of_sweep(sweep, "html", _share(report, *SETTINGS))
+    parts = [_parallel(report, sweep), _table(first[1]), _paragraphs(first[2])]
+    for heading, table, notes in more:
+        parts += [f"<h3>{html.escape(heading)}</h3>", _table(table), _paragraphs(notes)]
+    is_open = " open" * (len(report.settings) <= OPEN)
+    return f"<details{is_open}><summary>{html.escape(report.title(sweep))}</summary>\n" + "\n".join(parts) + "\n</details>\n"
+
+
+def _parallel(report: "Report", sweep: str) -> str:
+    ranking = report.rankings[sweep]
+    axes = []
+    for name in [name for name in report.hparams[sweep] if ranking[name].nunique() > 1]:
+        scale = charts.Scale(ranking[name], 14, charts.WIDTH - 14, report.log_base(sweep, name))
+        axes.append((name.removeprefix(HPARAM), scale, [f"{value:.6g}" for value in ranking[name]]))
+    if not axes:
+        return ""
+    accuracy = charts.Scale(ranking["val_acc"], 14, charts.WIDTH - 14)
+    axes.append(("validation accuracy", accuracy, [f"{value:.4f}" for value in ranking["val_acc"]]))
+    caption = "Hyper-parameters of each setting, and what it reached; the best one stands out."
+    return charts.parallel(axes, caption, _share(report, *LINES))
+
+
+def _failed(report: "Report") -> str:
+    failed = report.collected.failed
+    if not failed:
+        return ""
+    shown = list(failed.items())[:FAILURES]
+    table = pandas.DataFrame(
+        {
+            "Sweep": directory.parent.parent.name,
+            "Set": directory.parent.name[:8],
+            "Trial": directory.name.removeprefix("trial_"),
+            "Reason": reason,
+        }
+        for directory, reason in shown
+    )
+    more = [f"And {len(failed) - FAILURES} more."] if len(failed) > FAILURES else []
+    note = "Trials that are not done, and how the last attempt at each ended; their logs lie in their directories."
+    return _paragraphs([note]) + _table(tables.render(table, (), "html")) + _paragraphs(more)
+
+
+def _provenance(report: "Report") -> str:
+    """What computed the trials and made the page."""
+    collected = report.collected
+    lines = [f"{trials} trials computed by {what}." for what, trials in collected.computed_by.items()]
+    lines += [f"{trials} trials computed on {what}." for what, trials in collected.computed_on.items()]
+    if collected.dates:
+        lines.append(f"Computed from {min(collected.dates)} to {max(collected.dates)}.")
+    lines += [f"Data from {data_dir}." for data_dir in dict.fromkeys(collected.data_dirs.values())]
+    lines.append(f"Page made by FedSweep {VERSION}, code {CODE}.")
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"

@@ -1,8 +1,9 @@
-"""Pictures of results. Lines and points differ by style and marker as well as by colour: the eight colours of Okabe and Ito
-(2008), which colour-blind readers can distinguish, in an order in which neighbours differ in lightness too."""
+"""Pictures of results for a paper, each at two widths: as a column and across the page. What a caption says stands in none.
+
+Lines and points differ by style and marker as well as by colour. The same results give the same bytes.
+"""
 
 import functools
-import io
 import pathlib
 import typing
 
@@ -10,60 +11,62 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullFormatter
 
 from federated.files import write_atomically
-from federated.reporting import selection
+from federated.reporting import selection, tables
+from federated.reporting.charts import COLOURS, log_ticks
 from federated.reporting.collect import HPARAM
 from federated.settings import short_name
 
 if typing.TYPE_CHECKING:
     from federated.reporting.report import Report
 
-COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#F0E442")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX<>*"
-FORMATS = ("png", "svg")
+WIDTHS = {"column": 3.3, "full": 6.9}  # inches, by the directory of the pictures
+METADATA = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # by format; none has a date
 
-matplotlib.rcParams["svg.hashsalt"] = "federated"  # so that the same results give the same file
+STYLE: typing.Any = {
+    "font.size": 8, "axes.labelsize": 9, "figure.labelsize": 9,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
+    "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 3.5, "grid.linewidth": 0.5, "grid.alpha": 0.3,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "legend.handlelength": 2.8, "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # TrueType: many publishers refuse Type 3
+    "svg.hashsalt": "federated",  # the same names of parts each time
+}  # fmt: skip
 
 
-def pictures(report: "Report") -> dict[str, tuple[str, Figure]]:
-    """{name: (what it shows, figure)} of all pictures of a federated.reporting.report.Report."""
-    drawn = {}
+def save_all(report: "Report", directory: pathlib.Path) -> None:
+    """Write all pictures into `directory`/column and `directory`/full, in each format of METADATA."""
+    for place, width in WIDTHS.items():
+        (directory / place).mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context(STYLE):
+            for name, figure in pictures(report, width):
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # it is laid out, for all formats
+                for form in METADATA:
+                    write_atomically(directory / place / f"{name}.{form}", functools.partial(_save, figure, form))
+
+
+def _save(figure: Figure, form: str, file: typing.BinaryIO) -> None:
+    figure.savefig(file, format=form, metadata=METADATA[form])
+
+
+def pictures(report: "Report", width: float) -> typing.Iterator[tuple[str, Figure]]:
+    """(name, figure) of all pictures of a federated.reporting.report.Report, `width` inches wide."""
     for cell, sweeps in report.cells.items():
-        for name, (what, draw) in OF_CELL.items():
-            figure = Figure(figsize=(6.4, 4), layout="constrained")
-            axes = figure.add_subplot(title=cell)
-            if draw(axes, report, sweeps):
-                drawn[_file_name(name, cell)] = f"{what}: {cell}", figure
+        for name, draw in OF_CELL.items():
+            figure = Figure(figsize=(width, 2.2 if width < 5 else 2.8), layout="constrained")
+            if draw(figure.add_subplot(), report, sweeps):
+                yield _file_name(name, cell), figure
     for sweep in report.chosen:
-        if (by_hparam := hparams(report, sweep)) is not None:
-            title = report.title(sweep)
-            drawn[_file_name("hparams", title)] = f"Validation accuracy by hyper-parameter: {title}", by_hparam
-    return drawn
+        if (by_hparam := hparams(report, sweep, width)) is not None:
+            yield _file_name("hparams", report.title(sweep)), by_hparam
 
 
 def _file_name(what: str, of: str) -> str:
     return short_name(f"{what}_{of}".replace(", ", ",").replace(" ", "_"))
-
-
-def save_all(report: "Report", directory: pathlib.Path) -> None:
-    """Write all pictures into `directory`, in each of FORMATS."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, (_, figure) in pictures(report).items():
-        for form in FORMATS:
-            write_atomically(directory / f"{name}.{form}", functools.partial(_save, figure, form))
-
-
-def svg_of(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    _save(figure, "svg", file)
-    return file.getvalue()
-
-
-def _save(figure, form, file) -> None:
-    figure.savefig(file, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
 
 
 def style(place: int) -> dict:
@@ -75,28 +78,35 @@ def style(place: int) -> dict:
     }
 
 
+def _curve(axes: Axes, x: typing.Any, y: typing.Any, label: str, place: int) -> None:
+    """Draw a curve with about eight markers, those of neighbours apart."""
+    every = max(1, len(x) // 8)
+    axes.plot(x, y, label=label, markevery=(place % every, every), **style(place))
+
+
 def _curves(axes: Axes, report: "Report", sweeps: list[str], value: str, band: bool) -> None:
-    """Draw the reported accuracy of each sweep's best setting against the column `value`, by round: mean over trials, with a
-    band of ± one sample deviation if asked for."""
+    """Draw the reported accuracy of each sweep's best setting against `value` of its rounds: mean over trials, with a band of
+    ± one sample deviation if asked for."""
     for place, sweep in enumerate(sweeps):
-        rounds = report.of_best[sweep].dropna(subset=["accuracy"])
-        by_round = rounds.groupby("round")
-        mean, deviation, x = by_round["accuracy"].mean(), by_round["accuracy"].std(ddof=1).fillna(0), by_round[value].mean()
-        look = style(place)
-        every = max(1, len(x) // 8)
-        axes.plot(x, mean, label=report.label(sweep), markersize=5, markevery=(place % every, every), linewidth=1.5, **look)
+        rounds = selection.by_round(report.of_best[sweep]).reset_index()
+        x, mean, deviation = (rounds[name] for name in (value, "accuracy", "deviation"))
+        _curve(axes, x, mean, report.label(sweep), place)
         if band:
-            axes.fill_between(x, mean - deviation, mean + deviation, color=look["color"], alpha=0.15, linewidth=0)
-    axes.set_ylabel("test accuracy" + " on clients' shares" * (report.judged_by == selection.SHARES))
-    axes.grid(alpha=0.3)
-    _legend(axes, len(sweeps))
+            colour = style(place)["color"]
+            axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+    axes.set_ylabel(tables.ACCURACY[report.judged_by])
+    axes.grid()
+    _legend(axes)
 
 
-def _legend(axes, entries) -> None:
-    if entries > 10:
-        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small", handlelength=3)
-    else:
-        axes.legend(fontsize="small", handlelength=3)
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it covers no curve, in as many columns as fit. The figure grows by its height."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure = typing.cast(Figure, axes.figure)
+    width, height = figure.get_size_inches()
+    columns = min(len(labels), max(1, int(width / (0.55 + 0.065 * max(map(len, labels))))))
+    figure.set_size_inches(width, height + 0.16 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, borderpad=0, columnspacing=1)
 
 
 def learning_curves(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
@@ -115,7 +125,7 @@ def accuracy_by_bytes(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
 
 def clients(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
     """A point for each client of each trial of the best settings, the clients side by side in the order of their numbers, and
-    a box of them. Draws nothing if no client has test samples."""
+    a box of them: quartiles, with the worst and the best as whiskers. Draws nothing if no client has test samples."""
     drawn: list[str] = []
     for sweep in sweeps:
         accuracies = report.of_clients[sweep]
@@ -127,23 +137,21 @@ def clients(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
         points: dict[str, typing.Any] = {
             "color": COLOURS[0],
             "alpha": 0.6,
-            "markersize": 5 if number <= 20 else 2.5,
+            "markersize": 3 if number <= 20 else 1.5,
             "markeredgewidth": 0,
         }
         axes.plot(len(drawn) + 0.8 * beside[has_samples], accuracies[has_samples], "o", **points)
         axes.boxplot(
             accuracies[has_samples], positions=[len(drawn)], widths=0.84, whis=(0, 100), manage_ticks=False,
-            medianprops={"color": "k", "linewidth": 2},
+            medianprops={"color": "k", "linewidth": 1.5},
         )  # fmt: skip
         drawn.append(report.label(sweep))
     slanted: dict[str, typing.Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(drawn) > 4 else {}
     axes.set_xticks(range(len(drawn)), drawn, **slanted)
     middle, half = (len(drawn) - 1) / 2, max(len(drawn), 3) / 2 + 0.1
     axes.set_xlim(middle - half, middle + half)
-    over_rounds = ", means over rounds" * (report.selection == "original")
-    axes.set_xlabel(f"points: clients of all trials{over_rounds}; box: quartiles; whiskers: worst and best", fontsize="small")
-    axes.set_ylabel("accuracy on the client's test samples")
-    axes.grid(axis="y", alpha=0.3)
+    axes.set_ylabel("accuracy of each client")
+    axes.grid(axis="y")
     return bool(drawn)
 
 
@@ -152,49 +160,49 @@ def expected_best(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
     curves = {sweep: selection.expected_best(report.rankings[sweep]) for sweep in sweeps}
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
     for place, (sweep, curve) in enumerate(curves.items()):
-        every = max(1, len(curve) // 8)
-        axes.plot(curve.index, curve, label=report.label(sweep), markevery=(place % every, every), markersize=5, **style(place))
+        _curve(axes, curve.index, curve, report.label(sweep), place)
     axes.set_xlabel("random draws of hyper-parameters")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("expected best validation accuracy")
-    axes.grid(alpha=0.3)
+    axes.set_ylabel("expected best val. accuracy")
+    axes.grid()
     if curves:
-        _legend(axes, len(curves))
+        _legend(axes)
     return bool(curves)
 
 
-# {name of the file: (what it shows, the function that draws it)}
+# {name of the file: the function that draws it}
 OF_CELL = {
-    "learning_curves": ("Learning curves, mean ± sample deviation over trials", learning_curves),
-    "accuracy_by_bytes": ("Accuracy against bytes sent", accuracy_by_bytes),
-    "clients": ("Accuracy of each client, and its distribution", clients),
-    "expected_best": ("Expected best of k random draws", expected_best),
+    "learning_curves": learning_curves,
+    "accuracy_by_bytes": accuracy_by_bytes,
+    "clients": clients,
+    "expected_best": expected_best,
 }
 
 
-def hparams(report: "Report", sweep: str) -> Figure | None:
+def hparams(report: "Report", sweep: str, width: float) -> Figure | None:
     """Each varied hyper-parameter of a sweep against the validation accuracy of its settings; None if none varies."""
     ranking = report.rankings[sweep]
     varied = [name for name in report.hparams[sweep] if ranking[name].nunique() > 1]
     if not varied:
         return None
-    columns = min(3, len(varied))
+    columns = min(2 if width < 5 else 4, len(varied))
     lines = -(-len(varied) // columns)
-    figure = Figure(figsize=(6.4 if columns < 3 else 9, 0.6 + 2.6 * lines), layout="constrained")
-    figure.suptitle(report.title(sweep))
+    figure = Figure(figsize=(width, 0.3 + 1.5 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     for axes, name in zip(grid.flat, varied):
         values = ranking[name]
         axes.plot(values, ranking["val_acc"], "o", color=COLOURS[0], alpha=0.7, label="a setting")
-        axes.plot(values[0], ranking["val_acc"][0], "*", color=COLOURS[5], markersize=14, markeredgecolor="k", label="the best")
-        if values.min() > 0 and values.max() / values.min() > 10:
-            axes.set_xscale("log")
+        best: dict[str, typing.Any] = {"color": COLOURS[5], "markersize": 9, "markeredgecolor": "k", "markeredgewidth": 0.5}
+        axes.plot(values[0], ranking["val_acc"][0], "*", label="the best", **best)
+        if base := report.log_base(sweep, name):
+            axes.set_xscale("log", base=base)
+            axes.xaxis.set_major_locator(log_ticks(base, values.min(), values.max()))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(name.removeprefix(HPARAM))
-        axes.grid(alpha=0.3)
+        axes.grid()
     for axes in grid.flat[len(varied) :]:
         axes.set_axis_off()
-    for axes in grid[:, 0]:
-        axes.set_ylabel("validation accuracy")
-    grid.flat[0].legend(fontsize="small")
+    figure.supylabel("validation accuracy")
+    _legend(grid.flat[0])
     return figure

@@ -2,9 +2,10 @@
 
 import pandas
 
+from federated.domains import log_base
 from federated.options import UsageError
 from federated.reporting import pivot, selection, tables
-from federated.reporting.collect import OF_ALGORITHM, SWEEP, Collected, hparams_of, with_settings
+from federated.reporting.collect import HPARAM, OF_ALGORITHM, SWEEP, Collected, hparams_of, with_settings
 from federated.reporting.tables import NAMED
 from federated.search import RANDOM, Space
 from federated.settings import Settings, comparable
@@ -19,6 +20,7 @@ class Report:
     compared with `against`, by default the first; the first table has the values of the settings `columns` side by side.
     Raises UsageError if there is nothing to compare with.
 
+    collected   what it reports on
     rounds      see federated.reporting.collect.COLUMNS; accuracy is the column `judged_by`, for all rows
     settings    {sweep: Settings}, of the sweeps that have a best setting
     varying     the settings that are not equal in all of these, but for the model, the data set and the algorithm
@@ -43,6 +45,7 @@ class Report:
         against: str | None = None,
         columns: list[str] | None = None,
     ) -> None:
+        self.collected = collected
         self.data_dirs, self.extensions, self.spaces = collected.data_dirs, collected.extensions, collected.spaces
         self.selection, self.target = rule, target
         self.personal = [name for name, kind in collected.kinds.items() if kind.personal]
@@ -97,14 +100,14 @@ class Report:
         return cells
 
     def label(self, sweep: str) -> str:
-        """The algorithm, and what makes the sweep unlike others of its cell."""
+        """The algorithm as the user wrote it, and what makes the sweep unlike others of its cell."""
         differs = self.best["differs"][list(self.settings).index(sweep)]
-        return f"{self.algorithm(sweep)} ({differs})" if differs else self.algorithm(sweep)
+        return self.settings[sweep].algorithm + f" ({differs})" * bool(differs)
 
     def title(self, sweep: str) -> str:
         """What tells a sweep from the others of the report."""
         settings = self.settings[sweep]
-        names = [settings.model_arch, settings.dataset, self.algorithm(sweep)]
+        names = [settings.model_arch, settings.dataset, settings.algorithm]
         return ", ".join([" ".join(names), *_written(settings, self.varying)])
 
     def _group(self, against: str | None) -> None:
@@ -151,8 +154,12 @@ class Report:
 
     def table(self, form: str) -> str:
         """The best settings, in a format of tables.render."""
-        if self.columns is not None:
-            return tables.render(*pivot.table(self, self.columns), form)
+        return self.summary(form) if self.columns is None else self.pivoted(form, self.columns)
+
+    def pivoted(self, form: str, columns: list[str]) -> str:
+        return tables.render(*pivot.table(self, columns), form)
+
+    def summary(self, form: str) -> str:
         return tables.render(tables.summary(self), {(row, self.heading) for row in tables.best_rows(self.best)}, form)
 
     @property
@@ -166,18 +173,25 @@ class Report:
     def sections(self, form: str, top: int | None) -> list[tuple[str, str, list[str]]]:
         """(heading, table, notes) of what follows the first table; with `top` also the best `top` settings of each sweep. With
         `columns` the first table stands for all sweeps. In github what the jobs took is no table, but lines of its own."""
-        sections = []
-        if len(self.comparison) and self.columns is None:
-            table = tables.comparison(self)
-            sections.append(("Comparison", tables.render(table, (), form), tables.comparison_notes(self.comparison)))
+        sections = self.comparison_section(form) if self.columns is None else []
         if top is not None:
             for sweep in self.rankings:
-                sections += self._of_sweep(sweep, form, top)
+                sections += self.of_sweep(sweep, form, top)
         if form != "github" and self.columns is None:
-            sections.append(("Job statistics", tables.render(self.job_statistics(), (), form), []))
+            sections.append(self.jobs_section(form))
         return sections
 
-    def _of_sweep(self, sweep: str, form: str, top: int) -> list[tuple[str, str, list[str]]]:
+    def comparison_section(self, form: str) -> list[tuple[str, str, list[str]]]:
+        """None if nothing is compared."""
+        if not len(self.comparison):
+            return []
+        table = tables.render(tables.comparison(self), (), form)
+        return [("Comparison", table, tables.comparison_notes(self.comparison))]
+
+    def jobs_section(self, form: str) -> tuple[str, str, list[str]]:
+        return "Job statistics", tables.render(self.job_statistics(), (), form), []
+
+    def of_sweep(self, sweep: str, form: str, top: int) -> list[tuple[str, str, list[str]]]:
         """The sections on a sweep's settings; what hyper-parameters and draws are worth, by search space."""
         ranking, hparams, title = self.rankings[sweep], self.hparams[sweep], self.title(sweep)
         by_space = self.by_space(sweep)
@@ -195,6 +209,13 @@ class Report:
                 table = tables.render(tables.expected_best(curve), (), form)
                 sections.append((f"Best of k draws of {title}{of_space}", table, [note]))
         return sections
+
+    def log_base(self, sweep: str, hparam: str) -> int | None:
+        """The base of the logarithmic axis on which to draw a hyper-parameter of a sweep, a column of its ranking; None if the
+        axis is to be linear."""
+        found = [space.domains.get(hparam.removeprefix(HPARAM)) for space in self.spaces[sweep]]
+        bases = [base for domain in found if domain is not None and (base := log_base(domain)) is not None]
+        return bases[0] if bases and self.rankings[sweep][hparam].min() > 0 else None
 
     def by_space(self, sweep: str) -> list[tuple[Space, pandas.DataFrame]]:
         """The search spaces of a sweep, each with the ranking of the settings that come from it; the defaults may come from

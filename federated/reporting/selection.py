@@ -95,6 +95,16 @@ def of_space(ranking: pandas.DataFrame, space: Space) -> pandas.DataFrame:
     return ranking[comes].reset_index(drop=True)
 
 
+def by_round(of_best: pandas.DataFrame) -> pandas.DataFrame:
+    """The curve of one setting's rounds, a row for each that was evaluated: mean accuracy over trials, its sample standard
+    deviation as `deviation`, 0 for one trial, and the mean `bytes_sent`."""
+    rounds = of_best.dropna(subset=["accuracy"]).groupby("round")
+    deviation = rounds["accuracy"].std(ddof=1).fillna(0)
+    return pandas.DataFrame(
+        {"accuracy": rounds["accuracy"].mean(), "deviation": deviation, "bytes_sent": rounds["bytes_sent"].mean()}
+    )
+
+
 def of_clients(rows: pandas.DataFrame, accuracies: dict) -> np.ndarray:
     """The accuracy of each client of each trial of one setting's `chosen` rows, [trials, clients], from what
     Collected.of_clients has: its mean over the rounds that count, of which `original` alone has several.

@@ -9,7 +9,7 @@ import pandas
 from tabulate import tabulate
 
 from federated.reporting.collect import HPARAM, SWEEP
-from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, SHARES, detectable
+from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, SHARES, TEST_SET, detectable
 from federated.settings import Settings
 
 if typing.TYPE_CHECKING:
@@ -24,6 +24,10 @@ HEADINGS = {
     "oracle": "Test Accuracy (oracle)",
     "original": "Test Accuracy (original)",
 }
+
+
+# The accuracy by which rows are judged, as pictures name it
+ACCURACY = {TEST_SET: "test accuracy", SHARES: "test accuracy on clients' shares"}
 
 
 def heading(selection: str, judged_by: str) -> str:

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from federated.reporting.collect import BrokenError, codes_of, numbers_of, places_of, provenance_of, read_trial
+from federated.reporting.collect import BrokenError, codes_of, environment_of, numbers_of, places_of, read_trial
 from federated.seeds import seed_hash
 from federated.settings import Settings
 from federated.trial import Trial, rounds_done, sets_there, trial_path
@@ -51,10 +51,7 @@ class TrialResults:
 
     def origin(self) -> str:
         """Which code, packages, processors and devices computed the trial, if its results say so."""
-        provenance, names = provenance_of(self.results), ("version", "python", "torch", "numpy", "platform")
-        parts = [f"{name} {provenance[name]}" for name in names if name in provenance]
-        codes = [f"code {' and '.join(sorted(codes_of(self.results)))}"]
-        return ", ".join([*codes, *parts, *places_of(self.results)])
+        return ", ".join([environment_of(self.results), *places_of(self.results)])
 
 
 def read(trials: list[tuple[pathlib.Path, Settings]]) -> tuple[list[TrialResults], dict[pathlib.Path, list[str]]]:
