@@ -8,12 +8,15 @@ import os
 import random
 import signal
 
+import numpy as np
+import pandas
 import pytest
-from helpers import Sweep, call, kill_after, launch, processes_of, results, wait_until
+from helpers import Sweep, call, kill_after, launch, make_trial, processes_of, results, wait_until
 
 import command_launchers
-from federated.halving import Candidate, Halving, Rung, Standing, cost, standings
-from federated.settings import HALVING
+from federated.halving import Candidate, Halving, Rung, Standing, cost, standings, write_plan
+from federated.reporting import selection
+from federated.settings import HALVING, Settings
 from federated.trial import KEPT, hparams_hash, rounds_done
 from hparams_registry import random_hparams
 
@@ -269,3 +272,75 @@ def test_a_plan_that_cannot_be_read_is_named(launch_here, call, tmp_path):
         plan.write_text(text)
         shown = call("sweep.py", "status", "--output_dir", out)
         assert shown.returncode == 2 and "cannot be read as a plan of halving" in shown.stderr.splitlines()[-1]
+
+
+# What tables say
+
+
+def make_halved(out):
+    """Four sets, of which the better two went on after two of four rounds."""
+    for number, val in enumerate((0.5, 0.9, 0.3, 0.7)):
+        trial = make_trial(out, number, 0, [[0.1, val]] * 2, [0.2, val - 0.1])
+    for number, val in ((1, 0.7), (3, 0.8)):
+        for seed in range(2):
+            make_trial(out, number, seed, [[0.1, 0.9, 0.2, val + 0.15], [0.1, 0.9, 0.2, val + 0.15]], [0.2, 0.4, 0.5, val])
+    write_plan(trial.parents[1], Halving(2, 2, 2))
+
+
+def test_tables_rank_finalists_and_show_the_stopped_below(call, tmp_path):
+    make_halved(tmp_path)
+    printed = call("collect_results.py", "--output_dir", tmp_path, "--top", 9)
+    assert printed.returncode == 0 and "not done" not in printed.stderr
+    assert "halving stopped 2 of 4 hyper-parameter sets after 2 of 4 rounds of one trial." in printed.stdout
+    assert "Number of hyperparameter sets: 4" in printed.stdout
+    assert "Training time: 10.0 s in total" in printed.stdout  # 4 trials of 4 rounds, and 2 of 2
+    ranks = [line.split("|") for line in printed.stdout.splitlines() if line.startswith(("| 1 ", "| 2 ", "| 3 ", "| 4 "))][:4]
+    shown = [[cell.strip() for cell in row[-6:-1]] for row in ranks]
+    assert [row[0] for row in shown] == ["0.9500", "0.9000", "0.5000", "0.3000"]
+    assert [row[2:4] for row in shown] == [["2", "4"], ["2", "4"], ["1", "2"], ["1", "2"]]
+    assert [row[4] for row in shown] == ["100.0%", "0.0%", "–", "–"]
+    assert printed.stdout.count("4 settings, by trial 0 after 2 rounds, which all have.") == 1
+    assert "Of 3 random draws, without the defaults (Dodge et al., EMNLP 2019), by trial 0 after 2 rounds" in printed.stdout
+    rows = json.loads(call("collect_results.py", "--output_dir", tmp_path, "--format", "json", "--top", 9).stdout)["results"]
+    assert [(row["hparams_seed"], row["rank"], row["rounds_run"]) for row in rows] == [
+        (3, 1, 4),
+        (1, 2, 4),
+        (0, 3, 2),
+        (2, 4, 2),
+    ]
+    assert call("collect_results.py", "--output_dir", tmp_path, "--html", tmp_path / "page.html").returncode == 0
+
+
+def test_sweeps_that_were_halved_otherwise_are_not_compared(call, tmp_path):
+    make_halved(tmp_path)
+    for number in range(4):
+        for seed in range(2):
+            make_trial(tmp_path, number, seed, [[0.5] * 4] * 2, [0.5] * 4, Settings(algorithm="Fedprox"))
+    printed = call("collect_results.py", "--output_dir", tmp_path).stdout
+    assert "settings or budgets differ: Fedprox (halving none instead of from 2 rounds)" in printed
+
+
+def certainty_of(val_acc):
+    """The certainty of sets, the best first, by their accuracies [sets, seeds, clients], of clients with 10 and 30 samples."""
+    sets = [f"set {number}" for number in range(len(val_acc))]
+    held_out = {
+        ("s", name, seed): (np.array(clients)[:, None], np.array([10, 30]))
+        for name, seeds in zip(sets, val_acc)
+        for seed, clients in enumerate(seeds)
+    }
+    rows = pandas.DataFrame([{"sweep": s, "hash": name, "trial_seed": seed, "round": 1} for s, name, seed in held_out])
+    return selection.certainty(pandas.DataFrame({"hash": sets}), rows, held_out)
+
+
+def test_the_bootstrap_draws_seeds_and_clients_the_same_for_all_sets():
+    sure = certainty_of([[[0.9, 0.9]] * 3, [[0.8, 0.8]] * 3])
+    assert sure["best"].tolist() == [1, 0] and sure["as_good"].tolist() == [1, 0]
+    equal = certainty_of([[[0.5, 0.1]] * 3, [[0.5, 0.1]] * 3])
+    assert equal["best"].tolist() == [1, 0] and equal["as_good"].tolist() == [1, 1]
+    by_seed = certainty_of([[[0.9, 0.9], [0.5, 0.5]], [[0.5, 0.5], [0.9, 0.9]]])
+    assert np.allclose(by_seed["best"], [0.75, 0.25], atol=0.05) and np.isclose(by_seed["as_good"][1], 0.75, atol=0.05)
+    by_client = certainty_of([[[0.0, 0.9]] * 2, [[0.9, 0.0]] * 2])  # the second client has three times the samples
+    # in each of two seeds both clients are drawn in half of the cases, and each alone, twice, in a quarter
+    difference = np.add.outer(*[[-0.9, 0.45, 0.45, 0.9]] * 2)
+    assert np.isclose(by_client["best"][0], (difference >= 0).mean(), atol=0.05)
+    assert certainty_of([[[0.9, 0.9]], [[0.8, 0.8]]]).isna().all(axis=None)

@@ -149,7 +149,7 @@ def clients(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
 
 def expected_best(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
     """See federated.reporting.selection.expected_best. Draws nothing if no sweep has two random draws."""
-    curves = {sweep: selection.expected_best(report.rankings[sweep]) for sweep in sweeps}
+    curves = {sweep: selection.expected_best(report.comparable[sweep]) for sweep in sweeps}
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
     for place, (sweep, curve) in enumerate(curves.items()):
         every = max(1, len(curve) // 8)
@@ -174,7 +174,7 @@ OF_CELL = {
 
 def hparams(report: "Report", sweep: str) -> Figure | None:
     """Each varied hyper-parameter of a sweep against the validation accuracy of its settings; None if none varies."""
-    ranking = report.rankings[sweep]
+    ranking, best = report.comparable[sweep], report.rankings[sweep]["hash"][0]
     varied = [name for name in report.hparams[sweep] if ranking[name].nunique() > 1]
     if not varied:
         return None
@@ -186,7 +186,8 @@ def hparams(report: "Report", sweep: str) -> Figure | None:
     for axes, name in zip(grid.flat, varied):
         values = ranking[name]
         axes.plot(values, ranking["val_acc"], "o", color=COLOURS[0], alpha=0.7, label="a setting")
-        axes.plot(values[0], ranking["val_acc"][0], "*", color=COLOURS[5], markersize=14, markeredgecolor="k", label="the best")
+        star = ranking[ranking["hash"] == best]
+        axes.plot(star[name], star["val_acc"], "*", color=COLOURS[5], markersize=14, markeredgecolor="k", label="the best")
         if values.min() > 0 and values.max() / values.min() > 10:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -195,6 +196,6 @@ def hparams(report: "Report", sweep: str) -> Figure | None:
     for axes in grid.flat[len(varied) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
-        axes.set_ylabel("validation accuracy")
+        axes.set_ylabel("validation accuracy" + f" after {report.first_rungs[sweep]} rounds" * (sweep in report.stopped))
     grid.flat[0].legend(fontsize="small")
     return figure
