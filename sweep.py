@@ -337,6 +337,8 @@ def launch_halved(jobs: list[Job], args: argparse.Namespace, launcher: Launcher,
         for sweep in sweeps if not is_dry else ():
             sweep.forget()
         raise
+    if rungs.is_in_flight():
+        say("The same launch runs the rungs that follow, once these trials have ended.")
     lines = rungs.waiting()
     for line in lines:
         say(line)

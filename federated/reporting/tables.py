@@ -131,7 +131,7 @@ def notes_on_trials(report: "Report") -> list[str]:
         title = report.title(sweep)
         lines += _certainty(report, sweep, title)
         if sweep in report.stopped:
-            rounds = " or ".join(map(str, sorted(report.stopped[sweep]["rounds"].unique())))
+            rounds = " or ".join(map(str, sorted(report.stopped[sweep]["rounds_run"].unique())))
             lines.append(
                 f"{title}: halving stopped {len(report.stopped[sweep])} of {row['num_hparams']} hyper-parameter sets after "
                 f"{rounds} of {report.settings[sweep].rounds} rounds of one trial. The others are ranked."

@@ -144,6 +144,10 @@ class Rungs:
         self._progress.add(found)
         return found
 
+    def is_in_flight(self) -> bool:
+        """True if a launcher has returned before its trials ended: they are queued."""
+        return self._in_flight.total() > 0
+
     def waiting(self) -> list[str]:
         """A line on each sweep that does not go on by itself, as trials of a rung failed, are run elsewhere or are broken."""
         lines = []
