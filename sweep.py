@@ -14,7 +14,7 @@ import typing
 
 import command_launchers
 from command_launchers import REGISTRY
-from federated import extension, models, study
+from federated import extension, halving, models, study
 from federated import trial as trial_state
 from federated.data import augmentation, datasets, partition, partition_table
 from federated.lock import LockedError, holder, take_over
@@ -42,6 +42,7 @@ from federated.running import check as checks
 from federated.running.launcher import Launcher, QueuedTrial
 from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress, follow, last_round
+from federated.running.rungs import HalvedSweep, Rungs, say_plans
 from federated.search import GRID, KINDS, RANDOM, Space
 from federated.settings import ForeignSettings, RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
 from federated.trial import (
@@ -73,6 +74,7 @@ class Job:
     RUNNING = trial_state.RUNNING
     FAILED = trial_state.FAILED_FOR_GOOD
     DONE = trial_state.COMPLETE
+    STOPPED = "Stopped"  # by halving; its trials alone do not say so
 
     def __init__(
         self,
@@ -83,10 +85,11 @@ class Job:
         trial_seeds: typing.Iterable[int],
         there: typing.Collection[int],
         queued: dict[pathlib.Path, QueuedTrial],
+        standing: halving.Standing | None,
     ) -> None:
         """The job in the directory `output_dir`. `known` is the number of its set and the hyper-parameters, None if nothing
         says them; a launch draws them from `space`. `there` has the seeds of the trials on disk, `queued` the trials that
-        launchers have submitted, by their directories."""
+        launchers have submitted, by their directories, `standing` how far the set has come in a sweep that is halved."""
         self.output_dir, self.settings = output_dir, settings
         seed, self.hparams = known if known is not None else (None, {})
         self.hparams_seed: int | None = seed
@@ -99,6 +102,7 @@ class Job:
         self.states = [
             self._state_of(each) if each.trial_seed in there or self.queued else self.NOT_LAUNCHED for each in self.trials
         ]
+        self.standing = standing
         self.state = self._joint_state()
 
     def _joint_state(self) -> str:
@@ -106,9 +110,15 @@ class Job:
         for state in (self.RUNNING, self.QUEUED):
             if state in states:
                 return state
+        if self.standing is not None and self.standing.is_stopped and states != {self.DONE}:
+            return self.STOPPED if self.standing.rank is not None else self.FAILED
         if len(states) == 1:
             return self.states[0]
         return self.FAILED if states == {self.FAILED, self.DONE} else self.INCOMPLETE
+
+    def is_out(self) -> bool:
+        """True if halving has stopped it."""
+        return self.standing is not None and self.standing.is_stopped and self.state != self.DONE
 
     def _state_of(self, trial: Trial) -> str:
         return self.queued[trial.directory].state if self.is_queued(trial) and not trial.is_done() else trial.state()
@@ -119,7 +129,9 @@ class Job:
 
     def __str__(self) -> str:
         done = f"{self.states.count(self.DONE)}/{len(self.trials)} trials done"
-        if shorter := self.shorter():
+        if self.state == self.STOPPED and (at := self.standing) is not None:
+            done += f", stopped after {at.rounds} of {self.settings.rounds} rounds, rank {at.rank} of {at.among}"
+        elif shorter := self.shorter():
             rounds = sorted({str(trial.rounds_done()) for trial in shorter})
             done += f" ({len(shorter)} with {' or '.join(rounds)} of {self.settings.rounds} rounds)"
         if self.hparams_seed is None:
@@ -140,13 +152,13 @@ class Job:
         return [trial for trial, state in zip(self.trials, self.states) if state not in ended and trial.rounds_done()]
 
     @staticmethod
-    def launch(jobs: "list[Job]", again: bool, launcher_fn: typing.Callable[[list[Trial]], None]) -> None:
+    def launch(jobs: "list[Job]", launcher_fn: typing.Callable[[], None]) -> None:
         """Have `launcher_fn` run the trials of `jobs` that are left."""
         say("Launching...")
         for job in jobs:
             for trial in filter(Trial.is_done, job.trials):
                 trial.forget_attempts()  # of processes that were killed before they could
-        launcher_fn([trial for job in jobs for trial in job.left(again)])
+        launcher_fn()
         say(f"Launched {len(jobs)} jobs!")
 
     @staticmethod
@@ -189,9 +201,11 @@ def queued_trials(output_dir: pathlib.Path, is_status: bool) -> dict[pathlib.Pat
 
 
 def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
-    """The jobs that a command is about. `launch`: those that the options draw. `status`: these and what else lies in the
-    sweeps' directories. `delete_…`: what lies there; if options choose sets, only what lies there of these."""
+    """The jobs that a command is about. `launch`: those that the options draw; with halving also the other sets of the sweeps,
+    among which they are ranked. `status`: these and what else lies in the sweeps' directories. `delete_…`: what lies there; if
+    options choose sets, only what lies there of these."""
     is_launch, is_delete, output_dir = args.command == "launch", args.command in DELETE, pathlib.Path(args.output_dir)
+    is_halving = is_launch and args.halving is not None
     is_chosen = args.search == GRID or any(getattr(args, name) is not None for name in SETS)
     queued, jobs, trials = queued_trials(output_dir, args.command == "status"), [], 0
     for settings, space in zip(sweeps, spaces_of(args, sweeps or [Settings(**given) for given in combinations_of(args)])):
@@ -209,14 +223,17 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
             raise UsageError(f"{trials} trials and more are asked for, and {MAX_TRIALS} are the limit: give fewer values")
         if is_delete and is_chosen:
             sets = {name: known for name, known in sets.items() if name in there}
-        elif not is_launch:
+        elif not is_launch or is_halving:
             others = {name: read_hparams(sweep_dir / name) for name in there.keys() - drawn}
+            if is_halving:
+                others = {name: known for name, known in others.items() if known is not None}
             sets |= sorted(others.items(), key=lambda item: (item[1] or (math.inf,))[0])
+        standings = halving.standings_there(sweep_dir, settings)
         for name, known in sets.items():
             begun = there.get(name, set())
-            wanted = set(range(args.num_trials)) if name in drawn and not is_delete else set()
+            wanted = set(range(args.num_trials)) if (name in drawn and not is_delete) or is_halving else set()
             seeds = sorted(wanted if is_launch else wanted | begun)
-            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued))
+            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued, standings.get(name)))
     return jobs
 
 
@@ -265,8 +282,11 @@ def spaces_of(args: argparse.Namespace, sweeps: list[Settings]) -> list[Space | 
 def launch(args: argparse.Namespace) -> int:
     """Run what is not done yet."""
     launcher, run = command_launchers.launcher_from(args), options_from(RunOptions, args)
+    check_halving(args)
     jobs = chosen_jobs(args)
     show(jobs)
+    if args.halving is not None:
+        return launch_halved(jobs, args, launcher, run)
     to_run = {Job.NOT_LAUNCHED, Job.INCOMPLETE, *([Job.FAILED] if args.again else [])}
     to_launch = [job for job in jobs if to_run & set(job.states)]
     failed = sum(job.states.count(Job.FAILED) for job in jobs)
@@ -291,8 +311,79 @@ def launch(args: argparse.Namespace) -> int:
         return 0
     output_dir = pathlib.Path(args.output_dir)
     with Progress(trials) as progress:
-        Job.launch(to_launch, args.again, lambda trials: launcher.launch(trials, output_dir, run, progress.report))
+        Job.launch(to_launch, lambda: launcher.launch(trials, output_dir, run, progress.report))
     return progress.exit_code()
+
+
+def launch_halved(jobs: list[Job], args: argparse.Namespace, launcher: Launcher, run: RunOptions) -> int:
+    """Run the rungs of sweeps that are not done yet."""
+    output_dir, sweeps = pathlib.Path(args.output_dir), halved_sweeps(jobs, args)
+    queued = {trial.directory for job in jobs for trial in job.trials if job.is_queued(trial)}
+    trials = [each for sweep in sweeps for each in sweep.wanted(sweep.standings()) if each.directory not in queued]
+    say_plans(sweeps)
+    if not trials:
+        say(f"Nothing to launch! {'What is not done is queued.' if queued else 'Exiting...All rungs are done.'}")
+        return ALL_LOCKED if queued else 0
+    rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
+    to_launch = [job for job in jobs if job.output_dir in {trial.job_dir for trial in trials}]
+    say(f"About to launch {len(to_launch)} jobs.")
+    say(
+        f"They are of {len({trial.sweep_dir for trial in trials})} sweeps; first come {len(trials)} trials, of {rounds} rounds."
+    )
+    check(grouped([trial for job in jobs for trial in job.trials], lambda trial: trial.settings), run)
+    say_what_is_kept(trials, run, output_dir)
+    if not confirmed(args):
+        return 0
+    is_dry = args.command_launcher == "dry_run"
+    rungs = Rungs(sweeps, run.keep_checkpoints, queued)
+    try:
+        for sweep in sweeps if not is_dry else ():
+            sweep.prepare()
+        with Progress([]) as progress:
+            Job.launch(
+                to_launch,
+                lambda: rungs.run(lambda trials, report: launcher.launch(trials, output_dir, run, report), progress),
+            )
+    except UsageError:
+        for sweep in sweeps if not is_dry else ():
+            sweep.forget()
+        raise
+    if rungs.is_in_flight():
+        say("The same launch runs the rungs that follow, once these trials have ended.")
+    lines = rungs.waiting()
+    for line in lines:
+        say(line)
+    return progress.exit_code() or (FAILED if lines else 0)
+
+
+def check_halving(args: argparse.Namespace) -> None:
+    """Raises UsageError if options do not go together."""
+    for name in ("min_rounds", "finalists"):
+        if getattr(args, name) is not None and args.halving is None:
+            raise UsageError(f"--{name} applies only to --halving")
+    if args.halving is not None and args.again:
+        raise UsageError("--again: --halving leaves out sets that diverged; give one of them")
+
+
+def halved_sweeps(jobs: list[Job], args: argparse.Namespace) -> list[HalvedSweep]:
+    """The sweeps of `jobs` with the plan that the options ask for. Raises UsageError if it has one rung only."""
+    sweeps = []
+    for settings, of_sweep in grouped(jobs, lambda job: job.settings).items():
+        min_rounds = args.min_rounds or halving.default_min_rounds(settings.rounds)
+        plan = halving.Halving(args.halving, min_rounds, args.finalists or halving.DEFAULT_FINALISTS)
+        sweep = HalvedSweep(
+            pathlib.Path(args.output_dir) / settings.name,
+            settings,
+            plan,
+            {job.output_dir.name: job.trials for job in of_sweep},
+        )
+        if len(sweep.ladder) == 1:
+            raise UsageError(
+                f"--halving {plan.eta}: {len(sweep.sets)} sets of {settings.rounds} rounds from {min_rounds} with "
+                f"{plan.finalists} finalists leave no rung to stop at"
+            )
+        sweeps.append(sweep)
+    return sweeps
 
 
 def status(args: argparse.Namespace) -> int:
@@ -304,7 +395,7 @@ def status(args: argparse.Namespace) -> int:
         return 0
     show(jobs)
     if args.watch:
-        follow(lambda: [each for job in make_jobs(args, sweeps) for each in zip(job.trials, job.states)])
+        follow(lambda: [each for job in make_jobs(args, sweeps) if not job.is_out() for each in zip(job.trials, job.states)])
     return 0
 
 
@@ -312,7 +403,7 @@ def delete_incomplete(args: argparse.Namespace) -> int:
     """Delete jobs that were begun and are not done, or failed."""
     jobs = chosen_jobs(args)
     show(jobs)
-    delete([job for job in jobs if job.state != Job.DONE], args)
+    delete([job for job in jobs if job.state not in (Job.DONE, Job.STOPPED)], args)
     return 0
 
 
@@ -520,6 +611,7 @@ def _add_sweep(parser: Parser, command: str) -> None:
         view.add_argument("--json", action="store_true", help="for programs: a list of jobs with their trials")
     else:
         if command == "launch":
+            _add_halving(parser)
             group.add_argument(
                 "--again", action="store_true", help="run trials that failed for good, such as diverged ones, too"
             )
@@ -529,6 +621,28 @@ def _add_sweep(parser: Parser, command: str) -> None:
             action="store_true",
             help="take over the trials of processes that cannot be seen from here; only you can know that those are dead",
         )
+
+
+def _add_halving(parser: Parser) -> None:
+    """Add the options that say how few rounds most sets get."""
+    group = parser.add_argument_group("halving", "Sets start with few rounds of one trial, and the best go on to more.")
+    group.add_argument(
+        "--halving",
+        type=integer(2, MAX_TRIALS),
+        nargs="?",
+        const=halving.DEFAULT_ETA,
+        metavar="ETA",
+        help=f"1 of ETA sets goes on from each rung, to ETA times the rounds; without a number: {halving.DEFAULT_ETA}",
+    )
+    group.add_argument(
+        "--min_rounds", type=integer(1, 1_000_000), metavar="INT", help="of the first rung; default: a twelfth of --rounds"
+    )
+    group.add_argument(
+        "--finalists",
+        type=integer(1, MAX_TRIALS),
+        metavar="INT",
+        help=f"sets that reach all rounds with all trials, at least (default: {halving.DEFAULT_FINALISTS})",
+    )
 
 
 def _add_output_dir(group: argparse._ActionsContainer) -> None:
@@ -588,11 +702,14 @@ def main(argv: list[str] | None = None) -> int:
 # Helpers of the commands
 
 
-def grouped(trials: list[Trial], key: typing.Callable[[Trial], typing.Any]) -> dict[typing.Any, list[Trial]]:
-    """{key(trial): those trials}, in their order."""
-    groups: dict[typing.Any, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(key(trial), []).append(trial)
+Grouped = typing.TypeVar("Grouped")
+
+
+def grouped(items: list[Grouped], key: typing.Callable[[Grouped], typing.Any]) -> dict[typing.Any, list[Grouped]]:
+    """{key(item): those items}, in their order."""
+    groups: dict[typing.Any, list[Grouped]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
@@ -632,7 +749,7 @@ def show(jobs: list[Job]) -> None:
     states = [job.state for job in jobs]
     counts = f"{len(jobs)} jobs: {states.count(Job.DONE)} done, {states.count(Job.INCOMPLETE)} incomplete, "
     counts += f"{states.count(Job.NOT_LAUNCHED)} not launched"
-    for state in (Job.FAILED, Job.QUEUED, Job.RUNNING):
+    for state in (Job.STOPPED, Job.FAILED, Job.QUEUED, Job.RUNNING):
         if state in states:
             counts += f", {states.count(state)} {state.lower()}"
     print(f"\n{counts}.\n", flush=True)
@@ -751,6 +868,7 @@ def as_json(jobs: list[Job]) -> str:
                 "model_arch": job.settings.model_arch,
                 "hparams_seed": job.hparams_seed,
                 "hparams": job.hparams,
+                "halving": dataclasses.asdict(job.standing) if job.standing is not None else None,
                 "trials": list(map(of_trial, job.trials, job.states)),
             }
             for job in jobs

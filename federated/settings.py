@@ -34,7 +34,7 @@ from federated.options import (
 )
 from federated.search import Space
 
-SWEEP = "sweep.json"
+SWEEP, HALVING = "sweep.json", "halving.json"
 _MAX_BYTES = 1 << 24  # of sweep.json
 
 
@@ -307,8 +307,10 @@ def _alone(directory: pathlib.Path) -> typing.Iterator[None]:
 
 def remove_sweep_file(directory: pathlib.Path) -> None:
     """Forget the settings once no job is left, so that the next sweep here may have others. Raises OSError if one is."""
-    if [path.name for path in directory.iterdir()] == [SWEEP]:
-        (directory / SWEEP).unlink()
+    there = {path.name for path in directory.iterdir()}
+    if SWEEP in there <= {SWEEP, HALVING}:
+        for name in there:
+            (directory / name).unlink()
         directory.rmdir()
 
 

@@ -71,6 +71,7 @@ class Trial:
     trial_seed: int
     directory: pathlib.Path
     space: Space | None = None  # from which a launch takes the hyper-parameters
+    goes_on: bool = False  # it may get more rounds than these: its last checkpoint is kept
 
     @property
     def job_dir(self) -> pathlib.Path:
@@ -152,6 +153,11 @@ class Trial:
         """Make the directory of the trial and write its sweep's settings and its hyper-parameters."""
         write_sweep_file(self.sweep_dir, self.settings)
         self.directory.mkdir(parents=True, exist_ok=True)
+        self.note_hparams()
+
+    def note_hparams(self) -> None:
+        """Write the hyper-parameters and their number into the directory of their set."""
+        self.job_dir.mkdir(parents=True, exist_ok=True)
         if not (self.job_dir / HPARAMS).exists():
             known = {"hparams_seed": self.hparams_seed, "hparams": self.hparams}
             write_atomically(self.job_dir / HPARAMS, json.dumps(known) + "\n")

@@ -45,6 +45,8 @@ Table:
 
 Clients: accuracy on their own shares of the test set, the mean by their samples (weighted) and with each client counting the same (mean), the worst, and the standard deviation over clients (spread).
 
+resnet18 cifar10 Fedavg: the best setting, set 0, stays the best in 1000 of 1000 bootstrap resamples of trial seeds and clients; no other is within noise.
+
 Job Statistics:
 
 Number of hyperparameter sets: 2

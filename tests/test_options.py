@@ -144,6 +144,9 @@ OPTIONS = {
     "sweep.py launch": {
         **DELETE,
         "--again": None,
+        "--halving": wholes(2, 100_000),
+        "--min_rounds": wholes(1, 1_000_000),
+        "--finalists": wholes(1, 100_000),
         **RUN,
         **SERVER,
         **TRIAL,

@@ -17,6 +17,7 @@ import pandas
 
 from federated import algorithms, trial
 from federated.files import read_regular
+from federated.halving import Standing, standings_there
 from federated.metrics import over_clients
 from federated.options import UsageError, names_of, shown
 from federated.search import Space
@@ -43,6 +44,10 @@ class Collected:
     directories {(sweep, hash, trial_seed): the directory of the trial}
     of_clients  {(sweep, hash, trial_seed): float32 [clients, rounds]}: each client's accuracy on its share of the test set,
                 NaN if it has none or nothing was evaluated
+    held_out    {(sweep, hash, trial_seed): (float32 [clients, rounds], [clients])}: each client's accuracy on what it holds
+                out, NaN like the others, and how many samples that is
+    stopped     {sweep: rows like those of `rounds`} of the first trials of sets that halving stopped, up to where it did
+    first_rungs {sweep: the rounds that all sets had before any was stopped}
     settings    {sweep: Settings}, in the order of tables: equal settings side by side, there as algorithms are registered
     spaces      {sweep: the search spaces of its hyper-parameter sets, the first one first}
     kinds       {algorithm: Kind}
@@ -63,6 +68,9 @@ class Collected:
     rounds: pandas.DataFrame = dataclasses.field(default_factory=pandas.DataFrame)
     directories: dict[tuple[str, str, int], pathlib.Path] = dataclasses.field(default_factory=dict)
     of_clients: dict[tuple[str, str, int], np.ndarray] = dataclasses.field(default_factory=dict)
+    held_out: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    stopped: dict[str, pandas.DataFrame] = dataclasses.field(default_factory=dict)
+    first_rungs: dict[str, int] = dataclasses.field(default_factory=dict)
     settings: dict[str, Settings] = dataclasses.field(default_factory=dict)
     spaces: dict[str, list[Space]] = dataclasses.field(default_factory=dict)
     kinds: dict[str, Kind] = dataclasses.field(default_factory=dict)
@@ -142,7 +150,7 @@ def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None 
         check_conditions([each.settings for each in found], where)
         found = [each for each in found if meets(each.settings, where)]
     names = _names([each.settings for each in found])
-    trials = []
+    trials, stopped = [], collections.defaultdict[str, list](list)
     for sweep, each in sorted(zip(names, found), key=lambda pair: _place(pair[1].settings)):
         settings = collected.settings.setdefault(sweep, each.settings)
         known = collected.spaces.setdefault(sweep, [])
@@ -150,7 +158,12 @@ def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None 
         if settings.rounds < each.asked:
             collected.unextended[sweep] = each.asked
         for directory, rounds in each.trials.items():
+            standing = each.standings.get(directory.parent.name)
             try:
+                if rounds < settings.rounds and standing is not None and standing.is_stopped and rounds == standing.rounds:
+                    results, _ = read_trial(directory, dataclasses.replace(settings, rounds=int(rounds)))
+                    stopped[sweep].append(_columns(sweep, directory, results))
+                    continue
                 if not _is_done(directory, rounds, settings, collected):
                     continue
                 results, clients = read_trial(directory, settings)
@@ -167,7 +180,11 @@ def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None 
             collected.directories[key] = directory
             trials.append(_columns(sweep, directory, results))
             collected.of_clients[key] = clients["local_acc"]
+            collected.held_out[key] = clients["val_acc"], clients["val_samples"]
             _note(collected, sweep, directory, results)
+        if sweep in stopped:
+            collected.stopped[sweep] = _frame(stopped[sweep]).drop_duplicates(["hash", "round"])
+            collected.first_rungs[sweep] = min(each.rounds for each in each.standings.values())
     collected.rounds = _frame(trials)
     return collected
 
@@ -180,6 +197,7 @@ class _Sweep:
     settings: Settings  # with the rounds that its longest trials have
     spaces: list[Space]
     asked: int  # the rounds that it is to have
+    standings: dict[str, Standing]  # of its sets, by their directories' names, if it is halved
 
 
 def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[_Sweep]:
@@ -191,6 +209,7 @@ def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[_Sweep]:
         for sweep_dir in sorted(path for path in output_dir.iterdir() if path.is_dir()):
             try:
                 settings, spaces = read_sweep_file(sweep_dir)
+                standings = standings_there(sweep_dir, settings)
             except UsageError as error:
                 broken.append(str(error))
                 continue
@@ -203,7 +222,7 @@ def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[_Sweep]:
                 continue
             trials = {directory: trial.rounds_done(directory) for directory in sorted(sweep_dir.glob("*/trial_*"))}
             there = max((int(each) for each in trials.values() if 0 < each <= settings.rounds), default=settings.rounds)
-            found.append(_Sweep(trials, settings.with_rounds(there), spaces, settings.rounds))
+            found.append(_Sweep(trials, settings.with_rounds(there), spaces, settings.rounds, standings))
     return found
 
 

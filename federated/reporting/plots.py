@@ -157,7 +157,7 @@ def clients(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
 
 def expected_best(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
     """See federated.reporting.selection.expected_best. Draws nothing if no sweep has two random draws."""
-    curves = {sweep: selection.expected_best(report.rankings[sweep]) for sweep in sweeps}
+    curves = {sweep: selection.expected_best(report.comparable[sweep]) for sweep in sweeps}
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
     for place, (sweep, curve) in enumerate(curves.items()):
         _curve(axes, curve.index, curve, report.label(sweep), place)
@@ -181,7 +181,7 @@ OF_CELL = {
 
 def hparams(report: "Report", sweep: str, width: float) -> Figure | None:
     """Each varied hyper-parameter of a sweep against the validation accuracy of its settings; None if none varies."""
-    ranking = report.rankings[sweep]
+    ranking, best = report.comparable[sweep], report.rankings[sweep]["hash"][0]
     varied = [name for name in report.hparams[sweep] if ranking[name].nunique() > 1]
     if not varied:
         return None
@@ -192,8 +192,9 @@ def hparams(report: "Report", sweep: str, width: float) -> Figure | None:
     for axes, name in zip(grid.flat, varied):
         values = ranking[name]
         axes.plot(values, ranking["val_acc"], "o", color=COLOURS[0], alpha=0.7, label="a setting")
-        best: dict[str, typing.Any] = {"color": COLOURS[5], "markersize": 9, "markeredgecolor": "k", "markeredgewidth": 0.5}
-        axes.plot(values[0], ranking["val_acc"][0], "*", label="the best", **best)
+        look: dict[str, typing.Any] = {"color": COLOURS[5], "markersize": 9, "markeredgecolor": "k", "markeredgewidth": 0.5}
+        star = ranking[ranking["hash"] == best]
+        axes.plot(star[name], star["val_acc"], "*", label="the best", **look)
         if base := report.log_base(sweep, name):
             axes.set_xscale("log", base=base)
             axes.xaxis.set_major_locator(log_ticks(base, values.min(), values.max()))
@@ -203,6 +204,6 @@ def hparams(report: "Report", sweep: str, width: float) -> Figure | None:
         axes.grid()
     for axes in grid.flat[len(varied) :]:
         axes.set_axis_off()
-    figure.supylabel("validation accuracy")
+    figure.supylabel("validation accuracy" + f" after {report.first_rungs[sweep]} rounds" * (sweep in report.stopped))
     _legend(grid.flat[0])
     return figure

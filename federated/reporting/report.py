@@ -25,7 +25,11 @@ class Report:
     settings    {sweep: Settings}, of the sweeps that have a best setting
     varying     the settings that are not equal in all of these, but for the model, the data set and the algorithm
     data_dirs   see federated.reporting.collect.Collected, like spaces and extensions
-    rankings    {sweep: its settings, the best first}
+    rankings    {sweep: its settings, the best first}; `best_in` and `as_good_in`: see federated.reporting.selection.certainty
+    stopped     {sweep: the settings that halving stopped, those of more rounds first}
+    comparable  {sweep: all its settings by what can be compared}: `rankings`, or if halving stopped some, the first trials at
+                the first rung
+    first_rungs see federated.reporting.collect.Collected
     chosen      {sweep: the rows that count, of its best setting}
     of_best     {sweep: all rounds of the judged trials of its best setting}
     of_clients  {sweep: the accuracies of that setting's clients}, see federated.reporting.selection.of_clients
@@ -53,6 +57,9 @@ class Report:
         self.rounds = collected.rounds.assign(accuracy=collected.rounds[self.judged_by])
         self.ignored = ignored(collected)
         self.rankings, self.chosen, self.of_best, self.of_clients, self.hparams, rows = {}, {}, {}, {}, {}, []
+        self.stopped: dict[str, pandas.DataFrame] = {}
+        self.comparable: dict[str, pandas.DataFrame] = {}
+        self.first_rungs = collected.first_rungs
         for sweep, rounds in self.rounds.groupby(SWEEP, sort=False):
             diverged = collected.diverged_sets(sweep)
             judged = selection.judged(rounds, diverged)
@@ -62,8 +69,12 @@ class Report:
             self.hparams[sweep] = hparams_of(rounds)
             chosen = selection.chosen(judged, rule)
             kind = collected.kinds[collected.settings[sweep].registered_algorithm]
-            self.rankings[sweep] = ranking = selection.ranked(chosen, rule, kind.has_global_model)
-            best = ranking["hash"][0]
+            ranking = selection.ranked(chosen, rule, kind.has_global_model).assign(rounds_run=collected.settings[sweep].rounds)
+            if rule in ("validation", "last"):
+                certainty = selection.certainty(ranking, chosen, collected.held_out)
+                ranking = ranking.assign(best_in=certainty["best"], as_good_in=certainty["as_good"])
+            self.rankings[sweep], best = ranking, ranking["hash"][0]
+            self._rank_stopped(sweep, judged, collected.stopped.get(sweep), kind.has_global_model)
             self.chosen[sweep] = chosen[chosen["hash"] == best]
             seeds = self.chosen[sweep]["trial_seed"].unique()
             self.of_best[sweep] = rounds[(rounds["hash"] == best) & rounds["trial_seed"].isin(seeds)]
@@ -74,6 +85,9 @@ class Report:
                 | {"judged_by": self.judged_by}
                 | selection.cost(rounds, self.of_best[sweep], target)
             )
+            if sweep in self.stopped:
+                rows[-1]["num_hparams"] += len(self.stopped[sweep])
+                rows[-1]["seconds_total"] += collected.stopped[sweep].groupby("hash")["seconds"].max().sum()
         if not rows:
             raise UsageError("no clients have test samples to judge by")
         self.best = pandas.DataFrame(rows)
@@ -85,6 +99,27 @@ class Report:
             self.ignored += self._check_against(against)
         self._group(against)
         self.comparison = self.compare(self._references(against))
+
+    def _rank_stopped(self, sweep: str, judged: pandas.DataFrame, rows: pandas.DataFrame | None, has_global: bool) -> None:
+        """Rank the settings that halving stopped, and all settings by what can be compared. `rows` are those of the former,
+        None if there are none."""
+        self.comparable[sweep] = self.rankings[sweep]
+        if rows is None:
+            return
+        rows = rows.assign(accuracy=rows[self.judged_by])
+
+        def ranked(rows: pandas.DataFrame) -> pandas.DataFrame:
+            evaluated = rows.dropna(subset=["val_acc", "accuracy"])
+            return selection.ranked(selection.chosen(evaluated, self.selection), self.selection, has_global)
+
+        ranking = ranked(rows)
+        ranking = ranking.assign(rounds_run=ranking["hash"].map(rows.groupby("hash")["round"].max()))
+        ranking = ranking.sort_values(["rounds_run", "score", "hparams_seed"], ascending=[False, False, True])
+        ranking["rank"] = range(len(self.rankings[sweep]) + 1, len(self.rankings[sweep]) + len(ranking) + 1)
+        self.stopped[sweep] = ranking
+        first = judged[judged["trial_seed"] == rows["trial_seed"].min()]
+        every = pandas.concat([first, rows], ignore_index=True)
+        self.comparable[sweep] = ranked(every[every["round"] <= self.first_rungs[sweep]])
 
     def algorithm(self, sweep: str) -> str:
         """The algorithm of a sweep, as it is registered."""
@@ -113,7 +148,14 @@ class Report:
     def _group(self, against: str | None) -> None:
         """Number the sweeps by what has to be equal for them to be compared: settings and budget."""
         sets = dict(zip(self.settings, self.best["num_hparams"]))
-        equal = {sweep: comparable(each) | {"hyper-parameter sets": sets[sweep]} for sweep, each in self.settings.items()}
+        equal = {
+            sweep: comparable(each)
+            | {
+                "hyper-parameter sets": sets[sweep],
+                "halving": f"from {self.first_rungs[sweep]} rounds" if sweep in self.stopped else "none",
+            }
+            for sweep, each in self.settings.items()
+        }
         groups: dict[tuple, int] = {}
         self.best["group"] = [groups.setdefault(tuple(each.items()), len(groups)) for each in equal.values()]
         differs, references = {}, {}
@@ -193,7 +235,8 @@ class Report:
 
     def of_sweep(self, sweep: str, form: str, top: int) -> list[tuple[str, str, list[str]]]:
         """The sections on a sweep's settings; what hyper-parameters and draws are worth, by search space."""
-        ranking, hparams, title = self.rankings[sweep], self.hparams[sweep], self.title(sweep)
+        ranking, hparams, title = self.ranking_with_stopped(sweep), self.hparams[sweep], self.title(sweep)
+        at = f", by trial 0 after {self.first_rungs[sweep]} rounds, which all have" if sweep in self.stopped else ""
         by_space = self.by_space(sweep)
         notes = [f"Space {number}: {space}." for number, (space, _) in enumerate(by_space, start=1)]
         sections = [(f"Settings of {title}", tables.render(tables.ranking(ranking[:top], hparams), (), form), notes)]
@@ -201,11 +244,11 @@ class Report:
             of_space = f" (space {number})" * (len(by_space) > 1)
             if len(rows) > 1:
                 mattered = tables.importance(selection.importance(rows, hparams))
-                note = f"Absolute rank correlation (Spearman) with the validation accuracy, over {len(rows)} settings."
+                note = f"Absolute rank correlation (Spearman) with the validation accuracy, over {len(rows)} settings{at}."
                 sections.append((f"Importance in {title}{of_space}", tables.render(mattered, (), form), [note]))
             curve = selection.expected_best(rows) if space.kind == RANDOM else ()
             if len(curve):
-                note = f"Of {len(curve)} random draws, without the defaults (Dodge et al., EMNLP 2019)."
+                note = f"Of {len(curve)} random draws, without the defaults (Dodge et al., EMNLP 2019){at}."
                 table = tables.render(tables.expected_best(curve), (), form)
                 sections.append((f"Best of k draws of {title}{of_space}", table, [note]))
         return sections
@@ -215,19 +258,23 @@ class Report:
         axis is to be linear."""
         found = [space.domains.get(hparam.removeprefix(HPARAM)) for space in self.spaces[sweep]]
         bases = [base for domain in found if domain is not None and (base := log_base(domain)) is not None]
-        return bases[0] if bases and self.rankings[sweep][hparam].min() > 0 else None
+        return bases[0] if bases and self.comparable[sweep][hparam].min() > 0 else None
+
+    def ranking_with_stopped(self, sweep: str) -> pandas.DataFrame:
+        """The settings of a sweep: those of all rounds, and then those that halving stopped."""
+        return pandas.concat([self.rankings[sweep], *([self.stopped[sweep]] if sweep in self.stopped else [])])
 
     def by_space(self, sweep: str) -> list[tuple[Space, pandas.DataFrame]]:
-        """The search spaces of a sweep, each with the ranking of the settings that come from it; the defaults may come from
+        """The search spaces of a sweep, each with the comparable settings that come from it; the defaults may come from
         several."""
-        return [(space, selection.of_space(self.rankings[sweep], space)) for space in self.spaces[sweep]]
+        return [(space, selection.of_space(self.comparable[sweep], space)) for space in self.spaces[sweep]]
 
     def job_statistics(self) -> pandas.DataFrame:
         return tables.job_statistics(self)
 
     def top(self, n: int) -> pandas.DataFrame:
         """The best n settings of each sweep in numbers, the best one with what the sweep took and its comparison."""
-        rows = pandas.concat([ranking[:n] for ranking in self.rankings.values()], ignore_index=True)
+        rows = pandas.concat([self.ranking_with_stopped(sweep)[:n] for sweep in self.rankings], ignore_index=True)
         extra = [name for name in self.best if name not in rows]
         rows = rows.merge(self.best[[SWEEP, "rank", *extra]], how="left", on=[SWEEP, "rank"])
         if len(self.comparison):

@@ -86,6 +86,35 @@ def ranked(rows: pandas.DataFrame, selection: str = DEFAULT_SELECTION, has_globa
     return ranking
 
 
+RESAMPLES = 1000
+
+
+def certainty(ranking: pandas.DataFrame, rows: pandas.DataFrame, held_out: dict) -> pandas.DataFrame:
+    """How sure the choice of the best setting is, for each row of one sweep's `ranked` settings: in what share of bootstrap
+    resamples it is `best`, and in what share it is `as_good` as the one that is best here. A resample draws trial seeds, and in
+    each of them clients, with replacement, the same for all settings. The rounds of the `chosen` rows stay. `held_out`: see
+    Collected. NaN if there is one seed."""
+    seeds = sorted(rows["trial_seed"].unique())
+    if len(seeds) < 2:
+        return pandas.DataFrame({"best": np.nan, "as_good": np.nan}, index=ranking.index)
+    sweep, rounds = rows[SWEEP].iloc[0], rows.set_index(["hash", "trial_seed"])["round"]
+    samples = [held_out[sweep, ranking["hash"][0], seed][1] for seed in seeds]  # a trial's split is the same for all settings
+    accuracies = [  # of each seed, [settings, clients]
+        np.nan_to_num([held_out[sweep, each, seed][0][:, rounds[each, seed] - 1] for each in ranking["hash"]]).astype(float)
+        for seed in seeds
+    ]
+    rng = np.random.default_rng(0)
+    scores = np.zeros((RESAMPLES, len(ranking)))
+    for score in scores:
+        for seed in rng.integers(len(seeds), size=len(seeds)):
+            clients = np.flatnonzero(samples[seed])
+            drawn = rng.choice(clients, len(clients))
+            score += accuracies[seed][:, drawn] @ samples[seed][drawn] / samples[seed][drawn].sum()
+    scores = scores.round(12)  # sums of equal values in another order are equal
+    best = np.bincount(scores.argmax(axis=1), minlength=len(ranking)) / RESAMPLES
+    return pandas.DataFrame({"best": best, "as_good": (scores >= scores[:, :1]).mean(axis=0)}, index=ranking.index)
+
+
 def of_space(ranking: pandas.DataFrame, space: Space) -> pandas.DataFrame:
     """The rows of a ranking whose settings come from a search space."""
     comes = [

@@ -9,7 +9,7 @@ import pandas
 from tabulate import tabulate
 
 from federated.reporting.collect import HPARAM, SWEEP
-from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, SELECTIONS, SHARES, TEST_SET, detectable
+from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, RESAMPLES, SELECTIONS, SHARES, TEST_SET, detectable
 from federated.settings import Settings
 
 if typing.TYPE_CHECKING:
@@ -133,6 +133,13 @@ def notes_on_trials(report: "Report") -> list[str]:
         lines += [line for line in _unlike_domains(report, rows[SWEEP].tolist()) if line not in lines]
     for sweep, row in rows_of.items():
         title = report.title(sweep)
+        lines += _certainty(report, sweep, title)
+        if sweep in report.stopped:
+            rounds = " or ".join(map(str, sorted(report.stopped[sweep]["rounds_run"].unique())))
+            lines.append(
+                f"{title}: halving stopped {len(report.stopped[sweep])} of {row['num_hparams']} hyper-parameter sets after "
+                f"{rounds} of {report.settings[sweep].rounds} rounds of one trial. The others are ranked."
+            )
         if row["trials_left_out"]:
             lines.append(
                 f"{title} is judged on the trial seeds that all its sets have, {row['trial_seeds'].replace(' ', ', ')}; "
@@ -147,6 +154,22 @@ def notes_on_trials(report: "Report") -> list[str]:
             counts = [f"{len(rows)} from {space}" for space, rows in report.by_space(sweep)]
             lines.append(f"{title} has hyper-parameter sets of several search spaces: {'; '.join(counts)}.")
     return lines
+
+
+NOISE = 0.05  # of resamples in which a setting is at least as good as the best one; else it is told from it
+
+
+def _certainty(report: "Report", sweep: str, title: str) -> list[str]:
+    """A line on how sure the choice of a sweep's best setting is, if there is something to say."""
+    ranking = report.rankings[sweep]
+    if len(ranking) < 2 or "best_in" not in ranking or pandas.isna(ranking["best_in"][0]):
+        return []
+    best, near = ranking.iloc[0], ranking[1:][ranking["as_good_in"][1:] >= NOISE]
+    sets = f"within noise of it: set {', '.join(map(str, near['hparams_seed']))}" if len(near) else "no other is within noise"
+    return [
+        f"{title}: the best setting, set {best['hparams_seed']}, stays the best in {round(best['best_in'] * RESAMPLES)} of "
+        f"{RESAMPLES} bootstrap resamples of trial seeds and clients; {sets}."
+    ]
 
 
 def _unlike_domains(report: "Report", sweeps: list[str]) -> list[str]:
@@ -208,6 +231,8 @@ def ranking(best_settings: pandas.DataFrame, hparams: list[str]) -> pandas.DataF
             "Validation Accuracy": number(row["val_acc"]),
             "Test Accuracy": with_deviation(row["accuracy"], row["accuracy_std"]),
             "Trials": str(row["n"]),
+            **({"Rounds": str(row["rounds_run"])} if best_settings["rounds_run"].nunique() > 1 else {}),
+            **({"Best in": number(row["best_in"], ".1%")} if "best_in" in row else {}),
         }
         for _, row in best_settings.iterrows()
     )

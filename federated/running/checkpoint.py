@@ -33,6 +33,15 @@ def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray], na
     write_atomically(directory / name, write)
 
 
+def rounds_asked(directory: pathlib.Path) -> int:
+    """How many rounds the trial was to have whose checkpoint lies in a directory, before it was done; 0 if none can be read."""
+    try:
+        with open_regular(directory / CHECKPOINT) as file, np.load(file, allow_pickle=False) as members:
+            return int(json.loads(members[_STATE].tobytes())["trial"]["rounds"])
+    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error):
+        return 0
+
+
 def load(directory: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]] | None:
     """Return the state and arrays of the latest whole checkpoint, None if there is none. A damaged one is set aside. The one
     that was kept when the trial was done with fewer rounds comes last."""

@@ -42,8 +42,9 @@ class Launcher:
         self.options = self.Options() if options is None else options
 
     def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
-        """Run `trials`, at least one, which lie below `output_dir`, and call report(trial, outcome) as each has ended. A
-        launcher that queues trials may return before they have run. Raises UsageError before anything is made."""
+        """Run `trials`, at least one, which lie below `output_dir`, and call report(trial, outcome) as each has ended. The
+        trials that it returns may be run, too: if none of them is, launch() is called again. A launcher that queues trials may
+        return before they have run. Raises UsageError before anything is made."""
         raise NotImplementedError
 
     def commands(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions) -> list[str]:

@@ -37,6 +37,9 @@ class Pace:
         """`first` trials were finished as the pace began; None: as many as are finished when a line is first asked for."""
         self._total, self._start, self._first = total, time.monotonic(), first
 
+    def add(self, trials: int) -> None:
+        self._total += trials
+
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._start
@@ -97,6 +100,12 @@ class Progress:
                     self._bar = tqdm(total=self._total, leave=False, bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
                 self._bar.n = self._done + self._failed + self._locked
                 self._bar.set_description_str(line)
+
+    def add(self, trials: typing.Collection[Trial]) -> None:
+        """Further ones are run, too."""
+        self._waiting |= {trial.directory: trial for trial in trials}
+        self._total += len(trials)
+        self._pace.add(len(trials))
 
     def report(self, trial: Trial, outcome: Outcome) -> None:
         """Count a trial that has ended, and print how if that is worth a line."""

@@ -75,7 +75,7 @@ class Failure:
 
 
 Outcome = Done | Failure
-Report = typing.Callable[[Trial, Outcome], None]
+Report = typing.Callable[[Trial, Outcome], typing.Iterable[Trial] | None]  # returns trials that are to be run, too
 
 
 class RunningTrial:
@@ -196,30 +196,30 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
 
     begin(trial, slot) starts one; no two that run have the same slot, from 0 to jobs - 1. A trial that fails by accident is
     started up to `retries` times more. One that fails as the machine has no room for so many is started again beside fewer.
-    report(trial, outcome) is called as each has ended for good. However this function is left, no process of a trial outlives
-    it.
+    report(trial, outcome) is called as each has ended for good; the trials that it returns are run, too. However this function
+    is left, no process of a trial outlives it.
     """
-    waiting, running, attempts = deque(trials), dict[int, RunningTrial](), Counter[str]()
+    waiting, running, attempts = deque(trials), dict[int, RunningTrial](), Counter[tuple[str, int]]()
     limit, limits = jobs, dict[int, int]()  # of trials at once, now and by slot as its trial began
     try:
         while waiting or running:
             while waiting and len(running) < limit:
                 trial = waiting.popleft()
                 if trial.is_done():  # another sweep did it meanwhile
-                    report(trial, Done())
+                    waiting.extend(report(trial, Done()) or ())
                     continue
                 slot = min(set(range(jobs)) - running.keys())
                 try:
                     running[slot], limits[slot] = begin(trial, slot), limit
                 except LockedError as error:
-                    report(trial, Failure("server", str(error), LOCKED_EXIT))
+                    waiting.extend(report(trial, Failure("server", str(error), LOCKED_EXIT)) or ())
                 except OSError as error:
                     failure = Failure("server", f"could not be started: {with_hint(error)}", system_error_exit(error))
                     if running and failure.lacks_room():
                         waiting.appendleft(trial)
                         limit = _lowered(limit, len(running), trial, failure)
                     else:
-                        report(trial, failure)
+                        waiting.extend(report(trial, failure) or ())
             sentinels = [sentinel for one in running.values() for sentinel in one.sentinels()]
             ready = wait_for_any(sentinels, timeout=POLL_SECONDS)
             for slot, one in list(running.items()):
@@ -237,11 +237,11 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
                         waiting.append(trial)
                         limit = _lowered(limit, len(running), trial, outcome)
                         continue
-                    attempts[str(trial.directory)] += 1
-                    if outcome.is_accident() and attempts[str(trial.directory)] <= retries:
+                    attempts[str(trial.directory), trial.settings.rounds] += 1
+                    if outcome.is_accident() and attempts[str(trial.directory), trial.settings.rounds] <= retries:
                         waiting.append(trial)
                         continue
-                report(trial, outcome)
+                waiting.extend(report(trial, outcome) or ())
     finally:
         for one in running.values():
             one.kill()
