@@ -56,6 +56,7 @@ class Fedavg:
     has_global_model = True  # whether the global weights are a model to be used
     pooled = False  # whether all data lies in one place
     uses_features = False  # whether it needs what goes into the classifier, the model's last linear layer
+    may_be_captured = True  # whether a GPU may replay client.backward (federated/learning/captured.py); False if it uses hooks
 
     def __init__(self, hparams: dict) -> None:
         self.hparams = hparams

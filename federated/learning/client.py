@@ -1,6 +1,7 @@
 """What the client half of an algorithm works on."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterator
 
@@ -89,13 +90,9 @@ class TrainingClient(Client):
         """Set `gradient` to that of the algorithm's loss of `batch` at `weights`. The metrics leave out a batch that is not
         recorded."""
         worker = self._worker
-        self.gradient.zero_()
-        with worker.model.autocast():
-            logits = worker.model(batch.inputs)
-            loss = worker.algorithm.loss(self, batch.inputs, logits, batch.labels)
-        loss.backward()
+        logits, loss = worker.backward(batch.inputs, batch.labels, functools.partial(worker.algorithm.loss, self))
         if is_recorded:
-            self._seen.append((logits.detach(), batch.labels, loss.detach(), len(batch)))
+            self._seen.append((logits, batch.labels, loss, len(batch)))
 
     def step(self, optimizer: int = 0, only: torch.Tensor | None = None) -> None:
         """Make a step of the local optimizer of that number along `gradient`. If `only` [size] is given, change those entries
