@@ -7,7 +7,7 @@ import shlex
 import typing
 
 from federated.extension import Registry
-from federated.options import UsageError, add_options, names_of, one_of, option, options_from
+from federated.options import UsageError, add_options, names_of, one_of, option, options_from, say
 from federated.running import resources
 from federated.running.launcher import PROCESS_BYTES, Launcher, check_writable, client_processes, gpu_environment
 from federated.running.listener import key_from_environment, unix_address
@@ -53,6 +53,8 @@ class LocalSequential(Launcher):
         if run.host:
             key_from_environment()  # raises UsageError before anything is made
         gpus, jobs = self._slots(trials, run)
+        if trials[0].settings.device != "cpu" and (line := resources.gpu_disagreement()):
+            say(line)
         self._prepare(trials, run, gpus, jobs)
         check_writable(trials)
 
@@ -60,7 +62,7 @@ class LocalSequential(Launcher):
             processes = client_processes(trial, run, jobs, gpus)
             return RunningTrial(trial, self.start, gpu_environment(gpus, slot), processes, run)
 
-        run_trials(trials, begin, jobs, run.retries, report)
+        run_trials(trials, begin, jobs, run.retries, report, len(gpus))
 
     def commands(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions) -> list[str]:
         gpus, jobs = self._slots(trials, run)

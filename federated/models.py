@@ -99,6 +99,29 @@ def cnn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     )
 
 
+@register("cnn_reddi", least_size=6)
+def cnn_reddi(spec: "Spec", dropout_rate: float) -> "nn.Module":
+    """The CNN of Reddi et al. (ICLR 2021, table 4): 1,206,590 parameters on 28x28x1 and 62 classes. Their dropout of 0.25 after
+    the convolutions and 0.5 before the last layer is a rate of 0.5 here. pfl-research (Granqvist et al., NeurIPS 2024) compares
+    frameworks by it, on images of CIFAR-10."""
+    from torch import nn
+
+    channels, height, width = spec.shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(dropout_rate / 2),
+        nn.Flatten(),
+        nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128),
+        nn.ReLU(),
+        nn.Dropout(dropout_rate),
+        nn.Linear(128, spec.num_classes),
+    )
+
+
 @register("lenet", least_size=16)
 def lenet(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The CNN of NIID-Bench (Li et al., ICDE 2022, section 5): 62,006 parameters on 32x32x3 and ten classes. They have no

@@ -7,6 +7,7 @@ import json
 import sys
 from unittest import mock
 
+import numpy as np
 import torch
 from torch._subclasses import FakeTensorMode, fake_tensor
 from torch.utils import backend_registration
@@ -51,6 +52,22 @@ def prepare(device, algorithm, hparams=(), **settings):
     with mock.patch.object(workers, "resolve_device", lambda settings: torch.device(device)):
         worker = workers.Worker(settings, hparams, 0, data, parts, memory)
     return worker, memory, torch.from_numpy(memory.updates).view(2, this.uploads, flat.size)
+
+
+def two_rounds(worker, memory, updates):
+    """Evaluate and train all clients twice, the second time from other weights. Returns what the clients reported."""
+    memory.broadcast[:] = np.random.RandomState(0).normal(0, 0.01, memory.broadcast.shape)
+    memory.broadcast[0] = worker.model.flat.weights.cpu()
+    reported = []
+    for round in range(2):
+        worker.receive()
+        worker.evaluate(range(len(memory.evaluation)), round)
+        for number in range(len(worker.train_indices)):
+            client = worker.train(number, round)
+            reported.append(client.metrics())
+            worker.upload(client, updates[number])
+        memory.broadcast[0] += memory.updates[0, : memory.broadcast.shape[1]] / 2
+    return reported
 
 
 class Watched(TorchDispatchMode):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import PROJECT
-from pretended_device import CASES, NAME, prepare
+from pretended_device import CASES, NAME, prepare, two_rounds
 
 from federated import algorithms, models
 from federated.data import datasets
@@ -28,22 +28,6 @@ each_case = pytest.mark.parametrize(
         for number, case in enumerate(CASES)
     ],
 )
-
-
-def two_rounds(worker, memory, updates):
-    """Evaluate and train all clients twice, the second time from other weights. Returns what the clients reported."""
-    memory.broadcast[:] = np.random.RandomState(0).normal(0, 0.01, memory.broadcast.shape)
-    memory.broadcast[0] = worker.model.flat.weights.cpu()
-    reported = []
-    for round in range(2):
-        worker.receive()
-        worker.evaluate(range(len(memory.evaluation)), round)
-        for number in range(len(worker.train_indices)):
-            client = worker.train(number, round)
-            reported.append(client.metrics())
-            worker.upload(client, updates[number])
-        memory.broadcast[0] += memory.updates[0, : memory.broadcast.shape[1]] / 2
-    return reported
 
 
 @each_case

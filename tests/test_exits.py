@@ -12,6 +12,7 @@ import pytest
 from helpers import failure
 
 from federated.running.exits import (
+    DEVICE_MEMORY_EXIT,
     LOCKED_EXIT,
     OUT_OF_MEMORY_EXIT,
     SYSTEM_ERROR_EXIT,
@@ -41,7 +42,6 @@ def test_every_signal_has_its_words():
         (MemoryError(), errno.ENOMEM),
         (MemoryError("Unable to allocate 3.2 GiB for an array"), errno.ENOMEM),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), errno.ENOMEM),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), errno.ENOMEM),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), errno.ENOMEM),
         (RuntimeError("can't start new thread"), errno.EAGAIN),
     ],
@@ -52,6 +52,16 @@ def test_what_is_an_error_of_the_system_by_another_name(error, number, capsys):
 
     assert exit_code_of(work) == SYSTEM_ERROR_EXIT + number
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has 1 GiB", "CUDA error: out of memory"])
+def test_memory_of_a_device_is_not_that_of_the_machine(text, capsys):
+    def work():
+        raise RuntimeError(text)
+
+    assert exit_code_of(work) == DEVICE_MEMORY_EXIT
+    assert capsys.readouterr().err == " ".join(text.split()) + "\n"
+    assert meaning_of(DEVICE_MEMORY_EXIT).startswith("ran out of the GPU's memory (")
 
 
 def test_what_is_retried_and_what_needs_room():

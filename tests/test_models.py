@@ -18,6 +18,7 @@ from federated.options import UsageError
     [
         ("cnn", "mnist", 1_663_370),  # McMahan et al. (2017)
         ("2nn", "mnist", 199_210),  # McMahan et al. (2017)
+        ("cnn_reddi", "emnist", 1_204_655),  # theirs of 62 classes has 1,206,590
         ("lenet", "cifar10", 62_006),  # LeNet-5 with three channels and 6, 16, 120, 84 units
         ("lenet", "mnist", 44_426),
         ("logistic", "mnist", 7_850),
@@ -47,7 +48,7 @@ def test_resnet18_gn_has_two_groups_and_no_batchnorm():
     assert len(norms) == 20 and all(isinstance(norm, nn.GroupNorm) and norm.num_groups == 2 for norm in norms)
 
 
-MISFITS = {(name, "heart_disease") for name in ("cnn", "lenet", "resnet18", "resnet18_gn")} | {("lenet", "digits")}
+MISFITS = {(name, "heart_disease") for name in ("cnn", "cnn_reddi", "lenet", "resnet18", "resnet18_gn")} | {("lenet", "digits")}
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

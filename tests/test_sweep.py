@@ -276,6 +276,13 @@ def test_a_dry_run_shows_which_gpu_each_trial_sees(tmp_path, monkeypatch, capsys
     assert [line.split()[0] for line in lines] == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in (3, 3, 7, 7, 3, 3)]
 
 
+def test_a_launch_needs_no_package_for_tables(run_without, tmp_path):
+    """On a machine that was lent with torch, nothing may be installable."""
+    options = ["--skip_confirmation", "--output_dir", tmp_path / "out", "--command_launcher", "dry_run", *TINY]
+    done = run_without("tabulate", "sweep", "launch", *options)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("option", ["--slurm_args=--time=5", "--trials_per_job=2", "--wait", "--dry_run_of=slurm"])
 def test_an_option_of_another_launcher_is_refused(launch_here, tmp_path, option):
     """Else a long sweep would begin on the login node."""

@@ -59,6 +59,7 @@ class Fedavg:
     uses_features = False  # whether it needs what goes into the classifier, the model's last linear layer
     # Of one's own algorithm, beside those of what it derives from. hparams_registry.py has those of the built-in ones.
     hyperparameters: typing.ClassVar[dict[str, "Hparam"]] = {}
+    may_be_captured = True  # whether a GPU may replay client.backward (federated/learning/captured.py); False if it uses hooks
 
     def __init__(self, hparams: dict) -> None:
         self.hparams = hparams

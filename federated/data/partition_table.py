@@ -3,7 +3,6 @@
 import pathlib
 
 import numpy as np
-from tabulate import tabulate
 
 from federated.data.datasets import Dataset
 from federated.data.partition import Part
@@ -20,6 +19,8 @@ def label_counts(data: Dataset, parts: list[Part]) -> np.ndarray:
 
 def table(data: Dataset, parts: list[Part]) -> str:
     """A row a client, a column a label, then how many samples it trains on, validates on and tests on; last the sums."""
+    from tabulate import tabulate  # a launch does without
+
     sizes = np.array([[len(part.train), len(part.val), len(part.test)] for part in parts])
     numbers = np.hstack([label_counts(data, parts), sizes])
     rows = [[client, *row] for client, row in enumerate(numbers.tolist())] + [["all", *numbers.sum(axis=0).tolist()]]

@@ -90,18 +90,18 @@ class TrainingClient(Client):
         """Set `gradient` to that of the algorithm's loss of `batch` at `weights`. The metrics leave out a batch that is not
         recorded."""
         worker = self._worker
-        self.gradient.zero_()
-        with worker.model.autocast():
-            logits = worker.model(batch.inputs)
-            loss = worker.algorithm.loss(self, batch.inputs, logits, batch.labels)
+        logits, loss = worker.backward(batch.inputs, batch.labels, self._loss)
+        if is_recorded:
+            self._seen.append((logits, batch.labels, loss, len(batch)))
+
+    def _loss(self, inputs: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The algorithm's loss. Raises UsageError if that of one's own algorithm is none."""
+        algorithm = self._worker.algorithm
+        loss = algorithm.loss(self, inputs, logits, labels)
         if not (isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad):
             what = f"a tensor {list(loss.shape)}" if isinstance(loss, torch.Tensor) else shown(loss)
-            raise UsageError(
-                f"{type(worker.algorithm).__name__}: loss() returned {what}, not a scalar that depends on the weights"
-            )
-        loss.backward()
-        if is_recorded:
-            self._seen.append((logits.detach(), batch.labels, loss.detach(), len(batch)))
+            raise UsageError(f"{type(algorithm).__name__}: loss() returned {what}, not a scalar that depends on the weights")
+        return loss
 
     def step(self, optimizer: int = 0, only: torch.Tensor | None = None) -> None:
         """Make a step of the local optimizer of that number along `gradient`. If `only` [size] is given, change those entries

@@ -11,6 +11,10 @@ from federated.options import UsageError
 
 # From inputs to the logits and, if the algorithm uses features, what goes into the classifier
 Frozen = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+# From inputs, logits and labels to the loss, a scalar
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# LocalModel.backward
+Backward = Callable[[torch.Tensor, torch.Tensor, Loss], tuple[torch.Tensor, torch.Tensor]]
 
 
 class LocalModel:
@@ -38,6 +42,15 @@ class LocalModel:
         """Return the logits of `inputs`."""
         self.passes += 1
         return self.module(inputs)
+
+    def backward(self, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
+        """Set the gradient to that of the `loss` of a batch at the weights. Returns the logits and the loss."""
+        self.flat.gradient.zero_()
+        with self.autocast():
+            logits = self(inputs)
+            value = loss(inputs, logits, labels)
+        value.backward()
+        return logits.detach(), value.detach()
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return a context within which torch computes in the settings' precision."""

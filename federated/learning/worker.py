@@ -8,13 +8,14 @@ import torch
 from federated import algorithms, models
 from federated.data.datasets import Dataset
 from federated.data.partition import Part
+from federated.learning.captured import CapturedSteps, CudaGraphs, is_capturable, sizes_to_capture
 from federated.learning.client import Client, TrainingClient
 from federated.learning.client_row import ClientRow, RowLayout
 from federated.learning.device import resolve_device
-from federated.learning.device_data import DeviceData
+from federated.learning.device_data import DeviceData, batch_sizes
 from federated.learning.evaluation import BLOCK, EvaluationPlan
 from federated.learning.evaluator import evaluate_blocks
-from federated.learning.local_model import LocalModel
+from federated.learning.local_model import Backward, LocalModel
 from federated.learning.memory import SharedMatrices
 from federated.learning.optimizer import LocalOptimizer
 from federated.seeds import stream_seed
@@ -28,6 +29,7 @@ class Worker:
     algorithm, model, optimizer, data  what all clients share
     train_indices                      the training samples of each client
     plan                               which samples are evaluated by which model
+    backward                           the model's `backward`, or what replays it
     broadcast                          [broadcasts, size]: what the server sent, on the device
     """
 
@@ -54,6 +56,13 @@ class Worker:
         self.train_indices = list(map(torch.from_numpy, self._samples))
         self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
         self.plan = EvaluationPlan(parts, len(dataset.test_labels), self.algorithm.personal)
+        self.backward: Backward = self.model.backward
+        if self.device.type == "cuda" and is_capturable(self.algorithm):
+            self.backward = CapturedSteps(self.model, self.frequent_sizes(), CudaGraphs(self.device))
+
+    def frequent_sizes(self) -> set[int]:
+        """Return the batch sizes that are captured if any are."""
+        return sizes_to_capture(size for each in self.train_indices for size in batch_sizes(len(each), self.hparams))
 
     @property
     def progress(self) -> int:

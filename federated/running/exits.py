@@ -16,7 +16,7 @@ from federated.running.channel import PeerLostError
 from federated.trial import DivergedError
 
 # Exit codes of a trial's process, besides 0, USAGE_ERROR and what Python itself has
-LOCKED_EXIT, LOST_PEER_EXIT, DIVERGED_EXIT = 3, 4, 5
+LOCKED_EXIT, LOST_PEER_EXIT, DIVERGED_EXIT, DEVICE_MEMORY_EXIT = 3, 4, 5, 6
 SYSTEM_ERROR_EXIT = 64  # and more: an error of the operating system, such as a full disk, by its number
 OUT_OF_MEMORY_EXIT = SYSTEM_ERROR_EXIT + errno.ENOMEM
 UNKNOWN_EXIT = 255  # what multiprocessing says if the process that knew is gone
@@ -51,10 +51,20 @@ _CODES = {
     USAGE_ERROR: "refused what it was given",
     LOST_PEER_EXIT: "lost another process of its trial",
     DIVERGED_EXIT: "diverged",
+    DEVICE_MEMORY_EXIT: "ran out of the GPU's memory (what others hold there counts: see nvidia-smi; else try a smaller "
+    "batch_size, a smaller model or --precision bf16)",
     OUT_OF_MEMORY_EXIT: f"ran out of memory ({_ERRORS[errno.ENOMEM]})",
     _LOG_FAILED: "could not write the end of its log",
     UNKNOWN_EXIT: "ended, and so has what it was forked from, which would know how",
 }
+# How torch and CUDA's libraries say that the device's memory is used up
+_DEVICE_MEMORY = (
+    "CUDA out of memory",
+    "HIP out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 # Errors that leave room for fewer trials, or that may well be over at the next attempt
 _NO_ROOM = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _PASSING = (errno.EIO, errno.ESTALE, *_NO_ROOM)
@@ -117,7 +127,9 @@ def exit_code_of(work: typing.Callable[[], object]) -> int:
         raise  # of stdout, as those of channels are PeerLostErrors: see exit_with
     except (Exception, SystemExit) as error:
         cause = system_error_behind(error)
-        if extension.own_frames(error) and (cause is None or cause.errno != errno.ENOMEM):
+        if any(words in str(error) for words in _DEVICE_MEMORY):
+            reason, code = " ".join(str(error).split()), DEVICE_MEMORY_EXIT
+        elif extension.own_frames(error) and (cause is None or cause.errno != errno.ENOMEM):
             extension.print_traceback(error)
             reason, code = extension.explain(error), FAILED
         elif cause is None:

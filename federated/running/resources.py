@@ -1,7 +1,9 @@
 """What this process may use of the machine: under a batch system, taskset or a container that is not all of it."""
 
+import itertools
 import os
 import pathlib
+import subprocess
 import typing
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
@@ -43,14 +45,58 @@ def oom_kills() -> int:
 
 
 def gpus() -> list[str]:
-    """The ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if not any(pathlib.Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd")):
+    """The ids of the GPUs that this process may use, or of parts of them (MIG), as CUDA_VISIBLE_DEVICES names them; Slurm sets
+    it."""
+    if not _has_gpu_driver():
         return []  # without the second that torch takes to import
     import torch
 
-    count = torch.cuda.device_count()
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return visible[:count] or [str(number) for number in range(count)]
+    count, named = torch.cuda.device_count(), _named_gpus() or []
+    if count and named and all(name.startswith("MIG-") for name in named):
+        return named  # a process sees the first one only, which is why each trial gets one
+    return named[:count] or [str(number) for number in range(count)]
+
+
+def gpu_disagreement() -> str | None:
+    """One line if torch finds another number of GPUs than there should be; None if it does not."""
+    if not _has_gpu_driver():
+        return None
+    import torch
+
+    source, expected = "CUDA_VISIBLE_DEVICES names", _named_gpus()
+    if expected is None:
+        source, expected = "nvidia-smi lists", _listed_gpus()
+    elif expected and expected[0].startswith("MIG-"):
+        expected = expected[:1]
+    found = torch.cuda.device_count()
+    if expected is None or len(expected) == found:
+        return None
+    cuda = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    return f"{source} {len(expected)} GPUs, torch {torch.__version__}, built {cuda}, finds and uses {found}: see docs/gpu.md"
+
+
+_DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' (WSL)
+
+
+def _has_gpu_driver() -> bool:
+    return any(pathlib.Path(path).exists() for path in _DRIVER_FILES)
+
+
+def _named_gpus() -> list[str] | None:
+    """What CUDA_VISIBLE_DEVICES names, up to the first name that stands for none; None if it is not set."""
+    if (value := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return None
+    names = (name.strip() for name in value.split(","))
+    return list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))
+
+
+def _listed_gpus() -> list[str] | None:
+    """The lines in which nvidia-smi lists GPUs; None if it cannot be asked."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
 
 
 def _slurms(name, default) -> int:

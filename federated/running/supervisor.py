@@ -16,7 +16,9 @@ from federated.files import bound_log, read_end
 from federated.lock import Lock, LockedError
 from federated.running import resources
 from federated.running.channel import RunningTime
+from federated.running.company import Company
 from federated.running.exits import (
+    DEVICE_MEMORY_EXIT,
     DIVERGED_EXIT,
     LOCKED_EXIT,
     LOST_PEER_EXIT,
@@ -64,6 +66,10 @@ class Failure:
     def lacks_room(self) -> bool:
         """True if the trial may well succeed beside fewer others."""
         return lacks_room(self.exitcode)
+
+    def lacks_device_memory(self) -> bool:
+        """True if its device had too little memory for it beside what else is there."""
+        return self.exitcode == DEVICE_MEMORY_EXIT
 
     def is_accident(self) -> bool:
         """True if the same trial may well succeed next time: it was killed, fell silent or lost a peer."""
@@ -191,26 +197,28 @@ class RunningTrial:
 Begin = typing.Callable[[Trial, int], RunningTrial]
 
 
-def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries: int, report: Report) -> None:
+def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries: int, report: Report, devices: int = 0) -> None:
     """Run `trials`, `jobs` at a time: the loop that all local launchers share.
 
-    begin(trial, slot) starts one; no two that run have the same slot, from 0 to jobs - 1. A trial that fails by accident is
-    started up to `retries` times more. One that fails as the machine has no room for so many is started again beside fewer.
+    begin(trial, slot) starts one; no two that run have the same slot, from 0 to jobs - 1. Slots with the same remainder by
+    `devices` share a device. A trial that fails by accident is started up to `retries` times more. One that fails as the
+    machine, or its device, has no room for so many is started again beside fewer.
     report(trial, outcome) is called as each has ended for good; the trials that it returns are run, too. However this function
     is left, no process of a trial outlives it.
     """
     waiting, running, attempts = deque(trials), dict[int, RunningTrial](), Counter[tuple[str, int]]()
     limit, limits = jobs, dict[int, int]()  # of trials at once, now and by slot as its trial began
+    company = Company(devices)
     try:
         while waiting or running:
-            while waiting and len(running) < limit:
-                trial = waiting.popleft()
+            while len(running) < limit and (start := company.next_start(waiting, sorted(set(range(jobs)) - running.keys()))):
+                trial, slot = start
                 if trial.is_done():  # another sweep did it meanwhile
                     waiting.extend(report(trial, Done()) or ())
                     continue
-                slot = min(set(range(jobs)) - running.keys())
                 try:
                     running[slot], limits[slot] = begin(trial, slot), limit
+                    company.began(trial, slot)
                 except LockedError as error:
                     waiting.extend(report(trial, Failure("server", str(error), LOCKED_EXIT)) or ())
                 except OSError as error:
@@ -229,10 +237,15 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
                 del running[slot]
                 one.end()
                 trial = one.trial
+                beside = company.ended(slot, isinstance(outcome, Failure) and outcome.lacks_device_memory())
                 if isinstance(outcome, Failure):
                     if not outcome.is_locked():
                         with contextlib.suppress(OSError):  # a full disk, a vanished directory: the report says so
                             trial.record_failure(outcome.role, outcome.reason, outcome.log, outcome.is_final())
+                    if beside is not None:
+                        waiting.append(trial)
+                        _put_off(trial, f"it runs beside at most {beside} others on its device", outcome)
+                        continue
                     if outcome.lacks_room() and limits[slot] > 1:
                         waiting.append(trial)
                         limit = _lowered(limit, len(running), trial, outcome)
@@ -252,5 +265,9 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
 def _lowered(limit: int, running: int, trial: Trial, failure: Failure) -> int:
     """The limit of trials at once after `trial` found no room beside `running` others. Says so."""
     lowered = min(limit, max(1, running))
-    tqdm.write(f"{trial.directory} is put off, at most {lowered} trials run at once now: {failure}", file=sys.stderr)
+    _put_off(trial, f"at most {lowered} trials run at once now", failure)
     return lowered
+
+
+def _put_off(trial: Trial, until: str, failure: Failure) -> None:
+    tqdm.write(f"{trial.directory} is put off, {until}: {failure}", file=sys.stderr)

@@ -1,0 +1,45 @@
+"""How many trials run at once on one device. What a trial needs of a device's memory is known once it has run, so a trial that
+ran out of it waits until it may run beside fewer."""
+
+import collections
+import pathlib
+
+from federated.trial import Trial
+
+
+class Company:
+    """The trials that run, by the device that they share. Slots with the same remainder by the number of devices share one."""
+
+    def __init__(self, devices: int) -> None:
+        self._devices = max(1, devices)
+        self._running: dict[int, Trial] = {}
+        self._beside: dict[int, int] = {}  # how many others were there, at most, when the trial of a slot began or ended
+        self._most: dict[pathlib.Path, int] = {}  # beside how many others a trial may run, of those that ran out of memory
+
+    def next_start(self, waiting: collections.deque[Trial], slots: list[int]) -> tuple[Trial, int] | None:
+        """Take the first trial of `waiting` that may start in one of the free `slots`, and return it with its slot."""
+        for slot in slots:
+            others = self._others(slot)
+            limits = [self._most.get(trial.directory, len(others)) for trial in others]
+            for place, trial in enumerate(waiting):
+                if len(others) <= min([*limits, self._most.get(trial.directory, len(others))]):
+                    del waiting[place]
+                    return trial, slot
+        return None
+
+    def began(self, trial: Trial, slot: int) -> None:
+        self._beside[slot] = len(self._others(slot))
+        self._running[slot] = trial
+
+    def ended(self, slot: int, lacked_memory: bool) -> int | None:
+        """Note that the trial in `slot` has ended. If it lacked memory on a device that it shared, return beside how many
+        others it may run from now on, else None."""
+        trial = self._running.pop(slot)
+        beside = max(self._beside.pop(slot), len(self._others(slot)))
+        if not lacked_memory or not beside:
+            return None
+        self._most[trial.directory] = min(beside - 1, self._most.get(trial.directory, beside))
+        return self._most[trial.directory]
+
+    def _others(self, slot: int) -> list[Trial]:
+        return [trial for other, trial in self._running.items() if other % self._devices == slot % self._devices]
