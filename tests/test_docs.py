@@ -98,7 +98,7 @@ def test_the_tests_that_guarantees_name_are_there():
 @pytest.mark.parametrize("page", list(filter(commands, COMMANDED)), ids=name_of)
 def test_commands_run(tmp_path, page):
     (tmp_path / "examples").symlink_to(PROJECT / "examples")
-    for name in ("study", "sweep_logs", "two_minutes", "here", "there"):  # what earlier pages and lines have launched
+    for name in ("study", "sweep_logs", "three_minutes", "here", "there"):  # what earlier pages and lines have launched
         ran(call(tmp_path, "sweep.py", "launch", *TINY, "--output_dir", name))
     for command in commands(page):
         if not any(command.startswith(each) for each in ELSEWHERE):

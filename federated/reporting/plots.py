@@ -204,6 +204,7 @@ def hparams(report: "Report", sweep: str, width: float) -> Figure | None:
         axes.grid()
     for axes in grid.flat[len(varied) :]:
         axes.set_axis_off()
-    figure.supylabel("validation accuracy" + f" after {report.first_rungs[sweep]} rounds" * (sweep in report.stopped))
+    after = f" after {report.first_rungs[sweep]} rounds" if sweep in report.stopped else ""
+    figure.supylabel(f"validation accuracy{after}")
     _legend(grid.flat[0])
     return figure

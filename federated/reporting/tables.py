@@ -131,9 +131,9 @@ def notes_on_trials(report: "Report") -> list[str]:
             seeds = ", ".join(f"{report.algorithm(row[SWEEP])} {row['trial_seeds']}" for _, row in rows.iterrows())
             lines.append(f"Means are over unlike trial seeds: {seeds}. Tests are over those that both have.")
         lines += [line for line in _unlike_domains(report, rows[SWEEP].tolist()) if line not in lines]
+    lines += _certainty(report)
     for sweep, row in rows_of.items():
         title = report.title(sweep)
-        lines += _certainty(report, sweep, title)
         if sweep in report.stopped:
             rounds = " or ".join(map(str, sorted(report.stopped[sweep]["rounds_run"].unique())))
             lines.append(
@@ -159,17 +159,31 @@ def notes_on_trials(report: "Report") -> list[str]:
 NOISE = 0.05  # of resamples in which a setting is at least as good as the best one; else it is told from it
 
 
-def _certainty(report: "Report", sweep: str, title: str) -> list[str]:
-    """A line on how sure the choice of a sweep's best setting is, if there is something to say."""
-    ranking = report.rankings[sweep]
-    if len(ranking) < 2 or "best_in" not in ranking or pandas.isna(ranking["best_in"][0]):
-        return []
-    best, near = ranking.iloc[0], ranking[1:][ranking["as_good_in"][1:] >= NOISE]
-    sets = f"within noise of it: set {', '.join(map(str, near['hparams_seed']))}" if len(near) else "no other is within noise"
-    return [
-        f"{title}: the best setting, set {best['hparams_seed']}, stays the best in {round(best['best_in'] * RESAMPLES)} of "
-        f"{RESAMPLES} bootstrap resamples of trial seeds and clients; {sets}."
-    ]
+def _certainty(report: "Report") -> list[str]:
+    """How sure the choice of each sweep's best setting is, if that can be said: a line for all whose choice is sure."""
+    lines, sure = [], {}
+    for sweep, ranking in report.rankings.items():
+        if len(ranking) < 2 or "best_in" not in ranking or pandas.isna(ranking["best_in"][0]):
+            continue
+        best, near = ranking.iloc[0], ranking[1:][ranking["as_good_in"][1:] >= NOISE]
+        times = round(best["best_in"] * RESAMPLES)
+        sets = (
+            f"within noise of it: set {', '.join(map(str, near['hparams_seed']))}" if len(near) else "no other is within noise"
+        )
+        line = (
+            f"{report.title(sweep)}: the best setting, set {best['hparams_seed']}, stays the best in {times} of {RESAMPLES} "
+            f"bootstrap resamples of trial seeds and clients; {sets}."
+        )
+        if len(near):
+            lines.append(line)
+        else:
+            sure[line] = times
+    if len(sure) > 1:
+        sure = {
+            f"In {len(sure)} sweeps the best setting stays the best in at least {min(sure.values())} of {RESAMPLES} bootstrap "
+            "resamples of trial seeds and clients; no other is within noise.": 0
+        }
+    return [*lines, *sure]
 
 
 def _unlike_domains(report: "Report", sweeps: list[str]) -> list[str]:
