@@ -380,12 +380,12 @@ def chosen_jobs(args: argparse.Namespace) -> list[Job]:
 
 # command: (function, an example of its options)
 COMMANDS = {
-    "launch": (launch, "--algorithm Fedavg Fedprox --dataset mnist --num_hparams 20"),
-    "status": (status, "--algorithm Fedavg Fedprox --dataset mnist --watch"),
+    "launch": (launch, "--algorithm Fedavg Fedprox --num_hparams 20"),
+    "status": (status, "--algorithm Fedavg Fedprox --watch"),
     "delete_incomplete": (delete_incomplete, "--dataset mnist"),
     "delete_all": (delete_all, "--dataset mnist"),
     "verify": (verify, "--fraction 0.1 --dataset mnist"),
-    "show_partition": (show_partition, "--dataset mnist --partition dirichlet --picture labels.png"),
+    "show_partition": (show_partition, "--partition dirichlet --picture p.png"),
 }
 
 
@@ -394,7 +394,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="sweep.py",
         description=__doc__,
         epilog="@FILE stands for the options that FILE holds, over any number of lines, with # before comments.",
-        formatter_class=argparse.HelpFormatter,
         fromfile_prefix_chars="@",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -404,8 +403,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             name,
             help=help,
             description=help,
+            usage=f"sweep.py {name} [OPTION ...]",
             epilog=f"example: python sweep.py {name} {example}",
-            formatter_class=argparse.HelpFormatter,
         )
         if name == "show_partition":
             _add_picture(sub)
@@ -448,8 +447,8 @@ def _add_sweep(parser: Parser, command: str) -> None:
         "--hparams",
         type=json_object_or_file,
         metavar="JSON",
-        help="""domains in place of the registry's, or a file of them: '{"batch_size": 32, "mu": [0.01, 0.1], '
-        '"learning_rate": {"low": 0.01, "high": 1, "log": true}}' (a value, a choice, a range)""",
+        help="""domains in place of the registry's, or a file of them: '{"batch_size": 32, "mu": [0.01, 0.1],
+        "learning_rate": {"low": 0.01, "high": 1, "log": true}}' (a value, a choice, a range)""",
     )
     group.add_argument(
         "--search",
@@ -476,7 +475,10 @@ def _add_sweep(parser: Parser, command: str) -> None:
 
 
 def _add_output_dir(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--output_dir", type=directory, default="sweep_logs", metavar="DIR", help="(default: sweep_logs)")
+    group.add_argument(
+        "--output_dir", type=directory, default="sweep_logs", metavar="DIR",
+        help="holds all sweeps of a study (default: sweep_logs)",
+    )  # fmt: skip
 
 
 def _add_share(parser: Parser) -> None:
