@@ -32,24 +32,18 @@ EXPORTS = (".csv", ".parquet", ".json")
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="collect_results.py", description=__doc__, formatter_class=argparse.HelpFormatter)
+    parser = Parser(prog="collect_results.py", usage="collect_results.py [OPTION ...]", description=__doc__)
     parser.add_argument(
-        "--output_dir",
-        nargs="+",
-        type=options.directory,
-        default=["sweep_logs"],
-        metavar="DIR",
-        help="of the sweeps (default: sweep_logs)",
-    )
-    parser.add_argument(
-        "--selection", type=one_of(SELECTIONS), default=DEFAULT_SELECTION, metavar="NAME",
-        help=f"what counts: {', '.join(SELECTIONS)}; docs/results.md says what they are (default: {DEFAULT_SELECTION})",
+        "--output_dir", nargs="+", type=options.directory, default=["sweep_logs"], metavar="DIR",
+        help="holds the sweeps; several are read as one (default: sweep_logs)",
     )  # fmt: skip
     parser.add_argument(
-        "--target",
-        type=number(0, 1),
-        metavar="ACC",
-        help="report in which round and after how many seconds this test accuracy was reached",
+        "--selection", type=one_of(SELECTIONS), default=DEFAULT_SELECTION, metavar="NAME",
+        help=f"the round and the setting that count: {', '.join(SELECTIONS)}; a note under the table says which they are "
+        f"(default: {DEFAULT_SELECTION})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", type=number(0, 1), metavar="ACC", help="also report the round and the time that reached this test accuracy"
     )
     parser.add_argument(
         "--against", type=is_name, metavar="ALGORITHM",
@@ -66,12 +60,9 @@ def make_parser() -> Parser:
         help="a row for each algorithm, and the values of these settings side by side, as in --columns partition_alpha",
     )  # fmt: skip
     group.add_argument(
-        "--format",
-        type=one_of(tables.FORMATS),
-        default="github",
-        metavar="NAME",
-        help=f"{', '.join(tables.FORMATS)} (default: github)",
-    )
+        "--format", type=one_of(tables.FORMATS), default="github", metavar="NAME",
+        help=f"of the tables: {', '.join(tables.FORMATS)} (default: github)",
+    )  # fmt: skip
     group.add_argument(
         "--top", type=integer(1), metavar="N",
         help="rank the best N settings of each sweep, and say which hyper-parameters mattered and what k draws are worth",
@@ -88,7 +79,9 @@ def make_parser() -> Parser:
         "--plots", type=options.directory, metavar="DIR",
         help="pictures for a paper, as pdf, png and svg: DIR/column is 3.3 in wide, DIR/full 6.9 in",
     )  # fmt: skip
-    group.add_argument("--html", type=output_file((".html",)), metavar="FILE", help="one page with the tables and pictures")
+    group.add_argument(
+        "--html", type=output_file((".html",)), metavar="FILE", help="one page to show to others: tables, curves, settings"
+    )
     return parser
 
 
@@ -146,6 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.flush()
     for line in report.ignored:
         say(line)
+    if args.html is not None:
+        say(f"Page: {args.html}")
     return 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up what is missing, run the default sweep, and print its table. Arguments go on to `sweep.py launch`:
+# Set up what is missing, run the default sweep, print its table and write its page. Arguments go on to `sweep.py launch`:
 #     bash run_sweep.sh --dataset cifar10 --model_arch resnet18 --samples_per_client 10000
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -25,7 +25,7 @@ while kill -0 $sweep 2>/dev/null; do # a signal ended the wait, and the sweep st
     code=0
     wait $sweep || code=$?
 done
-if [ $code -le 1 ]; then # all done, or some trials failed: what is done has its table
-    "$PYTHON" "$here/collect_results.py" "--output_dir=$output_dir" || code=$?
+if [ $code -le 1 ] && [ -d "$output_dir" ]; then # all done, or some trials failed: what is done has its table and its page
+    "$PYTHON" "$here/collect_results.py" "--output_dir=$output_dir" "--html=$output_dir/report.html" || code=$?
 fi
 exit $code

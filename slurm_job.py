@@ -27,7 +27,7 @@ def existing_file(text: str) -> pathlib.Path:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     extension.load_given("slurm_job.py", argv)
-    parser = Parser(prog="slurm_job.py", description=__doc__, formatter_class=argparse.HelpFormatter)
+    parser = Parser(prog="slurm_job.py", description=__doc__)
     parser.add_argument("--trials", type=existing_file, required=True, metavar="FILE", help="the list that the launcher wrote")
     add_options(parser, RunOptions)
     return parser.parse_args(argv)

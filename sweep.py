@@ -497,12 +497,12 @@ def check_extensions(args: argparse.Namespace) -> int:
 
 # command: (function, an example of its options)
 COMMANDS = {
-    "launch": (launch, "--algorithm Fedavg Fedprox --dataset mnist --num_hparams 20"),
-    "status": (status, "--algorithm Fedavg Fedprox --dataset mnist --watch"),
+    "launch": (launch, "--algorithm Fedavg Fedprox --num_hparams 20"),
+    "status": (status, "--algorithm Fedavg Fedprox --watch"),
     "delete_incomplete": (delete_incomplete, "--dataset mnist"),
     "delete_all": (delete_all, "--dataset mnist"),
     "verify": (verify, "--fraction 0.1 --dataset mnist"),
-    "show_partition": (show_partition, "--dataset mnist --partition dirichlet --picture labels.png"),
+    "show_partition": (show_partition, "--partition dirichlet --picture p.png"),
     "check": (check_extensions, "my_study.py"),
 }
 
@@ -522,7 +522,6 @@ def make_parser(words: list[str]) -> Parser:
         prog="sweep.py",
         description=__doc__,
         epilog=f"{FILE_PREFIX}FILE stands for the options that FILE holds, over any number of lines, with # before comments.",
-        formatter_class=argparse.HelpFormatter,
         fromfile_prefix_chars=FILE_PREFIX,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -532,8 +531,8 @@ def make_parser(words: list[str]) -> Parser:
             name,
             help=help,
             description=help,
+            usage=f"sweep.py {name} [OPTION ...]",
             epilog=f"example: python sweep.py {name} {example}",
-            formatter_class=argparse.HelpFormatter,
         )
         if name == "check":
             _add_check(sub)
@@ -594,9 +593,8 @@ def _add_sweep(parser: Parser, command: str) -> None:
         "--hparams",
         type=json_object_or_file,
         metavar="JSON",
-        help="domains in place of the registry's, or a file of them, as in --hparams "
-        """'{"batch_size": 32, "mu": [0.01, 0.1], "learning_rate": {"low": 0.01, "high": 1, "log": true}}': """
-        "a value, a choice, a range",
+        help="""domains in place of the registry's, or a file of them: '{"batch_size": 32, "mu": [0.01, 0.1],
+        "learning_rate": {"low": 0.01, "high": 1, "log": true}}' (a value, a choice, a range)""",
     )
     group.add_argument(
         "--search",
@@ -646,7 +644,10 @@ def _add_halving(parser: Parser) -> None:
 
 
 def _add_output_dir(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--output_dir", type=directory, default=OUTPUT_DIR, metavar="DIR", help=f"(default: {OUTPUT_DIR})")
+    group.add_argument(
+        "--output_dir", type=directory, default=OUTPUT_DIR, metavar="DIR",
+        help=f"holds all sweeps of a study (default: {OUTPUT_DIR})",
+    )  # fmt: skip
 
 
 def _add_share(parser: Parser) -> None:

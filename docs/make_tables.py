@@ -67,7 +67,7 @@ def _options(parser: argparse.ArgumentParser, shown: set[str]) -> Iterable[tuple
         if action.option_strings and action.help and action.option_strings[-1] not in shown | {"--help", "--version"}:
             shown.add(action.option_strings[-1])
             value = "" if action.nargs == 0 else f" {action.metavar} …" if action.nargs == "+" else f" {action.metavar}"
-            yield f"`{action.option_strings[-1]}{value}`", formatter._expand_help(action).replace("|", "\\|")
+            yield f"`{action.option_strings[-1]}{value}`", " ".join(formatter._expand_help(action).split()).replace("|", "\\|")
 
 
 def _hparams(hparams: dict[tuple[str, str], registry.Hparam], of: str) -> list[str]:

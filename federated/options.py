@@ -12,6 +12,7 @@ import pathlib
 import shlex
 import signal
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Collection
 
@@ -102,11 +103,25 @@ def exit_with(main: Callable[[], int]) -> typing.NoReturn:
     sys.exit(code)
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Help that breaks lines at spaces alone, as a value such as --time=2:00:00 is to be copied, and says once that an option
+    takes several values."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(f"{indent}{line}" for line in self._split_lines(text, width - len(indent)))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return f"{action.metavar} ..." if action.nargs == "+" else super()._format_args(action, default_metavar)
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser without abbreviations whose errors are one line."""
 
     def __init__(self, **kwargs) -> None:
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
         # What to add to the message that a name is not one of those there are
         self.hint: Callable[[], str] = str
@@ -162,7 +177,8 @@ def add_options(
         parse, default, help = field.metadata["parse"], field.default, field.metadata["help"]
         what: dict[str, typing.Any] = {"action": "store_true"}
         if parse is not None:
-            metavar = field.metadata["metavar"] or getattr(field.type, "__name__", str(field.type)).upper()
+            kind = "name" if field.type is str else getattr(field.type, "__name__", str(field.type))
+            metavar = field.metadata["metavar"] or kind.upper()
             what = {"type": parse, "metavar": metavar, "nargs": "+" if field.name in several else None}
         shown_default = f" (default: {default})" if default not in (None, ()) and parse is not None else ""
         if field.metadata["several"]:

@@ -233,6 +233,14 @@ class Trial:
         write_atomically(self.directory / DONE, "")
 
 
+def described(failure: dict) -> str:
+    """One line on a failure that `Trial.failures` lists: the process, the reason, and the last line of its log."""
+    log = failure.get("log")
+    last = [str(line) for line in log[-1:]] if isinstance(log, list) else []
+    text = ": ".join([f"{failure.get('role', 'a process')} {failure.get('reason', 'failed')}", *last])
+    return text.encode(errors="replace").decode()  # half a character, which JSON allows, is none elsewhere
+
+
 def clients_path(directory: pathlib.Path, rounds: int) -> pathlib.Path:
     """The clients.npz that belongs to results of so many rounds: another file while results of more rounds take their place."""
     path = _clients_of(directory, rounds)

@@ -15,6 +15,22 @@ import slurm_job
 import sweep
 from federated.options import Parser
 
+COMMANDS = [["collect_results.py"], ["sweep.py"], *(["sweep.py", command] for command in sweep.COMMANDS)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_reads_well_in_a_terminal_of_80_columns(call, monkeypatch, command):
+    """What is to be copied is whole, and no option shows what only the program knows."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call(*command, "--help")
+    lines = shown.stdout.splitlines()
+    assert shown.returncode == 0 and max(map(len, lines)) <= 80
+    assert lines[0].startswith(f"usage: {' '.join(command)} [") and lines[1] == ""
+    assert not [line for line in lines if "default: None" in line or "STR" in line or line.endswith("-")]
+    if command[1:]:
+        assert lines[-1].startswith(f"example: python {' '.join(command)} --")
+
+
 NUL, SURROGATE = "a\0b", "a\udcffb"
 NO_NUMBERS = (
     "",

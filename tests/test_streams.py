@@ -45,6 +45,20 @@ def test_no_command_needs_the_streams_that_are_closed(tmp_path, closed):
         assert ended.returncode == 0, (command, ended.stderr)
         assert len(list(tmp_path.glob("out/*/*/*/done"))) == done
         assert "Traceback" not in ended.stderr and "Bad file descriptor" not in ended.stderr
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_the_script_ends_by_naming_the_page(tmp_path):
+    """Also if a trial has failed, as one that has diverged."""
+    options = ("--local_optimizer", "sgd", "--hparams", '{"learning_rate": 1e30}', "--num_hparams", "1")
+    for arguments, code in (((), 0), (options, 1)):
+        ended = run_in(tmp_path, [*SCRIPT, "--output_dir", "my out", *TINY, *arguments])
+        assert ended.returncode == code, ended.stderr
+        assert ended.stderr.splitlines()[-1] == "Page: my out/report.html"
+    page = (tmp_path / "my out" / "report.html").read_text("utf-8")
+    assert "Failed trials" in page and "not finite" in page
+    unhelped = run_in(tmp_path, [*SCRIPT, "--output_dir", "nothing", "--help"])
+    assert unhelped.returncode == 0 and "error" not in unhelped.stderr and not (tmp_path / "nothing").exists()
 
 
 def test_processes_started_by_hand_need_no_streams(tmp_path):
@@ -70,11 +84,11 @@ def test_a_character_that_the_encoding_lacks_stops_no_command(tmp_path, environm
         make_trial(tmp_path / "out", 0, seed, [[0.6]] * 2, [0.6])
     make_trial(tmp_path / "single", 0, 0, [[0.6]] * 2, [0.6])  # has no interval, but a dash
     outputs = []
-    for command in (["--output_dir", "out"], ["--output_dir", "single"], ["--help"]):
+    for command in (["--output_dir", "out", "--html", "page.html"], ["--output_dir", "single"], ["--help"]):
         ended = run_in(tmp_path, python("collect_results.py", *command), environment, text=False)
         assert ended.returncode == 0, ended.stderr
         outputs.append(ended.stdout)
-    assert shown in outputs[0]
+    assert shown in outputs[0] and "0.6000 ± 0.0000" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_output_that_finds_no_room_is_named(tmp_path):

@@ -271,7 +271,7 @@ def _is_done(directory: pathlib.Path, rounds: float, settings: Settings, collect
     if unfinished.has_failed():
         collected.diverged.append(directory)
     if failures := unfinished.failures():
-        collected.failed[directory] = f"{failures[-1].get('role')}: {failures[-1].get('reason')}"
+        collected.failed[directory] = trial.described(failures[-1])
     return False
 
 

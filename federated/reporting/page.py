@@ -44,10 +44,10 @@ def html_of(report: "Report") -> str:
     sections = {heading: content for heading, content in sections.items() if content}
     links = "".join(f'<li><a href="#{_id(heading)}">{heading}</a></li>' for heading in sections)
     body = "\n".join(f'<h2 id="{_id(heading)}">{heading}</h2>\n{content}' for heading, content in sections.items())
-    script, style = ((HERE / name).read_text() for name in ("page.js", "page.css"))
+    script, style = ((HERE / name).read_text("utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return f"""<!DOCTYPE html>
+    page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -71,6 +71,7 @@ def html_of(report: "Report") -> str:
 </body>
 </html>
 """
+    return page.encode(errors="replace").decode()  # half a character, which JSON allows, is none in a file
 
 
 def _share(report: "Report", least: int, most: int, together: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from federated.reporting.collect import BrokenError, codes_of, environment_of, numbers_of, places_of, read_trial
 from federated.seeds import seed_hash
 from federated.settings import Settings
-from federated.trial import Trial, rounds_done, sets_there, trial_path
+from federated.trial import Trial, described, rounds_done, sets_there, trial_path
 from federated.version import code
 
 
@@ -69,8 +69,7 @@ def compare(original: TrialResults, trial: Trial) -> list[str]:
     """How `trial`, which has computed `original` again, differs: a line for each curve and each array of clients whose values
     are not the same, then what computed both. Empty if all are."""
     if not trial.is_done():
-        last = [f"{each['role']} {': '.join([each['reason'], *each['log'][-1:]])}" for each in trial.failures()[-1:]]
-        return [": ".join(["could not be computed again", *last])]
+        return [": ".join(["could not be computed again", *map(described, trial.failures()[-1:])])]
     again = TrialResults(trial.directory, trial.settings)
     then, now = (numbers_of(each.results, each.clients) for each in (original, again))
     differing = [name for name in then if not np.array_equal(then[name], now[name], equal_nan=True)]
