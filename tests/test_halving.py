@@ -17,7 +17,7 @@ import command_launchers
 from federated.halving import Candidate, Halving, Rung, Standing, cost, standings, write_plan
 from federated.reporting import selection
 from federated.settings import HALVING, Settings
-from federated.trial import KEPT, hparams_hash, rounds_done
+from federated.trial import CHECKPOINT, KEPT, PREVIOUS, hparams_hash, rounds_done
 from hparams_registry import random_hparams
 
 pytestmark = pytest.mark.process
@@ -241,9 +241,12 @@ def test_checkpoints_are_kept_if_asked_and_no_longer_needed_if_not(launch_here, 
     assert len(finals(out)) == 8 and finals(out).items() <= full.items()
 
 
-def test_a_trial_that_was_begun_with_all_rounds_runs_them(launch_here, tmp_path, full):
+@pytest.mark.parametrize("between_renames", [False, True])
+def test_a_trial_that_was_begun_with_all_rounds_runs_them(launch_here, tmp_path, full, between_renames):
     out = tmp_path / "out"
     trial = kill_after(Sweep(out, *OPTIONS, "--rounds", "8", "--jobs", "1", "--checkpoint_seconds", "0"), 1)
+    if between_renames and (trial / CHECKPOINT).exists():
+        (trial / CHECKPOINT).rename(trial / PREVIOUS)
     assert launch_here(out, *OPTIONS, *HALVED).returncode == 0
     assert rounds_done(trial) in (2, 8) and finals(out).items() <= full.items()
 

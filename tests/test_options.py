@@ -28,7 +28,7 @@ def test_help_reads_well_in_a_terminal_of_80_columns(call, monkeypatch, command)
     assert lines[0].startswith(f"usage: {' '.join(command)} [") and lines[1] == ""
     assert not [line for line in lines if "default: None" in line or "STR" in line or line.endswith("-")]
     if command[1:]:
-        assert lines[-1].startswith(f"example: python {' '.join(command)} --")
+        assert lines[-1].startswith(f"example: python {' '.join(command)} ")
 
 
 NUL, SURROGATE = "a\0b", "a\udcffb"

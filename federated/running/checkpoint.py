@@ -35,11 +35,13 @@ def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray], na
 
 def rounds_asked(directory: pathlib.Path) -> int:
     """How many rounds the trial was to have whose checkpoint lies in a directory, before it was done; 0 if none can be read."""
-    try:
-        with open_regular(directory / CHECKPOINT) as file, np.load(file, allow_pickle=False) as members:
-            return int(json.loads(members[_STATE].tobytes())["trial"]["rounds"])
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error):
-        return 0
+    for name in (CHECKPOINT, PREVIOUS):  # a kill may have fallen between the two renames
+        try:
+            with open_regular(directory / name) as file, np.load(file, allow_pickle=False) as members:
+                return int(json.loads(members[_STATE].tobytes())["trial"]["rounds"])
+        except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error):
+            continue
+    return 0
 
 
 def load(directory: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]] | None:
