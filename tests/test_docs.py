@@ -27,6 +27,7 @@ ELSEWHERE = {
     "python sweep.py COMMAND": "not a command but the form of one",
     "python $FEDSWEEP": "test_extension.py",
 }
+HALVED = ("--num_hparams", "6", "--rounds", "4", "--output_dir", "halved")  # rungs at which there is something to stop
 TINY = ("--rounds", "1", "--num_hparams", "1", "--num_trials", "1", "--samples_per_client", "20", "--skip_confirmation")
 # What does not ship with the project, or takes long, and what stands in for it
 INSTEAD = {"mnist": "digits", "cifar10": "digits", "resnet18": "mlp", "resnet18_gn": "mlp", "DIR": "study", "10": "2"}
@@ -109,7 +110,9 @@ def test_commands_run(tmp_path, page):
             words = [INSTEAD.get(word, word) for word in words]
             if words and words[0].startswith("delete_"):
                 words += ["--skip_confirmation", "--output_dir", "there"]
-            ran(call(tmp_path, script, *words, *(TINY if words and words[0] == "launch" else ())))
+            if words and words[0] == "launch":
+                words += [*TINY, *(HALVED if "--halving" in words else ())]
+            ran(call(tmp_path, script, *words))
 
 
 def ran(ended):
