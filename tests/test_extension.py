@@ -158,6 +158,18 @@ def test_a_study_elsewhere_runs_and_is_read_without_it(study, launch, launch_her
     assert not list(out.iterdir())
 
 
+def test_a_halved_study_is_read_without_it(study, launch, call, tmp_path):
+    out, tiny = tmp_path / "out", ("--rounds", 4, "--num_hparams", 4, "--num_trials", 1, "--client_processes", 1)
+    halved = launch(out, "--extension", study, "--algorithm", "halfway", *tiny, "--halving", 2, "--min_rounds", 1)
+    assert halved.returncode == 0, halved.stderr
+    study.unlink()
+    collected = call("collect_results.py", "--output_dir", out, "--top", 9)
+    assert collected.returncode == 0, collected.stderr
+    assert "halving stopped 2 of 4 hyper-parameter sets after 1 of 4 rounds of one trial." in collected.stdout
+    shown = call("sweep.py", "status", "--output_dir", out, "--num_hparams", 4, "--num_trials", 1)
+    assert shown.returncode == 0 and shown.stdout.count("stopped after 1 of 4 rounds") == 2, shown.stderr
+
+
 @pytest.mark.slow
 def test_the_best_command_and_dry_runs_lines_name_it(study, launch, run, tmp_path):
     out, options = tmp_path / "out", ("--extension", study, "--algorithm", "halfway", "--num_hparams", 1)

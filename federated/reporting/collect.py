@@ -161,7 +161,7 @@ def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None 
             standing = each.standings.get(directory.parent.name)
             try:
                 if rounds < settings.rounds and standing is not None and standing.is_stopped and rounds == standing.rounds:
-                    results, _ = read_trial(directory, dataclasses.replace(settings, rounds=int(rounds)))
+                    results, _ = read_trial(directory, settings.with_rounds(int(rounds)))
                     stopped[sweep].append(_columns(sweep, directory, results))
                     continue
                 if not _is_done(directory, rounds, settings, collected):
