@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 
 import numpy as np
@@ -312,7 +313,24 @@ def test_tables_rank_finalists_and_show_the_stopped_below(call, tmp_path):
         (0, 3, 2),
         (2, 4, 2),
     ]
-    assert call("collect_results.py", "--output_dir", tmp_path, "--html", tmp_path / "page.html").returncode == 0
+
+
+def test_the_page_shows_all_sets_by_the_rung_that_all_have(call, tmp_path):
+    """As the tables and the pictures for papers do."""
+    make_halved(tmp_path)
+    printed = call("collect_results.py", "--output_dir", tmp_path, "--top", 9, "--html", tmp_path / "page.html")
+    assert printed.returncode == 0, printed.stderr
+    table = printed.stdout.partition("Expected Best Validation Accuracy")[2].splitlines()[2:]
+    worth = [float(line.split("|")[2]) for line in table if line.startswith("| ")][:3]
+    data = re.findall(r'<script type="application/json">(.*?)</script>', (tmp_path / "page.html").read_text())
+    pictures = [json.loads(each) for each in data]
+    (draws,) = (each for each in pictures if each.get("x") == "random draws")
+    assert np.allclose(draws["curves"][0]["y"], worth) and len(worth) == 3
+    (sets,) = (each for each in pictures if "axes" in each)
+    assert sorted(each["y"][-1] for each in sets["curves"]) == ["0.3000", "0.5000", "0.9000", "0.9000"]
+    rates = [each["y"][sets["axes"].index("learning_rate")] for each in sets["curves"]]
+    assert rates[-1] == f"{random_hparams('Fedavg', 'digits', 3)['learning_rate']:.6g}"  # of the best, on top
+    assert "what it reached after 2 rounds" in (tmp_path / "page.html").read_text()
 
 
 def test_sweeps_that_were_halved_otherwise_are_not_compared(call, tmp_path):

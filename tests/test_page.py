@@ -318,7 +318,7 @@ def test_names_in_pictures_are_escaped():
     drawn = [
         charts.lines([curve], HOSTILE, HOSTILE, HOSTILE),
         charts.boxes([(HOSTILE, np.ones((2, 2)))], HOSTILE, HOSTILE, 10),
-        charts.parallel([(HOSTILE, scale, ["1", HOSTILE])], HOSTILE, 10),
+        charts.parallel([(HOSTILE, scale, ["1", HOSTILE])], HOSTILE, 0, 10),
     ]
     for text in drawn:
         found = Elements(text)

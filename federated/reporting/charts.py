@@ -155,9 +155,10 @@ def _legend(curves: list[Curve]) -> str:
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
-def parallel(axes: Sequence[tuple[str, Scale, Sequence[str]]], caption: str, most: int) -> str:
+def parallel(axes: Sequence[tuple[str, Scale, Sequence[str]]], caption: str, best: int, most: int) -> str:
     """Parallel coordinates, which lie so that long names fit: a row for each axis, (name, Scale of its values, those as texts),
-    and a line through the rows for each value. The first value is the best one's. At most `most` lines, spread evenly."""
+    and a line through the rows for each value, of which that at the place `best` stands out. At most `most` lines, spread
+    evenly, and that one."""
     parts, heights = [], [ROW * row + 26 for row in range(len(axes))]
     for height, (name, scale, _) in zip(heights, axes):
         ticks = "".join(f"M{at:.4g} {height - 3}v6" for at in scale(scale.ticks()))
@@ -167,9 +168,9 @@ def parallel(axes: Sequence[tuple[str, Scale, Sequence[str]]], caption: str, mos
         parts += [_text(at, height + 14, f"{tick:.4g}") for at, tick in zip(scale(scale.ticks()), scale.ticks())]
     across = np.array([scale(scale.values) for _, scale, _ in axes])
     number = across.shape[1]
-    kept = _spread(number, most)
+    kept = [best, *(line for line in _spread(number, most) if line != best)]
     for line in kept[::-1]:  # the best one on top
-        look = 'curve best"' if line == 0 else f'curve" style="opacity:{0.75 - 0.5 * line / number:.2f}"'
+        look = 'curve best"' if line == best else f'curve" style="opacity:{0.75 - 0.5 * line / number:.2f}"'
         parts.append(f'<g class="{look}><polyline points="{_points(across[:, line], np.array(heights))}"/></g>')
     said = {
         "axes": [name for name, _, _ in axes],

@@ -85,11 +85,11 @@ def _id(heading: str) -> str:
 def _title(report: "Report") -> str:
     """What was compared on what."""
     of_all = {name: dict.fromkeys(tables.value_of(each, name) for each in report.settings.values()) for name in tables.NAMED}
-    return f"{_several(of_all['algorithm'])} on {_several(of_all['dataset'])}"
+    return f"{_several(of_all['algorithm'], 'algorithms')} on {_several(of_all['dataset'], 'data sets')}"
 
 
-def _several(names: typing.Collection[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{len(names)} algorithms"
+def _several(names: typing.Collection[str], what: str) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{len(names)} {what}"
 
 
 def _settings(report: "Report") -> str:
@@ -149,7 +149,7 @@ def _cell(report: "Report", cell: str, sweeps: list[str]) -> str:
         name, mean = report.label(sweep), rounds["accuracy"].to_numpy()
         drawn[0].append(charts.Curve(name, place, rounds.index.to_numpy(), mean, rounds["deviation"].to_numpy()))
         drawn[1].append(charts.Curve(name, place, rounds["bytes_sent"].to_numpy(), mean))
-        best = selection.expected_best(report.rankings[sweep])
+        best = report.expected_best(sweep)
         if len(best) > 1:
             drawn[2].append(charts.Curve(name, place, best.index.to_numpy(), best.to_numpy()))
     curves, by_bytes, draws = [[curve.thinned(most) for curve in each] for each in drawn]
@@ -181,7 +181,7 @@ def _sweep(report: "Report", sweep: str) -> str:
 
 
 def _parallel(report: "Report", sweep: str) -> str:
-    ranking = report.rankings[sweep]
+    ranking, best = report.comparable[sweep], report.rankings[sweep]["hash"][0]
     axes = []
     for name in [name for name in report.hparams[sweep] if ranking[name].nunique() > 1]:
         scale = charts.Scale(ranking[name], 14, charts.WIDTH - 14, report.log_base(sweep, name))
@@ -190,8 +190,9 @@ def _parallel(report: "Report", sweep: str) -> str:
         return ""
     accuracy = charts.Scale(ranking["val_acc"], 14, charts.WIDTH - 14)
     axes.append(("validation accuracy", accuracy, [f"{value:.4f}" for value in ranking["val_acc"]]))
-    caption = "Hyper-parameters of each setting, and what it reached; the best one stands out."
-    return charts.parallel(axes, caption, _share(report, *LINES))
+    after = f" after {report.first_rungs[sweep]} rounds" if sweep in report.stopped else ""
+    caption = f"Hyper-parameters of each setting, and what it reached{after}; the best one stands out."
+    return charts.parallel(axes, caption, ranking["hash"].tolist().index(best), _share(report, *LINES))
 
 
 def _failed(report: "Report") -> str:

@@ -156,8 +156,8 @@ def clients(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
 
 
 def expected_best(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
-    """See federated.reporting.selection.expected_best. Draws nothing if no sweep has two random draws."""
-    curves = {sweep: selection.expected_best(report.comparable[sweep]) for sweep in sweeps}
+    """See Report.expected_best. Draws nothing if no sweep has two random draws."""
+    curves = {sweep: report.expected_best(sweep) for sweep in sweeps}
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
     for place, (sweep, curve) in enumerate(curves.items()):
         _curve(axes, curve.index, curve, report.label(sweep), place)

@@ -260,6 +260,10 @@ class Report:
         bases = [base for domain in found if domain is not None and (base := log_base(domain)) is not None]
         return bases[0] if bases and self.comparable[sweep][hparam].min() > 0 else None
 
+    def expected_best(self, sweep: str) -> pandas.Series:
+        """See federated.reporting.selection.expected_best: what draws of a sweep's settings are worth, by what all have."""
+        return selection.expected_best(self.comparable[sweep])
+
     def ranking_with_stopped(self, sweep: str) -> pandas.DataFrame:
         """The settings of a sweep: those of all rounds, and then those that halving stopped."""
         return pandas.concat([self.rankings[sweep], *([self.stopped[sweep]] if sweep in self.stopped else [])])
