@@ -160,8 +160,8 @@ NOISE = 0.05  # of resamples in which a setting is at least as good as the best 
 
 
 def _certainty(report: "Report") -> list[str]:
-    """How sure the choice of each sweep's best setting is, if that can be said: a line for all whose choice is sure."""
-    lines, sure = [], {}
+    """How sure the choice of each sweep's best setting is, if that can be said; one line for all whose choice is sure."""
+    lines, sure, fewest = [], [], RESAMPLES
     for sweep, ranking in report.rankings.items():
         if len(ranking) < 2 or "best_in" not in ranking or pandas.isna(ranking["best_in"][0]):
             continue
@@ -177,13 +177,15 @@ def _certainty(report: "Report") -> list[str]:
         if len(near):
             lines.append(line)
         else:
-            sure[line] = times
-    if len(sure) > 1:
-        sure = {
-            f"In {len(sure)} sweeps the best setting stays the best in at least {min(sure.values())} of {RESAMPLES} bootstrap "
-            "resamples of trial seeds and clients; no other is within noise.": 0
-        }
-    return [*lines, *sure]
+            sure.append(line)
+            fewest = min(fewest, times)
+    if len(sure) < 2:
+        return lines + sure
+    return [
+        *lines,
+        f"In {len(sure)} sweeps the best setting stays the best in at least {fewest} of {RESAMPLES} bootstrap resamples of "
+        "trial seeds and clients; no other is within noise.",
+    ]
 
 
 def _unlike_domains(report: "Report", sweeps: list[str]) -> list[str]:
