@@ -349,7 +349,11 @@ class ExtensionOptions:
     """The code of the user's own that a process loads, see federated.extension."""
 
     extension: tuple[str, ...] = option(
-        (), python_file, "files of your own algorithms, models, data sets, …, see README", metavar="FILE", several=True
+        (),
+        python_file,
+        "files of your own algorithms, models, data sets, …: see docs/own_code.md",
+        metavar="FILE",
+        several=True,
     )
 
 
