@@ -43,11 +43,12 @@ def slug(heading):
 
 
 def commands(page):
-    """The commands that a page shows as a block or in a sentence, each as one line."""
+    """The commands that a page shows as a block or in a sentence, each as one line, and that run here. What ends in … is no
+    command but the form of one."""
     text = page.read_text().replace("\\\n", " ")
     found = re.findall(r"^(?:    (?:\$ )?|)((?:python|bash) [^`\n]+?)(?:  +#.*)?$", text, flags=re.M)
     found += [re.sub(r"\s+", " ", each) for each in re.findall(r"`((?:python|bash) [^`]+)`", text)]
-    return [each for each in found if "…" not in each and "COMMAND" not in each]
+    return [each for each in found if "…" not in each and not each.startswith(tuple(ELSEWHERE))]
 
 
 def test_the_readme_is_read_in_minutes():
@@ -102,17 +103,16 @@ def test_commands_run(tmp_path, page):
     for name in ("study", "sweep_logs", "three_minutes", "here", "there"):  # what earlier pages and lines have launched
         ran(call(tmp_path, "sweep.py", "launch", *TINY, "--output_dir", name))
     for command in commands(page):
-        if not any(command.startswith(each) for each in ELSEWHERE):
-            program, script, *words = shlex.split(command, comments=True)
-            assert program == "python" and script in ("sweep.py", "collect_results.py"), command
-            if ">" in words:
-                words = words[: words.index(">")]
-            words = [INSTEAD.get(word, word) for word in words]
-            if words and words[0].startswith("delete_"):
-                words += ["--skip_confirmation", "--output_dir", "there"]
-            if words and words[0] == "launch":
-                words += [*TINY, *(HALVED if "--halving" in words else ())]
-            ran(call(tmp_path, script, *words))
+        program, script, *words = shlex.split(command, comments=True)
+        assert program == "python" and script in ("sweep.py", "collect_results.py"), command
+        if ">" in words:
+            words = words[: words.index(">")]
+        words = [INSTEAD.get(word, word) for word in words]
+        if words and words[0].startswith("delete_"):
+            words += ["--skip_confirmation", "--output_dir", "there"]
+        if words and words[0] == "launch":
+            words += [*TINY, *(HALVED if "--halving" in words else ())]
+        ran(call(tmp_path, script, *words))
 
 
 def ran(ended):
