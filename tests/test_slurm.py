@@ -205,6 +205,22 @@ def test_jobs_run_ones_own_code_as_it_was_at_the_launch(cluster, launch, run, aw
     assert list(out.iterdir()) == []
 
 
+def test_halving_goes_rung_by_rung(cluster, launch, tmp_path):
+    """With --wait in one launch, without it in one for each rung, to the bits of a local one."""
+    halved = ("--rounds", 4, "--num_hparams", 4, "--num_trials", 1, "--halving", 2, "--min_rounds", 1)
+    assert launch(tmp_path / "local", *halved).returncode == 0
+    waited = launch(tmp_path / "waited", *halved, *SLURM, "--wait")
+    assert waited.returncode == 0, waited.stderr
+    assert results(tmp_path / "waited") == results(tmp_path / "local")
+    queued = [launch(tmp_path / "queued", *halved, *SLURM)]
+    while "Nothing to launch!" not in queued[-1].stderr:
+        assert queued[-1].returncode == 0, queued[-1].stderr
+        wait_until(lambda: not slurm("squeue", "-h"))
+        queued.append(launch(tmp_path / "queued", *halved, *SLURM))
+    said = ["The same launch runs the rungs that follow" in each.stderr for each in queued]
+    assert said == [True, True, False] and results(tmp_path / "queued") == results(tmp_path / "local") != {}
+
+
 # Each would have a command of Slurm hide jobs, print them otherwise, or submit something else
 ENVIRONMENT = {
     "SQUEUE_PARTITION": "urgent", "SQUEUE_STATES": "FAILED", "SQUEUE_FORMAT": "%i", "SQUEUE_NAMES": "none",
