@@ -181,13 +181,9 @@ exec {shlex.join(command)}
         waiting = {trial.directory: trial for trial in trials}
         failures = {trial.directory: len(trial.failures()) for trial in trials}
         ended: set[pathlib.Path] = set()
+        queued: dict[pathlib.Path, QueuedTrial] = {}
         while waiting:
-            time.sleep(WAIT_SECONDS)
-            try:
-                queued = self.queued(output_dir)
-            except UsageError as error:
-                say(f"{error}; waiting")
-                continue
+            queued = self._poll(output_dir)
             for directory, trial in list(waiting.items()):
                 if trial.is_done():
                     report(waiting.pop(directory), Done())
@@ -202,6 +198,19 @@ exec {shlex.join(command)}
                         last = trial.failures()[-1]
                         outcome = Failure(last["role"], last["reason"], log=last["log"])
                     report(waiting.pop(directory), outcome)
+        # A trial is done a moment before its job has ended, and halving's next rung launches it again.
+        directories = {trial.directory for trial in trials}
+        while any(found.is_active() for directory, found in queued.items() if directory in directories):
+            queued = self._poll(output_dir)
+
+    def _poll(self, output_dir: pathlib.Path) -> dict[pathlib.Path, QueuedTrial]:
+        """The queue a while later, as soon as Slurm answers."""
+        while True:
+            time.sleep(WAIT_SECONDS)
+            try:
+                return self.queued(output_dir)
+            except UsageError as error:
+                say(f"{error}; waiting")
 
     def queued(self, output_dir: pathlib.Path) -> dict[pathlib.Path, QueuedTrial]:
         listed, logs = {}, {}
