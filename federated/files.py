@@ -54,15 +54,16 @@ LOG_BYTES = 10 << 20  # of each end of a log
 
 def bound_log(path: pathlib.Path) -> None:
     """Cut what is between the first and the last LOG_BYTES out of a log that has become too long. What writes it appends, and
-    may go on doing so. Raises OSError."""
+    may go on doing so: what it writes just before the cut may be lost. Raises OSError."""
     size = path.stat().st_size
     if size <= 3 * LOG_BYTES:
         return
     with open(path, "r+b") as file, open(path, "ab") as end:
         file.seek(-LOG_BYTES, os.SEEK_END)
-        last = file.read(LOG_BYTES)
+        last = file.read(LOG_BYTES) + file.read(LOG_BYTES)  # the second: what was written during the first
+        left_out = file.tell() - len(last) - LOG_BYTES
         file.truncate(LOG_BYTES)
-        end.write(f"\n… {size - 2 * LOG_BYTES} bytes left out …\n".encode() + last)
+        end.write(f"\n… {left_out} bytes left out …\n".encode() + last)
 
 
 def read_end(path: pathlib.Path, max_bytes: int) -> bytes:

@@ -472,7 +472,9 @@ class Prints(Fedavg):
     def start(self, server):
         print("first")
         for _ in range(50):
-            print("x" * (1 << 20))
+            print("x" * (1 << 20), flush=True)
+        while os.fstat(1).st_size > 31 << 20:  # until the log was cut
+            time.sleep(0.1)
         print("last", flush=True)
 
 @algorithms.register
