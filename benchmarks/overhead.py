@@ -23,7 +23,7 @@ import time
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from federated.data import datasets  # noqa: E402
+from federated.data import datasets, decoded  # noqa: E402
 from federated.running import resources  # noqa: E402
 from federated.settings import Settings  # noqa: E402
 from hparams_registry import default_hparams, random_hparams  # noqa: E402
@@ -92,16 +92,18 @@ def sweep(settings, num_hparams, num_trials, data_dir):
     return seconds, accuracies, [content["provenance"]["seconds"] for content in found]
 
 
-def random_cifar(data_dir):
+def random_cifar(data_dir, train=2000, test=300):
     """Decoded arrays of CIFAR's shape, so that no files are needed: times do not depend on the images."""
     import numpy as np
 
     rng = np.random.default_rng(0)
-    decoded = pathlib.Path(data_dir) / "decoded" / "cifar10"
-    decoded.mkdir(parents=True)
-    for part, samples in (("train", 2000), ("test", 300)):
-        np.save(decoded / f"{part}_images.npy", rng.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8))
-        np.save(decoded / f"{part}_labels.npy", rng.integers(0, 10, samples, dtype=np.uint8))
+    place = pathlib.Path(data_dir) / "decoded" / "cifar10"
+    place.mkdir(parents=True)
+    for part, samples in (("train", train), ("test", test)):
+        np.save(place / f"{part}_images.npy", rng.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8))
+        np.save(place / f"{part}_labels.npy", rng.integers(0, 10, samples, dtype=np.uint8))
+    arrays = {path.name: {"stamp": decoded._stamp(path), "sha256": decoded._digest(path)} for path in place.iterdir()}
+    (place / decoded.MADE).write_text(json.dumps({"from": {}, "arrays": arrays}))
 
 
 def spread(values):

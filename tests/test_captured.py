@@ -1,5 +1,5 @@
 """Captured training steps, by graphs that are pretended (see pretended_graphs.py): the same code as on a GPU. What only a GPU
-can show is in test_device.py."""
+can show is in test_gpu.py."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""What a GPU asks of the code, shown on machines without one: see pretended_device.py. What only a GPU can show is skipped
-where there is none."""
+"""What a GPU asks of the code, shown on machines without one: see pretended_device.py. What only a GPU can show is in
+test_gpu.py."""
 
 import functools
 import json
@@ -149,34 +149,3 @@ def test_building_a_model_leaves_the_generators_of_gpus(monkeypatch):
     """Moon builds models in a client's turn, which would draw its dropout anew."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPU's generator was seeded"))
     models.build("mlp", datasets.REGISTRY["digits"], 0.5, 0)
-
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs --gpu and a CUDA device")
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_a_gpu_gives_what_the_cpu_gives_and_the_same_bits_again():
-    torch.set_num_threads(1)
-    for case in CASES:
-        prepared = [prepare(device, **case, hparams={"dropout_rate": 0.0}) for device in ("cpu", "cuda", "cuda")]
-        cpu, gpu, again = (two_rounds(*each) for each in prepared)
-        assert gpu == again, case
-        assert np.array_equal(prepared[1][1].updates, prepared[2][1].updates), case
-        np.testing.assert_allclose([each["loss"] for each in gpu], [each["loss"] for each in cpu], rtol=1e-2, err_msg=str(case))
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_a_sweep_on_a_gpu(launch, tmp_path):
-    results = []
-    for name in ("first", "second"):
-        done = launch(tmp_path / name, "--device", "cuda", "--algorithm", "Moon")
-        assert done.returncode == 0, done.stderr
-        paths = sorted((tmp_path / name).rglob("results.json"))
-        results.append([json.loads(path.read_text()) for path in paths])
-    first, second = results
-    assert len(first) == 2
-    assert {device for each in first for device in each["provenance"]["devices"]} == {torch.cuda.get_device_name()}
-    for one, other in zip(first, second):
-        assert one["curves"]["test_loss"] == other["curves"]["test_loss"]

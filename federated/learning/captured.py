@@ -114,6 +114,11 @@ class CapturedSteps:
         self._changed = [model.flat.weights, *(each for each in model.module.buffers() if not each.is_floating_point())]
         self._steps: dict[tuple, CapturedStep] = {}
 
+    @property
+    def is_capturing(self) -> bool:
+        """False once capturing has failed."""
+        return self._graphs is not None
+
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
         """Set the gradient to that of the loss of a batch at the weights. Returns the logits and the loss."""
         if self._graphs is None or len(labels) not in self._sizes or inputs.requires_grad:
