@@ -254,6 +254,7 @@ def test_where_there_is_no_global_model_clients_are_counted(tmp_path, capsys):
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[7:12] == ["–", "0.8000", "0.7500", "0.6500", "0.1000"]
     assert "As clients have models of their own with Fedper, all rows are judged on the clients' shares" in out
+    assert "shares of the test set, 40 samples in a trial: each test sample" in out
 
 
 def test_the_target_is_timed_in_the_trials_that_reach_it(tmp_path, capsys):

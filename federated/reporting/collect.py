@@ -46,6 +46,7 @@ class Collected:
                 NaN if it has none or nothing was evaluated
     held_out    {(sweep, hash, trial_seed): (float32 [clients, rounds], [clients])}: each client's accuracy on what it holds
                 out, NaN like the others, and how many samples that is
+    in_shares   {(sweep, hash, trial_seed): how many samples all clients' shares of the test set have}
     stopped     {sweep: rows like those of `rounds`} of the first trials of sets that halving stopped, up to where it did
     first_rungs {sweep: the rounds that all sets had before any was stopped}
     settings    {sweep: Settings}, in the order of tables: equal settings side by side, there as algorithms are registered
@@ -69,6 +70,7 @@ class Collected:
     directories: dict[tuple[str, str, int], pathlib.Path] = dataclasses.field(default_factory=dict)
     of_clients: dict[tuple[str, str, int], np.ndarray] = dataclasses.field(default_factory=dict)
     held_out: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    in_shares: dict[tuple[str, str, int], int] = dataclasses.field(default_factory=dict)
     stopped: dict[str, pandas.DataFrame] = dataclasses.field(default_factory=dict)
     first_rungs: dict[str, int] = dataclasses.field(default_factory=dict)
     settings: dict[str, Settings] = dataclasses.field(default_factory=dict)
@@ -181,6 +183,7 @@ def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None 
             trials.append(_columns(sweep, directory, results))
             collected.of_clients[key] = clients["local_acc"]
             collected.held_out[key] = clients["val_acc"], clients["val_samples"]
+            collected.in_shares[key] = int(clients["local_samples"].sum())
             _note(collected, sweep, directory, results)
         if sweep in stopped:
             collected.stopped[sweep] = _frame(stopped[sweep]).drop_duplicates(["hash", "round"])

@@ -100,10 +100,12 @@ def notes(report: "Report") -> list[str]:
     if report.selection != DEFAULT_SELECTION:
         lines.append(f"Selection {report.selection!r}: {SELECTIONS[report.selection]}.")
     if report.personal:
+        size = " to ".join(map(str, dict.fromkeys(report.in_shares)))
         lines.append(
             f"As clients have models of their own with {', '.join(report.personal)}, all rows are judged on the clients' "
-            "shares of the test set: each test sample by the model of the client whose share it lies in, or by the global "
-            "model where clients have no other. A test sample that is in no client's share counts in Global only."
+            f"shares of the test set, {size} samples in a trial: each test sample by the model of the client whose share it "
+            "lies in, or by the global model where clients have no other. A test sample that is in no client's share counts "
+            "in Global only."
         )
     return lines
 
