@@ -23,9 +23,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """What most tests compare with was computed on a CPU."""
+    """What most tests compare with was computed on a CPU. What the tests start is to hear the signals that this process may
+    have been started to ignore, by nohup or in the background of a script."""
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, handler)
 
 
 STARTS_PROCESSES = {"run", "run_without", "launch_here", "finished_sweep"}
