@@ -15,6 +15,8 @@ import helpers
 import pytest
 from helpers import HUNG, PROJECT, SHARED_DATA, cannot, processes_of, wait_until
 
+from federated.running.processes import preload
+
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often the trial of test_resume.py is killed")
@@ -212,7 +214,8 @@ def need_programs(request, tmp_path_factory):
 
 @pytest.fixture
 def leaves_nothing(tmp_path, monkeypatch):
-    """Afterwards no process, lock, socket or half-written file is left."""
+    """Afterwards no process, lock, socket or half-written file is left, but for what launch_here forks from."""
+    preload([])
     with tempfile.TemporaryDirectory(prefix="t-") as sockets:  # a socket's path has to be short
         monkeypatch.setenv("TMPDIR", sockets)
         yield
