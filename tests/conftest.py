@@ -15,6 +15,8 @@ import helpers
 import pytest
 from helpers import HUNG, PROJECT, SHARED_DATA, cannot, processes_of, wait_until
 
+from federated.running.processes import preload
+
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often the trial of test_resume.py is killed")
@@ -23,9 +25,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """What most tests compare with was computed on a CPU."""
+    """What most tests compare with was computed on a CPU. What the tests start is to hear the signals that this process may
+    have been started to ignore, by nohup or in the background of a script."""
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, handler)
 
 
 STARTS_PROCESSES = {"run", "run_without", "launch_here", "finished_sweep"}
@@ -208,7 +214,8 @@ def need_programs(request, tmp_path_factory):
 
 @pytest.fixture
 def leaves_nothing(tmp_path, monkeypatch):
-    """Afterwards no process, lock, socket or half-written file is left."""
+    """Afterwards no process, lock, socket or half-written file is left, but for what launch_here forks from."""
+    preload([])
     with tempfile.TemporaryDirectory(prefix="t-") as sockets:  # a socket's path has to be short
         monkeypatch.setenv("TMPDIR", sockets)
         yield

@@ -40,48 +40,45 @@ def put(kind, path):
     kind(path)
 
 
-@pytest.mark.process
 @KINDS
 @pytest.mark.parametrize("name", NAMES)
-def test_only_regular_files_are_read(run, trial, kind, name):
+def test_only_regular_files_are_read(call, trial, kind, name):
     """Collecting and looking end, and a launch computes the trial again or says what is in its way."""
     out = trial.parents[2]
     if name not in ("results.json", "clients.npz"):
         (trial / "done").unlink()
     put(kind, trial / name)
     for command in (("collect_results.py",), ("sweep.py", "status", "--json"), ("sweep.py", "status")):
-        looked = run(*command, "--output_dir", out)
+        looked = call(*command, "--output_dir", out)
         assert looked.returncode == 0 and "Traceback" not in looked.stderr, (command, looked.stderr)
-    deleted = run("sweep.py", "delete_all", "--output_dir", out, "--skip_confirmation")
+    deleted = call("sweep.py", "delete_all", "--output_dir", out, "--skip_confirmation")
     assert deleted.returncode == (name == "lock") and "Traceback" not in deleted.stderr
     if name == "lock":  # which nobody can hold
         assert f"it is not a regular file: '{trial / name}'" in deleted.stderr
 
 
-@pytest.mark.process
 @KINDS
-def test_settings_are_read_from_a_regular_file(run, trial, kind):
+def test_settings_are_read_from_a_regular_file(call, trial, kind):
     out = trial.parents[2]
     put(kind, trial.parents[1] / "sweep.json")
-    assert "it is not a regular file" in run("collect_results.py", "--output_dir", out).stderr
-    looked = run("sweep.py", "status", "--output_dir", out)
+    assert "it is not a regular file" in call("collect_results.py", "--output_dir", out).stderr
+    looked = call("sweep.py", "status", "--output_dir", out)
     assert looked.returncode == 0 and "Traceback" not in looked.stderr
-    launched = run("sweep.py", "launch", "--output_dir", out, "--skip_confirmation", *TINY)
+    launched = call("sweep.py", "launch", "--output_dir", out, "--skip_confirmation", *TINY)
     assert launched.returncode == 2 and len(launched.stderr.splitlines()) == 1
 
 
-@pytest.mark.process
 @KINDS
-def test_a_list_of_queued_trials_is_a_regular_file(run, tmp_path, kind):
+def test_a_list_of_queued_trials_is_a_regular_file(call, tmp_path, kind):
     """Which trials are queued cannot be known, so that only looking goes on."""
     record = tmp_path / "out" / ".slurm" / "sweep-20260101-000000-000000-000"
     record.mkdir(parents=True)
     kind(record / "trials.jsonl")
     options = ("--output_dir", tmp_path / "out")
-    looked = run("sweep.py", "status", *options)
+    looked = call("sweep.py", "status", *options)
     assert looked.returncode == 0 and f"Ignored: '{record}/trials.jsonl' cannot be read" in looked.stderr
     for command in ("launch", "delete_all"):
-        refused = run("sweep.py", command, *options, "--skip_confirmation")
+        refused = call("sweep.py", command, *options, "--skip_confirmation")
         assert refused.returncode == 2 and "if none of its jobs is left, remove it" in refused.stderr.splitlines()[-1]
 
 

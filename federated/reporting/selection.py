@@ -99,17 +99,22 @@ def certainty(ranking: pandas.DataFrame, rows: pandas.DataFrame, held_out: dict)
         return pandas.DataFrame({"best": np.nan, "as_good": np.nan}, index=ranking.index)
     sweep, rounds = rows[SWEEP].iloc[0], rows.set_index(["hash", "trial_seed"])["round"]
     samples = [held_out[sweep, ranking["hash"][0], seed][1] for seed in seeds]  # a trial's split is the same for all settings
-    accuracies = [  # of each seed, [settings, clients]
+    of_seeds = [  # of each seed, [settings, clients]
         np.nan_to_num([held_out[sweep, each, seed][0][:, rounds[each, seed] - 1] for each in ranking["hash"]]).astype(float)
         for seed in seeds
     ]
+    accuracies, weights = np.concatenate(of_seeds, axis=1).T, np.concatenate(samples)  # of all clients of all seeds
+    counts = np.array([np.count_nonzero(each) for each in samples])
+    clients, first = np.flatnonzero(weights), np.cumsum(counts) - counts  # those that can be drawn, and each seed's first
     rng = np.random.default_rng(0)
     scores = np.zeros((RESAMPLES, len(ranking)))
     for score in scores:
-        for seed in rng.integers(len(seeds), size=len(seeds)):
-            clients = np.flatnonzero(samples[seed])
-            drawn = rng.choice(clients, len(clients))
-            score += accuracies[seed][:, drawn] @ samples[seed][drawn] / samples[seed][drawn].sum()
+        chosen = rng.integers(len(seeds), size=len(seeds))
+        repeats = counts[chosen]  # each seed's clients are drawn at once, for it each time that it was
+        drawn = clients[np.repeat(first[chosen], repeats) + rng.integers(np.repeat(repeats, repeats))]
+        totals = np.add.reduceat(weights[drawn], np.cumsum(repeats) - repeats)
+        shares = np.bincount(drawn, weights[drawn] / np.repeat(totals, repeats), len(weights))
+        score[:] = shares @ accuracies
     scores = scores.round(12)  # sums of equal values in another order are equal
     best = np.bincount(scores.argmax(axis=1), minlength=len(ranking)) / RESAMPLES
     return pandas.DataFrame({"best": best, "as_good": (scores >= scores[:, :1]).mean(axis=0)}, index=ranking.index)
