@@ -51,6 +51,8 @@ class Settings:
     local_epochs: int = option(1, integer(1), "passes over its data that a client makes a round")
     samples_per_client: int = option(None, integer(2), "training samples of each client, held-out ones included; default: all")
     participation: float = option(1.0, number(0, 1, above=True), "fraction of the clients that train in a round")
+    straggler_fraction: float = option(0.0, number(0, 1), "of these: fraction that do a random part of their local epochs")
+    dropout_fraction: float = option(0.0, number(0, 0.99), "of these: fraction whose update never arrives")
     partition: str = option(
         None,
         one_of(partition.REGISTRY),
@@ -114,7 +116,8 @@ class Settings:
             case "local_optimizer":
                 return algorithm.local_optimizers[0]
             case "optimizer_state":
-                return "keep" if self.participation == 1 and algorithm.keeps_moments else "reset"
+                all_train = self.participation == 1 and self.dropout_fraction == 0
+                return "keep" if all_train and algorithm.keeps_moments else "reset"
         return Settings.__dataclass_fields__[name].default
 
     def values(self) -> dict[str, typing.Any]:
@@ -128,7 +131,7 @@ class Settings:
 
     @property
     def participants(self) -> int:
-        """Clients that train in a round."""
+        """Clients that are to train in a round."""
         return max(1, round(self.num_clients * self.participation))
 
     @property

@@ -93,6 +93,8 @@ SETTINGS = {
     "--local_epochs": wholes(1, 10**9),
     "--samples_per_client": wholes(2, 10**9),
     "--participation": reals("0", "1.1", "1e-400"),
+    "--straggler_fraction": reals("1.1"),
+    "--dropout_fraction": reals("0.995", "1"),
     "--partition": NO_NAMES,
     "--partition_alpha": reals("0", "1e7", "1e300"),
     "--labels_per_client": wholes(1, 10**9),

@@ -64,9 +64,11 @@ class Worker:
         """Take what the server has sent, before any work on it."""
         self.broadcast = torch.from_numpy(self._memory.broadcast).to(self.device)
 
-    def train(self, number: int, round: int) -> TrainingClient:
-        """Train client `number` from the broadcast weights. The caller passes the client to `upload` before the next one."""
+    def train(self, number: int, round: int, batches: int | None = None) -> TrainingClient:
+        """Train client `number` from the broadcast weights, for the settings' local epochs but on no more than so many
+        `batches`. The caller passes the client to `upload` before the next one."""
         client = self._training_client(number, round)
+        client.max_batches = batches
         self.algorithm.train(client)
         return client
 
