@@ -41,12 +41,16 @@ class Settings:
     """What a trial computes, besides its hyper-parameters and seeds. Each setting stands here once: its name is the
     option's, the original's field's and the key in sweep.json."""
 
-    model_arch: str = option(None, models.known_name, f"the model: {models.NAMES}; default: mlp for images, else logistic")
+    model_arch: str = option(
+        None, models.known_name, f"the model: {models.NAMES}; default: mlp for images, lstm for sequences, else logistic"
+    )
     dataset: str = option("digits", one_of(datasets.REGISTRY), f"the data: {', '.join(datasets.REGISTRY)}")
     algorithm: str = option(
         "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), f"in any case: {', '.join(algorithms.REGISTRY)}"
     )
-    num_clients: int = option(None, integer(1, 100_000), "clients of the federation; default: the data's owners, else 2")
+    num_clients: int = option(
+        None, integer(1, 100_000), "clients of the federation; default: the data's owners, or 100 of many, else 2"
+    )
     rounds: int = option(50, integer(1, 1_000_000), "communication rounds")
     local_epochs: int = option(1, integer(1), "passes over its data that a client makes a round")
     samples_per_client: int = option(None, integer(2), "training samples of each client, held-out ones included; default: all")
@@ -104,11 +108,11 @@ class Settings:
         spec, algorithm = datasets.REGISTRY[self.dataset], algorithms.load(self.algorithm)
         match name:
             case "model_arch":
-                return "mlp" if spec.is_image else "logistic"
+                return spec.default_model
             case "num_clients":
-                return spec.num_owners or 2
+                return spec.default_clients
             case "partition":
-                return "natural" if spec.num_owners else "iid"
+                return "natural" if spec.has_owners else "iid"
             case "partition_alpha":
                 return 0.5 if self.partition in USED_UNDER[name] else None
             case "labels_per_client":

@@ -7,7 +7,7 @@ import torch
 
 from federated import algorithms, models
 from federated.data.datasets import Dataset
-from federated.data.partition import Part
+from federated.data.partition import Part, test_set
 from federated.learning.client import Client, TrainingClient
 from federated.learning.client_row import ClientRow, RowLayout
 from federated.learning.device import resolve_device
@@ -53,7 +53,7 @@ class Worker:
         self._labels, self._num_classes = dataset.train_labels, dataset.spec.num_classes
         self.train_indices = list(map(torch.from_numpy, self._samples))
         self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
-        self.plan = EvaluationPlan(parts, len(dataset.test_labels), self.algorithm.personal)
+        self.plan = EvaluationPlan(parts, test_set(dataset, settings, parts), self.algorithm.personal)
 
     @property
     def progress(self) -> int:

@@ -67,7 +67,7 @@ class TrialServer:
         data = datasets.load(self.settings.dataset, options.data_dir)
         self.spec = data.spec
         parts = partition.split(data, self.settings, trial.trial_seed)
-        self.plan = EvaluationPlan(parts, len(data.test_labels), self.algorithm.personal)
+        self.plan = EvaluationPlan(parts, partition.test_set(data, self.settings, parts), self.algorithm.personal)
         seed = stream_seed(trial.trial_seed, "model")
         flat = Flat(models.build(self.settings.model_arch, data.spec, hparams["dropout_rate"], seed))
         self.memory = self._shared_memory(flat)
