@@ -44,17 +44,23 @@ class Settings:
     option's, the original's field's and the key in sweep.json."""
 
     model_arch: str = option(
-        None, models.known_name, lambda: f"the model: {models.names()}; default: mlp for images, else logistic"
+        None,
+        models.known_name,
+        lambda: f"the model: {models.names()}; default: mlp for images, lstm for sequences, else logistic",
     )
     dataset: str = option("digits", one_of(datasets.REGISTRY), lambda: f"the data: {', '.join(datasets.REGISTRY)}")
     algorithm: str = option(
         "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), lambda: f"in any case: {', '.join(algorithms.REGISTRY)}"
     )
-    num_clients: int = option(None, integer(1, 100_000), "clients of the federation; default: the data's owners, else 2")
+    num_clients: int = option(
+        None, integer(1, 100_000), "clients of the federation; default: the data's owners, or 100 of many, else 2"
+    )
     rounds: int = option(50, integer(1, 1_000_000), "communication rounds")
     local_epochs: int = option(1, integer(1), "passes over its data that a client makes a round")
     samples_per_client: int = option(None, integer(2), "training samples of each client, held-out ones included; default: all")
     participation: float = option(1.0, number(0, 1, above=True), "fraction of the clients that train in a round")
+    straggler_fraction: float = option(0.0, number(0, 1), "of these: fraction that do a random part of their local epochs")
+    dropout_fraction: float = option(0.0, number(0, 0.99), "of these: fraction whose update never arrives")
     partition: str = option(
         None,
         one_of(partition.REGISTRY),
@@ -110,11 +116,11 @@ class Settings:
         spec, algorithm = datasets.REGISTRY[self.dataset], algorithms.load(self.algorithm)
         match name:
             case "model_arch":
-                return "mlp" if spec.is_image else "logistic"
+                return spec.default_model
             case "num_clients":
-                return spec.num_owners or 2
+                return spec.default_clients
             case "partition":
-                return "natural" if spec.num_owners else "iid"
+                return "natural" if spec.has_owners else "iid"
             case "partition_alpha":
                 return 0.5 if self.partition in USED_UNDER[name] else None
             case "labels_per_client":
@@ -122,7 +128,8 @@ class Settings:
             case "local_optimizer":
                 return algorithm.local_optimizers[0]
             case "optimizer_state":
-                return "keep" if self.participation == 1 and algorithm.keeps_moments else "reset"
+                all_train = self.participation == 1 and self.dropout_fraction == 0
+                return "keep" if all_train and algorithm.keeps_moments else "reset"
         return Settings.__dataclass_fields__[name].default
 
     def values(self) -> dict[str, typing.Any]:
@@ -140,7 +147,7 @@ class Settings:
 
     @property
     def participants(self) -> int:
-        """Clients that train in a round."""
+        """Clients that are to train in a round."""
         return max(1, round(self.num_clients * self.participation))
 
     @property

@@ -46,7 +46,10 @@ def prepare(device, algorithm, hparams=(), **settings):
             "broadcast": (this.broadcasts, flat.size),
             "updates": (2, this.uploads * flat.size),
             "clients": (2, RowLayout.of(settings, hparams, flat).length),
-            "evaluation": (len(EvaluationPlan(parts, len(data.test_labels), this.personal).blocks), 2 * BLOCK),
+            "evaluation": (
+                len(EvaluationPlan(parts, partition.test_set(data, settings, parts), this.personal).blocks),
+                2 * BLOCK,
+            ),
         }
     )
     with mock.patch.object(workers, "resolve_device", lambda settings: torch.device(device)):

@@ -7,7 +7,7 @@ import torch
 
 from federated import algorithms, models
 from federated.data.datasets import Dataset
-from federated.data.partition import Part
+from federated.data.partition import Part, test_set
 from federated.learning.captured import CapturedSteps, CudaGraphs, is_capturable, sizes_to_capture
 from federated.learning.client import Client, TrainingClient
 from federated.learning.client_row import ClientRow, RowLayout
@@ -55,7 +55,7 @@ class Worker:
         self._labels, self._num_classes = dataset.train_labels, dataset.spec.num_classes
         self.train_indices = list(map(torch.from_numpy, self._samples))
         self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
-        self.plan = EvaluationPlan(parts, len(dataset.test_labels), self.algorithm.personal)
+        self.plan = EvaluationPlan(parts, test_set(dataset, settings, parts), self.algorithm.personal)
         self.backward: Backward = self.model.backward
         if self.device.type == "cuda" and is_capturable(self.algorithm):
             self.backward = CapturedSteps(self.model, self.frequent_sizes(), CudaGraphs(self.device))
@@ -73,9 +73,11 @@ class Worker:
         """Take what the server has sent, before any work on it."""
         self.broadcast = torch.from_numpy(self._memory.broadcast).to(self.device)
 
-    def train(self, number: int, round: int) -> TrainingClient:
-        """Train client `number` from the broadcast weights. The caller passes the client to `upload` before the next one."""
+    def train(self, number: int, round: int, batches: int | None = None) -> TrainingClient:
+        """Train client `number` from the broadcast weights, for the settings' local epochs but on no more than so many
+        `batches`. The caller passes the client to `upload` before the next one."""
         client = self._training_client(number, round)
+        client.max_batches = batches
         self.algorithm.train(client)
         return client
 
