@@ -71,6 +71,15 @@ class Settings:
         "keep a client's optimizer moments over rounds or reset them; default: keep if all clients train each round",
     )
     precision: str = option("fp32", one_of(("fp32", "bf16")), "arithmetic of the forward pass: fp32, bf16 (autocast)")
+    compression: str = option(
+        "none",
+        one_of(("none", "topk", "quantize")),
+        "of the updates that clients send: none; topk: the largest entries, with error feedback; quantize: a few bits of each",
+    )
+    compression_ratio: float = option(
+        None, number(0, 1, above=True), "share of the entries that are sent under --compression topk; default: 0.1"
+    )
+    bits: int = option(None, integer(2, 32), "bits of an entry that is sent under --compression quantize; default: 8")
     eval_every: int = option(1, integer(1), "rounds between evaluations; the first and the last model always are")
     device: str = option("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda if there is one")
     threads: int = option(1, integer(1, 1024), "threads of each process; it changes the last bits of results")
@@ -80,11 +89,11 @@ class Settings:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, self.default_of(field.name))
-        for name, partitions in USED_UNDER.items():
-            if getattr(self, name) is not None and self.partition not in partitions:
+        for name, (other, values, _) in USED_UNDER.items():
+            if getattr(self, name) is not None and getattr(self, other) not in values:
                 raise UsageError(
-                    f"--{name} {getattr(self, name)} has no effect under --partition {self.partition}, "
-                    f"only under {' and '.join(partitions)}"
+                    f"--{name} {getattr(self, name)} has no effect under --{other} {getattr(self, other)}, "
+                    f"only under {' and '.join(values)}"
                 )
         algorithm = algorithms.load(self.algorithm)
         if self.local_optimizer not in algorithm.local_optimizers:
@@ -96,9 +105,18 @@ class Settings:
             raise UsageError(
                 f"--optimizer_state keep: {self.algorithm} is defined for moments that start at zero in each round"
             )
+        if self.compression != "none" and algorithm.uploads > 1:
+            others = ", ".join(name for name in algorithms.REGISTRY if algorithms.load(name).uploads == 1)
+            raise UsageError(
+                f"--compression {self.compression}: {self.algorithm} sends {algorithm.uploads} vectors; it is for those that "
+                f"send one: {others}"
+            )
 
     def default_of(self, name: str) -> typing.Any:
         """The value of a setting that is not given, beside these others."""
+        if name in USED_UNDER:
+            other, values, default = USED_UNDER[name]
+            return default if getattr(self, other) in values else None
         spec, algorithm = datasets.REGISTRY[self.dataset], algorithms.load(self.algorithm)
         match name:
             case "model_arch":
@@ -107,10 +125,6 @@ class Settings:
                 return spec.num_owners or 2
             case "partition":
                 return "natural" if spec.num_owners else "iid"
-            case "partition_alpha":
-                return 0.5 if self.partition in USED_UNDER[name] else None
-            case "labels_per_client":
-                return 2 if self.partition in USED_UNDER[name] else None
             case "local_optimizer":
                 return algorithm.local_optimizers[0]
             case "optimizer_state":
@@ -159,8 +173,13 @@ def short_name(name: str) -> str:
 # Settings that name a sweep's directory in front, and those that another sweep in the same place cannot differ in
 NOT_IN_NAME = ("model_arch", "dataset", "algorithm", "rounds", "eval_every", "device", "threads")
 MAX_NAME_BYTES = 199
-# Settings that have an effect under some partitions only
-USED_UNDER = {"partition_alpha": ("dirichlet", "quantity"), "labels_per_client": ("labels",)}
+# Settings that have an effect under some values of another one only: that one, these values, and the default there
+USED_UNDER: dict[str, tuple[str, tuple[str, ...], typing.Any]] = {
+    "partition_alpha": ("partition", ("dirichlet", "quantity"), 0.5),
+    "labels_per_client": ("partition", ("labels",), 2),
+    "compression_ratio": ("compression", ("topk",), 0.1),
+    "bits": ("compression", ("quantize",), 8),
+}
 
 
 MAX_PROCESSES = 1024  # of one trial

@@ -45,6 +45,7 @@ class Fedavg:
 
     broadcasts = 1  # vectors the server sends to every participant
     uploads = 1  # vectors a participant sends back
+    sends_change = False  # whether what a participant sends back is the change of the weights, not the weights
     client_vectors = 0  # vectors a client keeps between rounds
     server_vectors = 0  # vectors the server keeps besides the broadcast ones
     optimizers = 1  # local optimizers of a client, each with moments of its own

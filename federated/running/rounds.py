@@ -18,6 +18,7 @@ import torch
 from federated import algorithms, models, version
 from federated.algorithms.fedavg import Server
 from federated.data import datasets, partition
+from federated.learning import compression
 from federated.learning.client_row import RowLayout
 from federated.learning.device_data import batch_sizes
 from federated.learning.evaluation import BLOCK, EvaluationPlan
@@ -84,7 +85,8 @@ class TrialServer:
         self._samples = np.array([samples.sum()]) if self.algorithm.pooled else samples
         self._steps = np.array([self.settings.local_epochs * len(batch_sizes(int(count), hparams)) for count in self._samples])
         vector_bytes = self.memory.broadcast[0].nbytes
-        exchanged = (self.algorithm.broadcasts + self.algorithm.uploads) * vector_bytes
+        message_bytes = compression.message_bytes(self.settings, flat)
+        exchanged = self.algorithm.broadcasts * vector_bytes + self.algorithm.uploads * message_bytes
         self.record = Record(self.settings, self.plan, parts, exchanged, flat.size if options.save_model else 0)
 
     def _shared_memory(self, flat: Flat) -> SharedMatrices:
