@@ -43,6 +43,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--target", type=number(0, 1), metavar="ACC", help="report when this test accuracy was reached; default: do not"
     )
     parser.add_argument(
+        "--delta", type=number(0, 1, above=True), metavar="DELTA",
+        help="of the epsilon of trials with --dp_clip; default: 1e-5, or num_clients^-1.1 if that is less",
+    )  # fmt: skip
+    parser.add_argument(
         "--against", type=one_of(algorithms.REGISTRY, ignore_case=True), metavar="ALGORITHM",
         help="compare all others with this one; default: the first of the table",
     )  # fmt: skip
@@ -97,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
             say("\n".join([*ignored(collected), f"No finished trials in {', '.join(args.output_dir)}."]))
             return NOTHING_DONE
         against = args.against and algorithms.canonical(args.against)
-        report = Report(collected, args.selection, args.target, against, args.columns)
+        report = Report(collected, args.selection, args.target, against, args.columns, args.delta)
         if args.export is not None:
             export(with_settings(report.rounds, collected.settings), args.export)
         if args.plots is not None:

@@ -80,6 +80,14 @@ class Settings:
         None, number(0, 1, above=True), "share of the entries that are sent under --compression topk; default: 0.1"
     )
     bits: int = option(None, integer(2, 32), "bits of an entry that is sent under --compression quantize; default: 8")
+    dp_clip: float = option(
+        None,
+        number(0, 1e6, above=True),
+        "make global models private by user: clip each client's update to this norm, and add noise to their sum; default: no",
+    )
+    dp_noise_multiplier: float = option(
+        None, number(0, 1e6), "standard deviation of that noise over --dp_clip; default: 1 with --dp_clip"
+    )
     eval_every: int = option(1, integer(1), "rounds between evaluations; the first and the last model always are")
     device: str = option("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda if there is one")
     threads: int = option(1, integer(1, 1024), "threads of each process; it changes the last bits of results")
@@ -111,6 +119,14 @@ class Settings:
                 f"--compression {self.compression}: {self.algorithm} sends {algorithm.uploads} vectors; it is for those that "
                 f"send one: {others}"
             )
+        if self.dp_clip is None and self.dp_noise_multiplier is not None:
+            raise UsageError(f"--dp_noise_multiplier {self.dp_noise_multiplier} has no effect without --dp_clip")
+        if self.dp_clip is not None and not algorithm.uses_average_alone:
+            others = ", ".join(name for name in algorithms.REGISTRY if algorithms.load(name).uses_average_alone)
+            raise UsageError(
+                f"--dp_clip {self.dp_clip}: {self.algorithm} is not among the algorithms whose server takes no more from "
+                f"clients than the average of whole models: {others}"
+            )
 
     def default_of(self, name: str) -> typing.Any:
         """The value of a setting that is not given, beside these others."""
@@ -125,6 +141,8 @@ class Settings:
                 return spec.num_owners or 2
             case "partition":
                 return "natural" if spec.num_owners else "iid"
+            case "dp_noise_multiplier":
+                return None if self.dp_clip is None else 1.0
             case "local_optimizer":
                 return algorithm.local_optimizers[0]
             case "optimizer_state":
@@ -142,7 +160,7 @@ class Settings:
 
     @property
     def participants(self) -> int:
-        """Clients that train in a round."""
+        """Clients that train in a round; how many are expected with privacy."""
         return max(1, round(self.num_clients * self.participation))
 
     @property

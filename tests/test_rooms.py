@@ -13,7 +13,7 @@ GROUND = ["options", "seeds", "files", "metrics", "version", "slurm", "domains",
 ROOMS = [
     {f"federated.{name}" for name in GROUND},
     {"federated.algorithms", "federated.models", "federated.data"},
-    {"federated.settings", "federated.lock", "federated.trial", "federated.study"},
+    {"federated.settings", "federated.privacy", "federated.lock", "federated.trial", "federated.study"},
     {"federated.learning"},
     {"federated.running"},
 ]

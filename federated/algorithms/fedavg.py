@@ -56,6 +56,7 @@ class Fedavg:
     trains_to_personalize = False  # whether `personalize` gets a TrainingClient, whose training leaves no trace
     has_global_model = True  # whether the global weights are a model to be used
     pooled = False  # whether all data lies in one place
+    uses_average_alone = True  # whether the server takes no more from clients than the average of whole models
     uses_features = False  # whether it needs what goes into the classifier, the model's last linear layer
 
     def __init__(self, hparams: dict) -> None:

@@ -8,6 +8,7 @@ class Fedbabu(Finetune):
     the whole model on its own data. Clients send changes, so that the classifier's is zero to the bit."""
 
     sends_change = True
+    uses_average_alone = False  # noise would move the classifier
 
     def train(self, client) -> None:
         body = ~client.mask_of([client.classifier])

@@ -20,6 +20,7 @@ class Feddc(Fedavg):
     server_vectors = 1  # the mean of all h_i
     local_optimizers = ("sgd",)
     takes_momentum = False  # c_i takes the steps for gradients
+    uses_average_alone = False  # it takes their control variates
 
     def correct_gradient(self, client) -> None:
         drift, variate = client.state[:, : len(client.gradient)]

@@ -15,6 +15,7 @@ class Feddyn(Fedavg):
     client_vectors = 1  # h_i
     server_vectors = 1  # h
     local_optimizers = ("sgd",)
+    uses_average_alone = False  # it takes how many there are
 
     def correct_gradient(self, client) -> None:
         client.gradient.sub_(client.state[0][: len(client.gradient)])

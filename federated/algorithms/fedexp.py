@@ -11,6 +11,8 @@ class Fedexp(Fedavg):
     last two global models, here the last one is judged as everywhere.
     """
 
+    uses_average_alone = False  # it takes the norms of their changes
+
     def receive(self, server, place, upload) -> None:
         if place == 0:
             self._squares = []

@@ -15,6 +15,7 @@ class Scaffold(Fedavg):
     client_vectors = 1  # c_i
     local_optimizers = ("sgd",)
     takes_momentum = False  # c_i takes the steps for gradients
+    uses_average_alone = False  # it takes their control variates
 
     def correct_gradient(self, client) -> None:
         size = len(client.gradient)

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from federated import algorithms, models, version
+from federated import algorithms, models, privacy, version
 from federated.algorithms.fedavg import Server
 from federated.data import datasets, partition
 from federated.learning import compression
@@ -26,7 +26,7 @@ from federated.learning.flat import Flat
 from federated.learning.memory import SharedMatrices
 from federated.learning.record import SELECTED, Record
 from federated.options import UsageError
-from federated.running import checkpoint, protocol, provenance
+from federated.running import checkpoint, private_average, protocol, provenance
 from federated.running.channel import Channel, Hub, naming
 from federated.running.listener import AnyListener
 from federated.running.observers import BestModel, Checkpoints, Clock, EventFile, Observer
@@ -64,8 +64,11 @@ class TrialServer:
         self.algorithm = algorithms.load(self.settings.algorithm)(hparams)
         if options.save_model:
             check_has_model(self.settings)
+        self._is_private = self.settings.dp_clip is not None
         data = datasets.load(self.settings.dataset, options.data_dir)
         self.spec = data.spec
+        if self._is_private:
+            models.check_has_no_statistics(self.settings.model_arch, data.spec)
         parts = partition.split(data, self.settings, trial.trial_seed)
         self.plan = EvaluationPlan(parts, len(data.test_labels), self.algorithm.personal)
         seed = stream_seed(trial.trial_seed, "model")
@@ -202,7 +205,9 @@ class TrialServer:
                 self._exchange(round, True, [])
                 evaluate = False
             reports = self._exchange(round, evaluate, training)
-            if training:
+            if self._is_private and round < rounds:
+                private_average.finish(self.average[0], self.state.weights, self.settings, self.trial.trial_seed, round)
+            if round < rounds:
                 if not math.isfinite(self.average.sum()):
                     raise DivergedError(f"diverged: an update of round {round + 1} of {rounds} is not finite")
                 self.algorithm.step(self.state, self.average)
@@ -217,6 +222,8 @@ class TrialServer:
         clients, count = self.settings.num_clients, self.settings.participants
         if count == clients:
             return list(range(clients))
+        if self._is_private:
+            return private_average.participants(self.settings, self.trial.trial_seed, round)
         rng = np.random.default_rng(stream_seed(self.trial.trial_seed, round, "participants"))
         return sorted(rng.choice(clients, count, replace=False).tolist())
 
@@ -233,8 +240,12 @@ class TrialServer:
     def _exchange(self, round: int, evaluate: bool, training: list[int]) -> dict[int, dict]:
         """Have the client processes evaluate the weights of `round` and train the clients `training` from them. Sums the
         updates in `average`. Returns {client: what it reported}."""
-        self.state.samples, self.state.steps = self._samples[training], self._steps[training]
-        weights = self.algorithm.weights(self.state) if training else []
+        weights: list = []
+        if self._is_private:
+            self.average.zero_()
+        elif training:
+            self.state.samples, self.state.steps = self._samples[training], self._steps[training]
+            weights = self.algorithm.weights(self.state)
         self._send_work(round, evaluate, training)
         reports = self._collect(evaluate, training, weights)
         if evaluate:
@@ -279,8 +290,12 @@ class TrialServer:
     def _add_update(self, place: int, training: list[int], weights) -> None:
         """Add the update of client training[place] to `average`, and let its process fill the row again."""
         process = place % self.processes
-        self.algorithm.receive(self.state, place, self._updates[process])
-        for upload, total, weight in zip(self._updates[process], self.average, weights):
+        updates = self._updates[process]
+        if self._is_private:
+            private_average.add(self.average[0], updates[0], self.state.weights, self.settings.dp_clip)
+        else:
+            self.algorithm.receive(self.state, place, updates)
+        for upload, total, weight in zip(updates, self.average, weights):
             if place:
                 total.add_(upload, alpha=weight[place])
             else:
@@ -308,7 +323,8 @@ class TrialServer:
         }
         kind = {"personal": self.algorithm.personal, "has_global_model": self.algorithm.has_global_model}
         self.trial.check_not_taken_over()
-        results = self.trial.description() | kind | self.record.results() | {"provenance": where}
+        results = self.trial.description() | kind | privacy.described(self.settings) | self.record.results()
+        results |= {"provenance": where}
         if self.trial.rounds_done() < self.settings.rounds:  # else they belong to these results
             for option, paths in self.trial.extras().items():
                 for path in paths if not getattr(self.options, option) else ():
