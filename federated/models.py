@@ -298,6 +298,16 @@ def check_batch_of_one(name: str, spec: "Spec") -> None:
         raise UsageError(f"--model_arch {name} cannot train on a batch of one sample of {spec}: {error}") from error
 
 
+def check_has_no_statistics(name: str, spec: "Spec") -> None:
+    """Raises UsageError if the model `name` keeps statistics of its inputs, as BatchNorm does: with noise their variances may
+    be negative. Imports torch."""
+    if any(buffer.is_floating_point() for buffer in build(name, spec, 0.0, 0).buffers()):
+        raise UsageError(
+            f"--dp_clip: --model_arch {name} keeps statistics, as BatchNorm does, which noise would spoil: name one without, "
+            "such as resnet18_gn"
+        )
+
+
 def _misfit(name: str, spec: "Spec", reason: object):
     return UsageError(f"--model_arch {name} does not fit {spec}: {reason}")
 

@@ -49,6 +49,7 @@ class Client:
 class TrainingClient(Client):
     """A client that trains in a round, or to be evaluated: what the other methods of the client half work on.
 
+    round              of the trial, from 0
     broadcast          [broadcasts, size]: what the server sent
     global_weights     [size]: its first vector
     global_parameters  [num_parameters]: the first entries of that
@@ -63,7 +64,7 @@ class TrainingClient(Client):
     ) -> None:
         """Training updates `moments` [optimizers, num_moments]. `streams` begins the names of its random streams."""
         super().__init__(number, worker.model, row)
-        self._worker = worker
+        self._worker, self.round = worker, round
         self.broadcast = worker.broadcast
         self.global_weights = self.broadcast[0]
         self.global_parameters = self.global_weights[: len(self.gradient)]

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,13 +28,13 @@ class Record:
         settings: Settings,
         plan: EvaluationPlan,
         parts: list[Part],
-        broadcast_bytes: int,
+        broadcast_bytes: Callable[[], np.ndarray],
         update_bytes: int,
         selected_size: int = 0,
     ) -> None:
-        """In a round the server sends `broadcast_bytes` to all participants together, and an update that arrives has
-        `update_bytes`. With `selected_size`, the size of the flat model, the record keeps the weights of the best round so
-        far."""
+        """`broadcast_bytes` returns what the server sends to all participants of each round together [rounds], and an update
+        that arrives has `update_bytes`. With `selected_size`, the size of the flat model, the record keeps the weights of the
+        best round so far."""
         self.rounds, self._plan = settings.rounds, plan
         self._broadcast_bytes, self._update_bytes = broadcast_bytes, update_bytes
         self._personal = algorithms.load(settings.algorithm).personal
@@ -103,7 +104,7 @@ class Record:
         return {
             **self.over_clients(0, self.rounds),
             "round_seconds": self.arrays["step_time"],
-            "bytes_sent": self._broadcast_bytes + trained * self._update_bytes,
+            "bytes_sent": self._broadcast_bytes() + trained * self._update_bytes,
         }
 
     def results(self) -> dict:

@@ -8,6 +8,7 @@ import torch
 from federated import algorithms, models
 from federated.data.datasets import Dataset
 from federated.data.partition import Part, test_set
+from federated.learning import compression
 from federated.learning.captured import CapturedSteps, CudaGraphs, is_capturable, sizes_to_capture
 from federated.learning.client import Client, TrainingClient
 from federated.learning.client_row import ClientRow, RowLayout
@@ -96,13 +97,26 @@ class Worker:
         return client
 
     def upload(self, client: TrainingClient, updates: torch.Tensor) -> None:
-        """Fill `updates` [uploads, size], which is on the CPU, with what the algorithm sends of `client`, and store its row."""
+        """Fill `updates` [uploads, size], which is on the CPU, with what arrives of what the algorithm sends of
+        `client`, and store its row."""
         is_here = updates.device == self.device
         filled = updates if is_here else torch.empty(updates.shape, device=self.device)
         self.algorithm.upload(client, filled)
         if not is_here:
             updates.copy_(filled)
+        if compression.is_lossy(self.settings):
+            self._compress(client, updates[0][: len(client.gradient)])
         client.row.store()
+
+    def _compress(self, client: TrainingClient, sent: torch.Tensor) -> None:
+        """Compress the update in `sent` [num_parameters], which is on the CPU."""
+        generator = torch.Generator().manual_seed(stream_seed(self.trial_seed, client.number, client.round, "compression"))
+        start = torch.from_numpy(self._memory.broadcast[0][: len(sent)])
+        if not self.algorithm.sends_change:
+            sent.sub_(start)
+        compression.compress(sent, client.row.memory, self.settings, generator)
+        if not self.algorithm.sends_change:
+            sent.add_(start)
 
     def evaluate(self, numbers: list[int], round: int) -> None:
         """Evaluate the blocks of these `numbers` of the plan after `round` rounds, each into its row of the memory's

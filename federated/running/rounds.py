@@ -16,9 +16,10 @@ import time
 import numpy as np
 import torch
 
-from federated import algorithms, models, version
+from federated import algorithms, models, privacy, version
 from federated.algorithms.fedavg import Server
 from federated.data import datasets, partition
+from federated.learning import compression
 from federated.learning.client_row import RowLayout
 from federated.learning.device_data import batch_sizes
 from federated.learning.evaluation import BLOCK, EvaluationPlan
@@ -26,7 +27,7 @@ from federated.learning.flat import Flat
 from federated.learning.memory import SharedMatrices
 from federated.learning.record import SELECTED, Record
 from federated.options import UsageError
-from federated.running import checkpoint, participants, protocol, provenance
+from federated.running import checkpoint, participants, private_average, protocol, provenance
 from federated.running.channel import Channel, Hub, naming
 from federated.running.listener import AnyListener
 from federated.running.observers import BestModel, Checkpoints, Clock, EventFile, Observer
@@ -64,8 +65,11 @@ class TrialServer:
         self.algorithm = algorithms.load(self.settings.algorithm)(hparams)
         if options.save_model:
             check_has_model(self.settings)
+        self._is_private = self.settings.dp_clip is not None
         data = datasets.load(self.settings.dataset, options.data_dir)
         self.spec = data.spec
+        if self._is_private:
+            models.check_has_no_statistics(self.settings.model_arch, data.spec)
         parts = partition.split(data, self.settings, trial.trial_seed)
         self.plan = EvaluationPlan(parts, partition.test_set(data, self.settings, parts), self.algorithm.personal)
         seed = stream_seed(trial.trial_seed, "model")
@@ -84,12 +88,9 @@ class TrialServer:
         samples = np.array([len(part.train) for part in parts])
         self._samples = np.array([samples.sum()]) if self.algorithm.pooled else samples
         self._batches = np.array([len(batch_sizes(int(count), hparams)) for count in self._samples])  # of an epoch
-        receivers = 1 if self.algorithm.pooled else self.settings.participants
-        update_bytes = 4 * self.algorithm.uploads * flat.size
+        update_bytes = self.algorithm.uploads * compression.message_bytes(self.settings, flat)
         selected_size = flat.size if options.save_model else 0
-        self.record = Record(
-            self.settings, self.plan, parts, receivers * self.memory.broadcast.nbytes, update_bytes, selected_size
-        )
+        self.record = Record(self.settings, self.plan, parts, self._broadcast_bytes, update_bytes, selected_size)
 
     def _shared_memory(self, flat: Flat) -> SharedMatrices:
         kept = RowLayout.of(self.settings, self.trial.hparams, flat).length
@@ -205,7 +206,9 @@ class TrialServer:
                 self._exchange(round, True, {})
                 evaluate = False
             reports = self._exchange(round, evaluate, training)
-            if training:
+            if self._is_private and round < rounds:
+                private_average.finish(self.average[0], self.state.weights, self.settings, self.trial.trial_seed, round)
+            if training or (self._is_private and round < rounds):
                 if not math.isfinite(self.average.sum()):
                     raise DivergedError(f"diverged: an update of round {round + 1} of {rounds} is not finite")
                 self.algorithm.step(self.state, self.average)
@@ -221,6 +224,17 @@ class TrialServer:
         epochs = self.settings.local_epochs
         return {client: participants.batches_of(part, epochs, int(self._batches[client])) for client, part in parts.items()}
 
+    def _broadcast_bytes(self) -> np.ndarray:
+        """Return what the server sends to all participants of each round together [rounds]."""
+        settings, seed = self.settings, self.trial.trial_seed
+        if self.algorithm.pooled:
+            counts = [1] * settings.rounds
+        elif self._is_private:
+            counts = [len(participants.receivers(settings, seed, round)) for round in range(settings.rounds)]
+        else:
+            counts = [settings.participants] * settings.rounds
+        return np.array(counts) * self.memory.broadcast.nbytes
+
     def _make_observers(self) -> list[Observer]:
         trial, options, record = self.trial, self.options, self.record
         checkpoints = Checkpoints(trial, self._snapshot, options, self.clock, self.runs[-1]["round"])
@@ -234,9 +248,12 @@ class TrialServer:
     def _exchange(self, round: int, evaluate: bool, work: dict[int, int]) -> dict[int, dict]:
         """Have the client processes evaluate the weights of `round` and train from them, each client in `work` on so many
         batches. Sums the updates in `average`. Returns {client: what it reported}."""
-        training = list(work)
-        self.state.samples, self.state.steps = self._samples[training], np.array(list(work.values()))
-        weights = self._weights(len(training)) if training else []
+        training, weights = list(work), []
+        if self._is_private:
+            self.average.zero_()
+        elif training:
+            self.state.samples, self.state.steps = self._samples[training], np.array(list(work.values()))
+            weights = self._weights(len(training))
         self._send_work(round, evaluate, work)
         reports = self._collect(evaluate, training, weights)
         if evaluate:
@@ -294,8 +311,12 @@ class TrialServer:
     def _add_update(self, place: int, training: list[int], weights) -> None:
         """Add the update of client training[place] to `average`, and let its process fill the row again."""
         process = place % self.processes
-        self.algorithm.receive(self.state, place, self._updates[process])
-        for upload, total, weight in zip(self._updates[process], self.average, weights):
+        updates = self._updates[process]
+        if self._is_private:
+            private_average.add(self.average[0], updates[0], self.state.weights, self.settings.dp_clip)
+        else:
+            self.algorithm.receive(self.state, place, updates)
+        for upload, total, weight in zip(updates, self.average, weights):
             if place:
                 total.add_(upload, alpha=weight[place])
             else:
@@ -324,7 +345,8 @@ class TrialServer:
         }
         kind = {"personal": self.algorithm.personal, "has_global_model": self.algorithm.has_global_model}
         self.trial.check_not_taken_over()
-        results = self.trial.description() | kind | self.record.results() | {"provenance": where}
+        results = self.trial.description() | kind | privacy.described(self.settings) | self.record.results()
+        results |= {"provenance": where}
         if self.trial.rounds_done() < self.settings.rounds:  # else they belong to these results
             for option, paths in self.trial.extras().items():
                 for path in paths if not getattr(self.options, option) else ():
