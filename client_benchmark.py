@@ -90,9 +90,9 @@ def take_part(host: str | None, number: int | None, options: ProcessOptions) -> 
                 worker.evaluate(my_blocks, message["round"])
                 answer = protocol.evaluated(message["round"], time.perf_counter() - start)
                 channel.send(answer, [("evaluation", block) for block in my_blocks])
-            for position, number in enumerate(message["train"]):
+            for position, (number, batches) in enumerate(message["train"]):
                 start = time.perf_counter()
-                client = worker.train(number, message["round"])
+                client = worker.train(number, message["round"], batches)
                 answer = protocol.trained(number, **client.metrics(), seconds=time.perf_counter() - start)
                 if position:  # the row holds the client before until the server says that it has added its update
                     channel.receive()

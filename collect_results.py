@@ -46,6 +46,10 @@ def make_parser() -> Parser:
         "--target", type=number(0, 1), metavar="ACC", help="also report the round and the time that reached this test accuracy"
     )
     parser.add_argument(
+        "--delta", type=number(0, 1, above=True), metavar="DELTA",
+        help="of the epsilon of trials with --dp_clip; default: 1e-5, or num_clients^-1.1 if that is less",
+    )  # fmt: skip
+    parser.add_argument(
         "--against", type=is_name, metavar="ALGORITHM",
         help="compare all others with this one; default: the first of the table",
     )  # fmt: skip
@@ -107,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
             return NOTHING_DONE
         known = [*(each.registered_algorithm for each in collected.settings.values()), *algorithms.REGISTRY]
         against = args.against and next((name for name in known if name.lower() == args.against.lower()), args.against)
-        report = Report(collected, args.selection, args.target, against, args.columns)
+        report = Report(collected, args.selection, args.target, against, args.columns, args.delta)
         if args.export is not None:
             export(with_settings(report.rounds, collected.settings), args.export)
         if args.plots is not None:

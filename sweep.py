@@ -766,6 +766,8 @@ def check(by_sweep: dict[Settings, list[Trial]], run: RunOptions) -> None:
         spec = datasets.REGISTRY[settings.dataset]
         models.check(settings.model_arch, spec)
         augmentation.check(settings.augmentation, spec)
+        if settings.dp_clip is not None:
+            models.check_has_no_statistics(settings.model_arch, spec)
         if run.save_model:
             check_has_model(settings)
         if run.tensorboard:

@@ -22,23 +22,25 @@ Build = typing.TypeVar("Build", bound=Callable)
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model, and the least height and width of the images that it takes; None: it takes samples of any shape."""
+    """A model, and the least height and width of the images that it takes; None: it takes samples of any shape, or sequences
+    alone."""
 
     build: Callable
     least_size: int | None = None
+    of_sequences: bool = False
 
 
 REGISTRY: Registry[Model] = Registry("model")
 
 
-def register(name: str, least_size: int | None = None) -> Callable[[Build], Build]:
+def register(name: str, least_size: int | None = None, of_sequences: bool = False) -> Callable[[Build], Build]:
     """A decorator that lets options name a model: a function of a data set's Spec and the dropout rate that returns a torch
-    module, which maps inputs [samples, *spec.shape] to logits [samples, spec.num_classes]. See Model for `least_size`. Raises
-    UsageError if the name exists."""
+    module, which maps inputs [samples, *spec.shape] to logits [samples, spec.num_classes]. See Model for the other arguments.
+    Raises UsageError if the name exists."""
 
     def decorate(build: Build) -> Build:
         REGISTRY.require(callable(build), name, "a function of a Spec and the dropout rate")
-        REGISTRY.add(name, Model(build, least_size))
+        REGISTRY.add(name, Model(build, least_size, of_sequences))
         return build
 
     return decorate
@@ -99,8 +101,8 @@ def cnn(spec: "Spec", dropout_rate: float) -> "nn.Module":
     )
 
 
-@register("cnn_reddi", least_size=6)
-def cnn_reddi(spec: "Spec", dropout_rate: float) -> "nn.Module":
+@register("cnn_femnist", least_size=6)
+def cnn_femnist(spec: "Spec", dropout_rate: float) -> "nn.Module":
     """The CNN of Reddi et al. (ICLR 2021, table 4): 1,206,590 parameters on 28x28x1 and 62 classes. Their dropout of 0.25 after
     the convolutions and 0.5 before the last layer is a rate of 0.5 here. pfl-research (Granqvist et al., NeurIPS 2024) compares
     frameworks by it, on images of CIFAR-10."""
@@ -145,6 +147,27 @@ def lenet(spec: "Spec", dropout_rate: float) -> "nn.Module":
         nn.ReLU(),
         nn.Dropout(dropout_rate),
         nn.Linear(84, spec.num_classes),
+    )
+
+
+@register("lstm", of_sequences=True)
+def lstm(spec: "Spec", dropout_rate: float) -> "nn.Module":
+    """The LSTM of LEAF (Caldas et al., 2018) for the next character of Shakespeare: an embedding of 8, two layers of 256 and a
+    linear layer on the last output; 819,920 parameters on 80 characters, as torch has two biases a gate. They have no dropout;
+    here it comes before the last layer. On a CPU the LSTM computes in fp32 also under bf16."""
+    import torch
+    from torch import nn
+
+    class LastOutput(nn.LSTM):  # oneDNN trains none in bf16 on some processors
+        def forward(self, inputs):  # type: ignore[override]
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(inputs)[0][:, -1]
+
+    return nn.Sequential(
+        nn.Embedding(typing.cast(int, spec.num_tokens), 8),
+        LastOutput(8, 256, num_layers=2, batch_first=True),
+        nn.Dropout(dropout_rate),
+        nn.Linear(256, spec.num_classes),
     )
 
 
@@ -213,7 +236,7 @@ def check(name: str, spec: "Spec") -> None:
     if name not in REGISTRY:
         build(name, spec, 0.0, 0)
         return
-    _check_size(name, spec)
+    _check_shape(name, spec)
     if name in REGISTRY.owners:
         check_logits(name, build(name, spec, 0.0, 0), spec)
 
@@ -244,11 +267,20 @@ def _on_zeros(model: "nn.Module", spec: "Spec") -> list:
     import torch
 
     with torch.no_grad():
-        return [model.train(training)(torch.zeros(2, *spec.shape)) for training in (True, False)]
+        return [model.train(training)(_zeros(2, spec)) for training in (True, False)]
 
 
-def _check_size(name: str, spec: "Spec") -> None:
-    least = REGISTRY[name].least_size
+def _zeros(samples: int, spec: "Spec"):
+    """So many samples as a model gets them."""
+    import torch
+
+    return torch.zeros(samples, *spec.shape, dtype=torch.int64 if spec.is_sequence else torch.float32)
+
+
+def _check_shape(name: str, spec: "Spec") -> None:
+    least, of_sequences = REGISTRY[name].least_size, REGISTRY[name].of_sequences
+    if of_sequences != spec.is_sequence:
+        raise _misfit(name, spec, "it takes sequences only" if of_sequences else "it takes no sequences")
     if least is not None and not spec.is_image:
         raise _misfit(name, spec, "it takes images only")
     if least is not None and min(spec.shape[1:]) < least:
@@ -261,9 +293,19 @@ def check_batch_of_one(name: str, spec: "Spec") -> None:
 
     try:
         with torch.no_grad():
-            build(name, spec, 0.0, 0).train()(torch.zeros(1, *spec.shape))
+            build(name, spec, 0.0, 0).train()(_zeros(1, spec))
     except ValueError as error:
         raise UsageError(f"--model_arch {name} cannot train on a batch of one sample of {spec}: {error}") from error
+
+
+def check_has_no_statistics(name: str, spec: "Spec") -> None:
+    """Raises UsageError if the model `name` keeps statistics of its inputs, as BatchNorm does: with noise their variances may
+    be negative. Imports torch."""
+    if any(buffer.is_floating_point() for buffer in build(name, spec, 0.0, 0).buffers()):
+        raise UsageError(
+            f"--dp_clip: --model_arch {name} keeps statistics, as BatchNorm does, which noise would spoil: name one without, "
+            "such as resnet18_gn"
+        )
 
 
 def _misfit(name: str, spec: "Spec", reason: object):
@@ -281,7 +323,7 @@ def build(name: str, spec: "Spec", dropout_rate: float, seed: int) -> "nn.Module
         torch.default_generator.manual_seed(seed)  # the CPU's, where models are made; a GPU's is dropout's
         if name not in REGISTRY:
             return _from_torchvision(name, spec, dropout_rate)
-        _check_size(name, spec)
+        _check_shape(name, spec)
         return REGISTRY[name].build(spec, dropout_rate)
 
 

@@ -44,17 +44,23 @@ class Settings:
     option's, the original's field's and the key in sweep.json."""
 
     model_arch: str = option(
-        None, models.known_name, lambda: f"the model: {models.names()}; default: mlp for images, else logistic"
+        None,
+        models.known_name,
+        lambda: f"the model: {models.names()}; default: mlp for images, lstm for sequences, else logistic",
     )
     dataset: str = option("digits", one_of(datasets.REGISTRY), lambda: f"the data: {', '.join(datasets.REGISTRY)}")
     algorithm: str = option(
         "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), lambda: f"in any case: {', '.join(algorithms.REGISTRY)}"
     )
-    num_clients: int = option(None, integer(1, 100_000), "clients of the federation; default: the data's owners, else 2")
+    num_clients: int = option(
+        None, integer(1, 100_000), "clients of the federation; default: the data's owners, or 100 of many, else 2"
+    )
     rounds: int = option(50, integer(1, 1_000_000), "communication rounds")
     local_epochs: int = option(1, integer(1), "passes over its data that a client makes a round")
     samples_per_client: int = option(None, integer(2), "training samples of each client, held-out ones included; default: all")
     participation: float = option(1.0, number(0, 1, above=True), "fraction of the clients that train in a round")
+    straggler_fraction: float = option(0.0, number(0, 1), "of these: fraction that do a random part of their local epochs")
+    dropout_fraction: float = option(0.0, number(0, 0.99), "of these: fraction whose update never arrives")
     partition: str = option(
         None,
         one_of(partition.REGISTRY),
@@ -79,6 +85,23 @@ class Settings:
         "keep a client's optimizer moments over rounds or reset them; default: keep if all clients train each round",
     )
     precision: str = option("fp32", one_of(("fp32", "bf16")), "arithmetic of the forward pass: fp32, bf16 (autocast)")
+    compression: str = option(
+        "none",
+        one_of(("none", "topk", "quantize")),
+        "of the updates that clients send: none; topk: the largest entries, with error feedback; quantize: a few bits of each",
+    )
+    compression_ratio: float = option(
+        None, number(0, 1, above=True), "share of the entries that are sent under --compression topk; default: 0.1"
+    )
+    bits: int = option(None, integer(2, 32), "bits of an entry that is sent under --compression quantize; default: 8")
+    dp_clip: float = option(
+        None,
+        number(0, 1e6, above=True),
+        "make global models private by user: clip each client's update to this norm, and add noise to their sum; default: no",
+    )
+    dp_noise_multiplier: float = option(
+        None, number(0, 1e6), "standard deviation of that noise over --dp_clip; default: 1 with --dp_clip"
+    )
     eval_every: int = option(1, integer(1), "rounds between evaluations; the first and the last model always are")
     device: str = option("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda if there is one")
     threads: int = option(1, integer(1, 1024), "threads of each process; it changes the last bits of results")
@@ -88,11 +111,11 @@ class Settings:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, self.default_of(field.name))
-        for name, partitions in USED_UNDER.items():
-            if getattr(self, name) is not None and self.partition not in partitions:
+        for name, (other, values, _) in USED_UNDER.items():
+            if getattr(self, name) is not None and getattr(self, other) not in values:
                 raise UsageError(
-                    f"--{name} {getattr(self, name)} has no effect under --partition {self.partition}, "
-                    f"only under {' and '.join(partitions)}"
+                    f"--{name} {getattr(self, name)} has no effect under --{other} {getattr(self, other)}, "
+                    f"only under {' and '.join(values)}"
                 )
         algorithm = algorithms.load(self.algorithm)
         if self.local_optimizer not in algorithm.local_optimizers:
@@ -104,25 +127,53 @@ class Settings:
             raise UsageError(
                 f"--optimizer_state keep: {self.algorithm} is defined for moments that start at zero in each round"
             )
+        if self.dp_clip is None and self.dp_noise_multiplier is not None:
+            raise UsageError(f"--dp_noise_multiplier {self.dp_noise_multiplier} has no effect without --dp_clip")
+        if self.compression != "none":
+            self._check_updates(f"--compression {self.compression}", algorithm)
+            if algorithm.uploads > 1:
+                others = ", ".join(name for name in algorithms.REGISTRY if algorithms.load(name).uploads == 1)
+                raise UsageError(
+                    f"--compression {self.compression}: {self.algorithm} sends {algorithm.uploads} vectors; it is for those "
+                    f"that send one: {others}"
+                )
+        if self.dp_clip is not None:
+            self._check_updates(f"--dp_clip {self.dp_clip}", algorithm)
+            if not algorithms.can_be_private(algorithm):
+                others = ", ".join(name for name in algorithms.REGISTRY if algorithms.can_be_private(algorithms.load(name)))
+                raise UsageError(
+                    f"--dp_clip {self.dp_clip}: {self.algorithm} is not among the algorithms whose server takes no more from "
+                    f"clients than the average of whole models: {others}"
+                )
+
+    def _check_updates(self, option: str, algorithm: type) -> None:
+        """Raises UsageError if nothing says what the clients of an algorithm of one's own send."""
+        if algorithms.does_not_say_what_it_sends(algorithm):
+            raise UsageError(
+                f"{option}: {self.algorithm} has an upload() of its own: say by sends_change = True or False beside it whether "
+                "it sends the change of the weights or the weights"
+            )
 
     def default_of(self, name: str) -> typing.Any:
         """The value of a setting that is not given, beside these others."""
+        if name in USED_UNDER:
+            other, values, default = USED_UNDER[name]
+            return default if getattr(self, other) in values else None
         spec, algorithm = datasets.REGISTRY[self.dataset], algorithms.load(self.algorithm)
         match name:
             case "model_arch":
-                return "mlp" if spec.is_image else "logistic"
+                return spec.default_model
             case "num_clients":
-                return spec.num_owners or 2
+                return spec.default_clients
             case "partition":
-                return "natural" if spec.num_owners else "iid"
-            case "partition_alpha":
-                return 0.5 if self.partition in USED_UNDER[name] else None
-            case "labels_per_client":
-                return 2 if self.partition in USED_UNDER[name] else None
+                return "natural" if spec.has_owners else "iid"
+            case "dp_noise_multiplier":
+                return None if self.dp_clip is None else 1.0
             case "local_optimizer":
                 return algorithm.local_optimizers[0]
             case "optimizer_state":
-                return "keep" if self.participation == 1 and algorithm.keeps_moments else "reset"
+                all_train = self.participation == 1 and self.dropout_fraction == 0
+                return "keep" if all_train and algorithm.keeps_moments else "reset"
         return Settings.__dataclass_fields__[name].default
 
     def values(self) -> dict[str, typing.Any]:
@@ -140,7 +191,7 @@ class Settings:
 
     @property
     def participants(self) -> int:
-        """Clients that train in a round."""
+        """Clients that are to train in a round; with privacy, how many are expected to."""
         return max(1, round(self.num_clients * self.participation))
 
     @property
@@ -171,8 +222,13 @@ def short_name(name: str) -> str:
 # Settings that name a sweep's directory in front, and those that another sweep in the same place cannot differ in
 NOT_IN_NAME = ("model_arch", "dataset", "algorithm", "rounds", "eval_every", "device", "threads")
 MAX_NAME_BYTES = 199
-# Settings that have an effect under some partitions only
-USED_UNDER = {"partition_alpha": ("dirichlet", "quantity"), "labels_per_client": ("labels",)}
+# Settings that have an effect under some values of another one only: that one, these values, and the default there
+USED_UNDER: dict[str, tuple[str, tuple[str, ...], typing.Any]] = {
+    "partition_alpha": ("partition", ("dirichlet", "quantity"), 0.5),
+    "labels_per_client": ("partition", ("labels",), 2),
+    "compression_ratio": ("compression", ("topk",), 0.1),
+    "bits": ("compression", ("quantize",), 8),
+}
 
 
 MAX_PROCESSES = 1024  # of one trial
@@ -414,11 +470,13 @@ class ForeignSettings(Settings):
             return None
         if not (isinstance(files, list) and all(isinstance(file, str) for file in files)):
             raise ValueError(f"it has unknown files {shown(files)}")
-        values, all_names = _checked_values(settings, names), set(names_of(Settings))
-        if values.keys() != all_names or _checked_values(defaults, names).keys() != all_names:
+        values, theirs = _checked_values(settings, names), _checked_values(defaults, names)
+        if values.keys() != theirs.keys():
             raise ValueError("it lacks settings")
+        new = {field.name: field.default for field in dataclasses.fields(Settings) if field.name not in values}
+        values, theirs = values | new, theirs | new  # a version before may not have had each setting
         this = object.__new__(cls)
-        more = {"files": files, "space": spaces[-1] if spaces else None, "_defaults": defaults}
+        more = {"files": files, "space": spaces[-1] if spaces else None, "_defaults": theirs}
         registered = names["algorithm"] if "algorithm" in names else algorithms.canonical(values["algorithm"])
         for name, value in (values | more | {"_registered_algorithm": registered}).items():
             object.__setattr__(this, name, value)

@@ -16,10 +16,11 @@ def combinations(axes: dict[str, list]) -> list[Given]:
     names = [name for name in names_of(Settings) if name in axes]
     every = [dict(zip(names, values)) for values in itertools.product(*(axes[name] for name in names))]
     for name in USED_UNDER.keys() & axes.keys():
-        with_effect = [partition for partition in axes.get("partition", []) if partition in USED_UNDER[name]]
+        other, values, _ = USED_UNDER[name]
+        with_effect = [value for value in axes.get(other, []) if value in values]
         if with_effect:
             for given in every:
-                if given["partition"] not in with_effect:
+                if given[other] not in with_effect:
                     del given[name]
     return [dict(given) for given in dict.fromkeys(tuple(each.items()) for each in every)]
 

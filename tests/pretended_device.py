@@ -30,6 +30,8 @@ CASES = [
     {"algorithm": "Fedbn", "model_arch": "resnet18", "samples_per_client": 10},
     {"algorithm": "Fedavg", "model_arch": "cnn", "local_optimizer": "sgd"},
     {"algorithm": "Fedprox", "augmentation": "crop_flip", "optimizer_state": "reset"},
+    {"algorithm": "Fedavg", "compression": "topk"},
+    {"algorithm": "Fedbabu", "compression": "quantize"},
 ]
 
 
@@ -46,7 +48,10 @@ def prepare(device, algorithm, hparams=(), **settings):
             "broadcast": (this.broadcasts, flat.size),
             "updates": (2, this.uploads * flat.size),
             "clients": (2, RowLayout.of(settings, hparams, flat).length),
-            "evaluation": (len(EvaluationPlan(parts, len(data.test_labels), this.personal).blocks), 2 * BLOCK),
+            "evaluation": (
+                len(EvaluationPlan(parts, partition.test_set(data, settings, parts), this.personal).blocks),
+                2 * BLOCK,
+            ),
         }
     )
     with mock.patch.object(workers, "resolve_device", lambda settings: torch.device(device)):
@@ -113,7 +118,8 @@ def observe_case(case):
             with Watched() as watched:
                 worker.upload(client, updates[0])
             seen["upload"] = watched.results
-        seen["sizes"] = [updates[0].numel(), memory.clients.shape[1]]
+        on_device = memory.clients.shape[1] - len(client.row.memory)
+        seen["sizes"] = [updates[0].numel(), on_device]
         with Watched() as watched:
             worker.evaluate(range(len(memory.evaluation)), 0)
         seen["evaluation"] = watched.results

@@ -59,6 +59,9 @@ FOLDERS = {
     "svhn": "",
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
+    "domains": "MNIST/raw",
+    "femnist": "femnist/data/train",
+    "shakespeare": "shakespeare/data/train",
 }
 
 

@@ -97,7 +97,7 @@ def test_a_row_changes_when_it_is_stored(number):
     worker.upload(client, updates[0])
     keeps = memory.clients.shape[1] > 0
     assert worker.row_of(0).rounds == keeps
-    assert np.array_equal(memory.clients[0, 1:], client.row._row[1:])
+    assert np.array_equal(memory.clients[0, 1:], torch.cat([client.row._row, client.row.memory])[1:])
     assert np.array_equal(memory.clients[1:], before[1:])
 
 

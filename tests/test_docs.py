@@ -24,6 +24,8 @@ ELSEWHERE = {
     "python sweep.py check": "test_extension.py",
     "python sweep.py launch --extension": "test_extension.py",
     "python sweep.py launch --command_launcher slurm": "test_slurm.py",
+    "python sweep.py launch --dataset femnist": "test_leaf.py",
+    "python sweep.py launch --dataset shakespeare": "test_leaf.py",
     "python sweep.py COMMAND": "not a command but the form of one",
     "python $FEDSWEEP": "test_extension.py",
 }

@@ -17,8 +17,9 @@ from federated.options import UsageError
     ("name", "dataset", "parameters"),
     [
         ("cnn", "mnist", 1_663_370),  # McMahan et al. (2017)
+        ("cnn_femnist", "femnist", 1_206_590),  # Reddi et al. (2021)
+        ("lstm", "shakespeare", 819_920),  # LEAF's 817,872, and a second bias of each of 2,048 gates
         ("2nn", "mnist", 199_210),  # McMahan et al. (2017)
-        ("cnn_reddi", "emnist", 1_204_655),  # theirs of 62 classes has 1,206,590
         ("lenet", "cifar10", 62_006),  # LeNet-5 with three channels and 6, 16, 120, 84 units
         ("lenet", "mnist", 44_426),
         ("logistic", "mnist", 7_850),
@@ -48,7 +49,11 @@ def test_resnet18_gn_has_two_groups_and_no_batchnorm():
     assert len(norms) == 20 and all(isinstance(norm, nn.GroupNorm) and norm.num_groups == 2 for norm in norms)
 
 
-MISFITS = {(name, "heart_disease") for name in ("cnn", "cnn_reddi", "lenet", "resnet18", "resnet18_gn")} | {("lenet", "digits")}
+MISFITS = {(name, "heart_disease") for name in ("cnn", "lenet", "cnn_femnist", "resnet18", "resnet18_gn")} | {
+    ("lenet", "digits")
+}
+MISFITS |= {("lstm", dataset) for dataset in DATASETS if dataset != "shakespeare"}
+MISFITS |= {(name, "shakespeare") for name in models.REGISTRY if name != "lstm"}
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -56,10 +61,13 @@ MISFITS = {(name, "heart_disease") for name in ("cnn", "cnn_reddi", "lenet", "re
 def test_every_model_takes_every_data_set_or_says_why_not(name, dataset):
     spec = DATASETS[dataset]
     if (name, dataset) in MISFITS:
-        with pytest.raises(UsageError, match=f"--model_arch {name} does not fit {spec}: it takes images"):
+        with pytest.raises(
+            UsageError, match=f"--model_arch {name} does not fit {spec}: it takes (images|no sequences|sequences)"
+        ):
             models.build(name, spec, 0.5, 0)
     else:
-        logits = models.build(name, spec, 0.5, 0)(torch.rand(3, *spec.shape))
+        inputs = torch.randint(spec.num_tokens, (3, *spec.shape)) if spec.is_sequence else torch.rand(3, *spec.shape)
+        logits = models.build(name, spec, 0.5, 0)(inputs)
         assert logits.shape == (3, spec.num_classes)
 
 
@@ -112,13 +120,21 @@ sys.exit("torch" in sys.modules)
 
 
 IMAGES = dataclasses.replace(DATASETS["digits"], shape=(1, 16, 16))
+
+
+def fitting(name):
+    """The Spec of a data set that a model takes, and four samples of it."""
+    if models.REGISTRY[name].of_sequences:
+        return DATASETS["shakespeare"], torch.randint(80, (4, 80))
+    return IMAGES, torch.rand(4, *IMAGES.shape)
+
+
 WITH_DROPOUT = [name for name in models.REGISTRY if name != "logistic"]
 
 
 @pytest.mark.parametrize("name", WITH_DROPOUT)
 def test_dropout_acts_in_training_and_not_in_evaluation(name):
-    spec = IMAGES
-    images = torch.rand(4, *spec.shape)
+    spec, images = fitting(name)
     model = models.build(name, spec, 0.5, 0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -131,7 +147,7 @@ def test_dropout_acts_in_training_and_not_in_evaluation(name):
 
 @pytest.mark.parametrize("name", models.REGISTRY)
 def test_the_seed_makes_the_model_and_leaves_the_global_generator(name):
-    spec = IMAGES
+    spec, _ = fitting(name)
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)

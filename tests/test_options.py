@@ -122,6 +122,8 @@ SETTINGS = {
     "--local_epochs": wholes(1, 10**9),
     "--samples_per_client": wholes(2, 10**9),
     "--participation": reals("0", "1.1", "1e-400"),
+    "--straggler_fraction": reals("1.1"),
+    "--dropout_fraction": reals("0.995", "1"),
     "--partition": NO_NAMES,
     "--partition_alpha": reals("0", "1e7", "1e300"),
     "--labels_per_client": wholes(1, 10**9),
@@ -130,6 +132,11 @@ SETTINGS = {
     "--local_optimizer": NO_NAMES,
     "--optimizer_state": NO_NAMES,
     "--precision": NO_NAMES,
+    "--compression": NO_NAMES,
+    "--compression_ratio": reals("0", "1.1", "1e-400"),
+    "--bits": (*wholes(2, 32), "1"),
+    "--dp_clip": reals("0", "1e7", "1e300", "1e-400"),
+    "--dp_noise_multiplier": reals("1e7", "1e300"),
     "--eval_every": wholes(1, 10**9),
     "--device": (*NO_NAMES, "CPU", "cuda:0"),
     "--threads": wholes(1, 1024),
@@ -209,6 +216,7 @@ OPTIONS = {
         "--output_dir": DIRECTORIES,
         "--selection": NO_NAMES,
         "--target": reals("1.1"),
+        "--delta": reals("0", "1.1", "1e-400"),
         "--against": [name for name in NO_NAMES if name not in ("nonsense", "0")],  # which an extension may have had
         "--where": ("", "partition", "=", "nonsense=1", "algorithm"),
         "--columns": NO_NAMES,
@@ -366,8 +374,11 @@ def test_other_options_and_positions_are_refused(traps, capsys, command):
         ),
         (("--model_arch", "resnet34"), "--model_arch resnet34 does not fit 1x8x8 images: Given groups=1"),
         (("--augmentation", "crop_flip", "--dataset", "heart_disease"), "--augmentation crop_flip does not fit 13 features"),
-        (("--partition", "natural"), "--partition natural: the samples of digits have no owners; those of heart_disease do"),
-        (("--dataset", "heart_disease", "--num_clients", "3"), "the clients are the 4 owners of heart_disease"),
+        (
+            ("--partition", "natural"),
+            "the samples of digits have no owners; those of heart_disease, femnist, shakespeare, domains do",
+        ),
+        (("--dataset", "heart_disease", "--num_clients", "5"), "natural 4 owners of heart_disease have enough samples"),
     ],
 )
 def test_values_that_do_not_go_together(traps, capsys, options, message):

@@ -152,7 +152,7 @@ def test_samples_per_client_is_kept():
         ({"partition": "dirichlet", "partition_alpha": 1e-3, "num_clients": 30}, "raise --partition_alpha 0.001"),
         ({"partition": "quantity", "partition_alpha": 1e-9}, "raise --partition_alpha"),
         ({"partition": "labels", "labels_per_client": 11}, "the 10 labels"),
-        ({"partition": "natural", "num_clients": 9}, "--num_clients 9: .* the 10 owners"),
+        ({"partition": "natural", "num_clients": 11}, "--num_clients 11: .* 10 owners"),
     ],
 )
 def test_too_few_samples_are_an_error_that_names_the_setting(changes, message):
@@ -160,9 +160,10 @@ def test_too_few_samples_are_an_error_that_names_the_setting(changes, message):
         split(DATA, settings(**changes), 0)
 
 
-def test_an_owner_of_one_sample_needs_another_partition():
+def test_an_owner_of_one_sample_takes_no_part():
     owners = np.where(np.arange(5000) == 4999, 9, np.arange(5000) % 9)
     lonely = dataclasses.replace(DATA, train_owners=owners)
-    message = "^client 9 has 1 samples, of which --holdout_fraction 0.1 leaves none to train on: give another --partition$"
+    message = "^--num_clients 10: under --partition natural 9 owners of digits have enough samples to train on: give as many"
     with pytest.raises(UsageError, match=message):
         split(lonely, settings(partition="natural"), 0)
+    assert len(split(lonely, settings(partition="natural", num_clients=9), 0)) == 9

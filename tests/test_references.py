@@ -1,5 +1,6 @@
 """Each of these algorithms beside a second writing of its paper's equations: float64, lists of tensors, full batches, gradients
-by autograd. Trials run with their real server and client, over six rounds, where two of three clients train."""
+by autograd. Trials run with their real server and client, over six rounds, where two of three clients train, some of them less
+if there are stragglers, or one if updates are lost."""
 
 import types
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from federated import models
 from federated.data import datasets, partition
+from federated.running import participants
 from federated.seeds import stream_seed
 
 ROUNDS, EPOCHS, RATE = 6, 3, 0.05
@@ -59,11 +61,12 @@ def flat(weights):
 
 @pytest.fixture
 def compare(train):
-    """compare(algorithm, hparams, reference, model_arch) runs a trial and `reference`, a function of what it returns: the Run,
-    the initial weights, all clients, and for each round the clients that trained and their shares of the samples."""
+    """compare(algorithm, hparams, reference, model_arch, **settings) runs a trial and `reference`, a function of what it
+    returns: the Run, the initial weights, all clients, and for each round the clients that trained and their shares of the
+    samples, and how many epochs each did."""
 
-    def compare(algorithm, hparams, reference, model_arch="mlp"):
-        run = train(algorithm, HPARAMS | hparams, model_arch=model_arch, **SIZE)
+    def compare(algorithm, hparams, reference, model_arch="mlp", **settings):
+        run = train(algorithm, HPARAMS | hparams, model_arch=model_arch, **SIZE, **settings)
         data = datasets.load("digits", PROJECT / "data")
         model = models.build(model_arch, data.spec, 0.0, stream_seed(SEED, "model"))
         clients = []
@@ -71,12 +74,15 @@ def compare(train):
             test = samples(data, part.test, is_test=True)
             clients.append(types.SimpleNamespace(size=len(part.train), test=test, **vars(samples(data, part.train))))
         problem = types.SimpleNamespace(
-            run=run, start=[each.detach().double() for each in model.parameters()], clients=clients, rounds=[]
+            run=run, start=[each.detach().double() for each in model.parameters()], clients=clients, rounds=[], epochs=[]
         )
         for round in range(ROUNDS):
             chosen = [clients[number] for number in np.flatnonzero(np.isfinite(run.rounds[-1]["train"][round, 0]))]
             problem.rounds.append((chosen, [each.size / sum(one.size for one in chosen) for each in chosen]))
-        assert {len(chosen) for chosen, _ in problem.rounds} == {2} and len({each.size for each in clients}) == 3
+            parts = participants.draw(run.settings, SEED, round).values()
+            problem.epochs.append([min(EPOCHS, 1 + int(part * EPOCHS)) for part in parts])
+        arrived = {1, 2} if run.settings.dropout_fraction else {2}
+        assert {len(chosen) for chosen, _ in problem.rounds} == arrived and len({each.size for each in clients}) == 3
         expected, fedavg = flat(reference(problem)), flat(averaging(descend)(problem))
         close(run.broadcast[0], expected)
         assert algorithm == "Finetune" or (expected - fedavg).norm() > 1e-4 * fedavg.norm()  # the reference says something
@@ -303,3 +309,70 @@ def test_fedala(compare):
 
     problem = compare("Fedala", {"weight_learning_rate": 20.0}, reference)
     judged(problem, lambda client: start(client, problem.world)[0])
+
+
+TROUBLE = {"straggler_fraction": 0.9, "dropout_fraction": 0.3}
+
+
+def test_fednova_counts_the_steps_that_stragglers_did(compare):
+    """With momentum, whose velocity has every gradient so far; the shares are of the updates that arrived."""
+
+    def descend(weights, client, steps):
+        velocity, counts = [0.0] * len(weights), [0.0] * steps
+        for step in range(steps):
+            velocity = [0.5 * old + slope for old, slope in zip(velocity, gradient(weights, client))]
+            weights = add(weights, velocity, -RATE)
+            for each in range(step + 1):
+                counts[each] += 0.5 ** (step - each)
+        return weights, sum(counts)
+
+    def reference(problem):
+        weights = problem.start
+        for (chosen, shares), epochs in zip(problem.rounds, problem.epochs):
+            reached, counts = zip(*(descend(weights, client, steps) for client, steps in zip(chosen, epochs)))
+            slopes = [[each / count for each in add(local, weights, -1)] for local, count in zip(reached, counts)]
+            weights = add(weights, mean(slopes, shares), sum(share * count for share, count in zip(shares, counts)))
+        assert any(len(set(epochs)) == 2 for epochs in problem.epochs), "two that did unlike steps"
+        return weights
+
+    compare("Fednova", {"momentum": 0.5}, reference, **TROUBLE)
+
+
+def test_scaffold_counts_the_steps_that_stragglers_did(compare):
+    """A client whose update is lost keeps its control variate, so that the server's is the mean of all."""
+
+    def reference(problem):
+        weights = problem.start
+        for client in problem.clients:
+            client.variate = [torch.zeros_like(each) for each in weights]
+        for (chosen, shares), epochs in zip(problem.rounds, problem.epochs):
+            common, reached = mean([client.variate for client in problem.clients], [1 / 3] * 3), []
+            for client, steps in zip(chosen, epochs):
+                local = weights
+                for _ in range(steps):
+                    local = add(local, add(add(gradient(local, client), client.variate, -1), common), -RATE)
+                reached.append(local)
+                client.variate = add(add(client.variate, common, -1), add(weights, local, -1), 1 / (steps * RATE))
+            weights = mean(reached, shares)
+        return weights
+
+    compare("Scaffold", {}, reference, **TROUBLE)
+
+
+def test_fedcm_counts_the_steps_that_stragglers_did(compare):
+    def reference(problem):
+        weights, direction = problem.start, [0.0] * len(problem.start)
+        for (chosen, shares), epochs in zip(problem.rounds, problem.epochs):
+            reached = []
+            for client, steps in zip(chosen, epochs):
+                local = weights
+                for _ in range(steps):
+                    mixture = [0.3 * one + 0.7 * other for one, other in zip(gradient(local, client), direction)]
+                    local = add(local, mixture, -RATE)
+                reached.append(local)
+            steps = sum(share * each for share, each in zip(shares, epochs))
+            before, weights = weights, mean(reached, shares)
+            direction = [(old - new) / (RATE * steps) for old, new in zip(before, weights)]
+        return weights
+
+    compare("Fedcm", {"alpha": 0.3}, reference, **TROUBLE)

@@ -66,6 +66,18 @@ def killed_copy(killed, tmp_path):
     return shutil.copytree(killed, tmp_path / "out")
 
 
+def test_a_checkpoint_of_a_version_that_lacked_a_setting_is_one_of_its_default(killed_copy, launch_here, undisturbed):
+    trial = trial_of(killed_copy)
+    state, arrays = checkpoint.load(trial)
+    for name in ("straggler_fraction", "dropout_fraction"):
+        assert state["trial"].pop(name) == 0
+    checkpoint.save(trial, state, arrays)
+    launched = launch_here(killed_copy, *STATEFUL, *ROUNDS)
+    assert launched.returncode == 0, launched.stderr
+    assert f"resumes after round {state['round']}" in (trial / "server.log").read_text()
+    assert results(killed_copy) == undisturbed(300)
+
+
 def test_it_goes_on_where_it_was_to_the_same_bits(killed_copy, launch_here, undisturbed):
     trial = trial_of(killed_copy)
     assert {CHECKPOINT, PREVIOUS} & {path.name for path in trial.iterdir()}  # a kill may fall between the two renames

@@ -13,7 +13,7 @@ GROUND = ["options", "seeds", "files", "metrics", "version", "slurm", "domains",
 ROOMS = [
     {f"federated.{name}" for name in GROUND},
     {"federated.algorithms", "federated.models", "federated.data"},
-    {"federated.settings", "federated.lock", "federated.trial", "federated.study", "federated.halving"},
+    {f"federated.{name}" for name in ("settings", "privacy", "lock", "trial", "study", "halving")},
     {"federated.learning"},
     {"federated.running"},
 ]

@@ -37,7 +37,10 @@ def register(algorithm: Algorithm) -> Algorithm:
     return algorithm
 
 
-_FLAGS = ("takes_momentum", "keeps_moments", "personal", "has_global_model", "pooled", "uses_features")
+_FLAGS = (
+    "takes_momentum", "keeps_moments", "personal", "has_global_model", "pooled", "uses_features", "sends_change",
+    "uses_average_alone",
+)  # fmt: skip
 
 
 def _are_hparams(values: typing.Any) -> bool:
@@ -101,6 +104,19 @@ def canonical(name: str) -> str:
 def load(name: str) -> type[Fedavg]:
     """The class of the algorithm called `name`."""
     return REGISTRY[canonical(name)]
+
+
+def can_be_private(algorithm: type[Fedavg]) -> bool:
+    """True if the server takes no more from clients than the average of whole models."""
+    takes_more = any(getattr(algorithm, name) is not getattr(Fedavg, name) for name in ("weights", "receive"))
+    return algorithm.uses_average_alone and algorithm.uploads == 1 and not algorithm.sends_change and not takes_more
+
+
+def does_not_say_what_it_sends(algorithm: type[Fedavg]) -> bool:
+    """True if an algorithm of one's own has an `upload` of its own, but not `sends_change`: what it derives from does not say
+    which of the two this one sends."""
+    own = [vars(base) for base in algorithm.__mro__ if base.__module__.partition(".")[0] not in ("federated", "builtins")]
+    return any("upload" in each for each in own) and not any("sends_change" in each for each in own)
 
 
 def nearest_built_in(algorithm: type[Fedavg]) -> str:

@@ -7,3 +7,4 @@ class Centralized(Fedavg):
     """A single client trains on the samples of all. A round is local_epochs passes over them."""
 
     pooled = True
+    uses_average_alone = False  # there are no clients

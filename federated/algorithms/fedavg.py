@@ -46,6 +46,7 @@ class Fedavg:
 
     broadcasts = 1  # vectors the server sends to every participant
     uploads = 1  # vectors a participant sends back
+    sends_change = False  # whether what a participant sends back is the change of the weights, not the weights
     client_vectors = 0  # vectors a client keeps between rounds
     server_vectors = 0  # vectors the server keeps besides the broadcast ones
     optimizers = 1  # local optimizers of a client, each with moments of its own
@@ -56,6 +57,7 @@ class Fedavg:
     trains_to_personalize = False  # whether `personalize` gets a TrainingClient, whose training leaves no trace
     has_global_model = True  # whether the global weights are a model to be used
     pooled = False  # whether all data lies in one place
+    uses_average_alone = True  # whether `step` takes no more from clients than the average, and clients train whole models
     uses_features = False  # whether it needs what goes into the classifier, the model's last linear layer
     # Of one's own algorithm, beside those of what it derives from. hparams_registry.py has those of the built-in ones.
     hyperparameters: typing.ClassVar[dict[str, "Hparam"]] = {}

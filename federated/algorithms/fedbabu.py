@@ -7,6 +7,8 @@ class Fedbabu(Finetune):
     """Clients train the layers below the classifier, which stays as it was drawn, the same for all. To be judged, each trains
     the whole model on its own data. Clients send changes, so that the classifier's is zero to the bit."""
 
+    sends_change = True
+
     def train(self, client) -> None:
         body = ~client.mask_of([client.classifier])
         for batch in client.batches():

@@ -10,6 +10,7 @@ class Fedcm(Fedavg):
     broadcasts = 2  # x, D
     local_optimizers = ("sgd",)
     takes_momentum = False  # D takes the steps for gradients
+    uses_average_alone = False  # it takes their numbers of steps
 
     def correct_gradient(self, client) -> None:
         alpha = self.hparams["alpha"]

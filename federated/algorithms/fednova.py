@@ -15,6 +15,7 @@ class Fednova(Fedavg):
 
     local_optimizers = ("sgd",)
     keeps_moments = False  # the count of momentum starts with each round
+    uses_average_alone = False  # it takes their numbers of steps
 
     def upload(self, client, updates) -> None:
         updates[0].copy_(client.weights)

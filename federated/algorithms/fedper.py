@@ -10,6 +10,7 @@ class Fedper(Fedavg):
     client_vectors = 1  # its weights, of which only the kept part is used
     personal = True
     has_global_model = False
+    uses_average_alone = False  # a part of the model stays with them
 
     def kept(self, client):
         """Which entries of the weights are the client's own, bool [size]."""

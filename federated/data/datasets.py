@@ -13,11 +13,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from federated.data import decoded
+from federated.data import decoded, domains, leaf
 from federated.extension import Registry, explain
 from federated.options import UsageError
 
 SHIPPED = pathlib.Path(__file__).parent
+MANY_CLIENTS = 100  # by default, of the owners that the files name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,22 +26,42 @@ class Spec:
     """What is known of a data set before it is read, and how it is read.
 
     read(data_dir) returns {name: array} of
-        train_inputs, test_inputs  uint8 or float32 [samples, *shape]
+        train_inputs, test_inputs  uint8 or float32 [samples, *shape]; sequences: uint8, int32 or int64 below num_tokens
         train_labels, test_labels  whole numbers [samples] from 0 to num_classes - 1
-        train_owners, test_owners  only with num_owners: who owns each sample, whole numbers [samples] from 0 to num_owners - 1
+        train_owners, test_owners  only with num_owners or many_owners: who owns each sample [samples], whole numbers from 0 to
+                                   num_owners - 1; with many_owners names of any kind
     """
 
-    shape: tuple[int, ...]  # of a sample: (channels, height, width) of an image, (features,) of a row of a table
+    shape: tuple[int, ...]  # of a sample: (channels, height, width) of an image, (features,) of a row of a table, (length,)
     num_classes: int
     read: Callable[[str], dict]
     scale: float = 1.0  # the largest value of a pixel
     mean: tuple[float, ...] | None = None  # of each channel or feature of the training set, in units of scale;
     std: tuple[float, ...] | None = None  # computed if not given
     num_owners: int | None = None
+    many_owners: bool = False  # whether only the files say how many owners there are
+    num_tokens: int | None = None  # how many values an entry of a sequence may have; None: samples are no sequences
 
     @property
     def is_image(self) -> bool:
         return len(self.shape) == 3
+
+    @property
+    def is_sequence(self) -> bool:
+        return self.num_tokens is not None
+
+    @property
+    def has_owners(self) -> bool:
+        return self.num_owners is not None or self.many_owners
+
+    @property
+    def default_clients(self) -> int:
+        """Of a federation, if nothing is said of it."""
+        return self.num_owners or (MANY_CLIENTS if self.many_owners else 2)
+
+    @property
+    def default_model(self) -> str:
+        return "mlp" if self.is_image else "lstm" if self.is_sequence else "logistic"
 
     @property
     def channel_shape(self) -> tuple[int, ...]:
@@ -48,6 +69,8 @@ class Spec:
         return self.shape[0], *[1] * (len(self.shape) - 1)
 
     def __str__(self) -> str:
+        if self.is_sequence:
+            return f"sequences of {self.shape[0]}"
         return "x".join(map(str, self.shape)) + (" images" if self.is_image else " features")
 
 
@@ -57,17 +80,23 @@ REGISTRY: Registry[Spec] = Registry("dataset")
 def register(name: str, spec: Spec) -> None:
     """Let options name a data set. Raises UsageError if its Spec cannot be, or the name exists."""
     REGISTRY.require(isinstance(spec, Spec) and callable(spec.read), name, "a Spec with a function that reads it")
-    sizes = (*spec.shape, spec.num_classes, 1 if spec.num_owners is None else spec.num_owners)
+    sizes = (*spec.shape, spec.num_classes, *(1 if each is None else each for each in (spec.num_owners, spec.num_tokens)))
     is_size = all(isinstance(size, int) and size > 0 for size in sizes)
     REGISTRY.require(
-        bool(spec.shape) and is_size, name, f"of whole numbers: {spec.shape}, {sizes[-2]} classes, {sizes[-1]} owners"
+        bool(spec.shape) and is_size,
+        name,
+        f"of whole numbers: {spec.shape}, {sizes[-3]} classes, {sizes[-2]} owners, {sizes[-1]} tokens",
+    )
+    REGISTRY.require(
+        len(spec.shape) == 1 or not spec.is_sequence, name, f"of sequences: their shape is {spec.shape} and has to be (length,)"
     )
     REGISTRY.add(name, spec)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Inputs are uint8 or float32 [samples, *spec.shape], labels and owners int64 [samples]. `spec` has mean and std."""
+    """Inputs are [samples, *spec.shape], labels and owners int64 [samples]. `spec` has mean and std but for sequences, and
+    num_owners if there are owners."""
 
     spec: Spec
     train_inputs: np.ndarray
@@ -88,27 +117,43 @@ def load(name: str, data_dir: str) -> Dataset:
         arrays = spec.read(data_dir)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # missing, cut, or of another format
         raise UsageError(f"dataset {name!r} cannot be read ({explain(error)}): name the --data_dir that has it") from error
-    names = [
-        f"{part}_{what}" for part in ("train", "test") for what in ("inputs", "labels", "owners")[: 2 + bool(spec.num_owners)]
-    ]
+    names = [f"{part}_{what}" for part in ("train", "test") for what in ("inputs", "labels", "owners")[: 2 + spec.has_owners]]
     if not isinstance(arrays, dict) or any(not isinstance(arrays.get(array), np.ndarray) for array in names):
         raise UsageError(f"dataset {name!r}: what its function returns is not a dict with the arrays {', '.join(names)}")
+    if spec.many_owners:
+        owners, count = _numbered_owners(arrays)
+        arrays, spec = arrays | owners, dataclasses.replace(spec, num_owners=count)
     checked = {}
     for part in ("train", "test"):
         inputs = checked[f"{part}_inputs"] = arrays[f"{part}_inputs"]
-        if inputs.dtype not in (np.uint8, np.float32) or inputs.shape[1:] != spec.shape:
-            raise UsageError(
-                f"dataset {name!r}: its {part}_inputs are {inputs.dtype} {list(inputs.shape)}, not uint8 or float32 "
-                f"[samples, {', '.join(map(str, spec.shape))}]"
-            )
-        if inputs.dtype == np.float32 and not np.isfinite(inputs).all():
-            raise UsageError(f"dataset {name!r}: its {part}_inputs hold numbers that are not finite")
+        _check_inputs(name, f"{part}_inputs", inputs, spec)
         for what, count in (("labels", spec.num_classes), ("owners", spec.num_owners)):
             if count is not None:
                 checked[f"{part}_{what}"] = _numbers(name, f"{part}_{what}", arrays, len(inputs), count)
-    if spec.mean is None:
+    if spec.mean is None and not spec.is_sequence:
         spec = dataclasses.replace(spec, **_normalisation(checked["train_inputs"], spec.scale))
     return Dataset(spec, **checked)
+
+
+def _check_inputs(name, what, inputs, spec):
+    kinds = (np.uint8, np.int32, np.int64) if spec.is_sequence else (np.uint8, np.float32)
+    if inputs.dtype not in kinds or inputs.shape[1:] != spec.shape:
+        raise UsageError(
+            f"dataset {name!r}: its {what} are {inputs.dtype} {list(inputs.shape)}, not "
+            f"{' or '.join(kind.__name__ for kind in kinds)} [samples, {', '.join(map(str, spec.shape))}]"
+        )
+    if inputs.dtype == np.float32 and not np.isfinite(inputs).all():
+        raise UsageError(f"dataset {name!r}: its {what} hold numbers that are not finite")
+    if spec.is_sequence and len(inputs) and not 0 <= inputs.min() <= inputs.max() < spec.num_tokens:
+        raise UsageError(f"dataset {name!r}: its {what} hold other numbers than those from 0 to {spec.num_tokens - 1}")
+
+
+def _numbered_owners(arrays):
+    """The owners of both parts as numbers from 0 on, in the order of what names them, and how many they are."""
+    names = [arrays[f"{part}_owners"].reshape(-1) for part in ("train", "test")]
+    known, numbers = np.unique(np.concatenate(names), return_inverse=True)
+    train, test = np.split(numbers, [len(names[0])])
+    return {"train_owners": train, "test_owners": test}, len(known)
 
 
 def _numbers(name, what, arrays, samples, count):
@@ -151,11 +196,15 @@ def _digits(data_dir):
 _TRAIN_OR_NOT = {"train": {"train": True}, "test": {"train": False}}
 
 
-def _images(name, shape, num_classes, mean, std, reader, folder, patterns=None, parts=_TRAIN_OR_NOT):
-    """The Spec of images that torchvision's class `reader` reads, with the arguments in `parts` for the one and the other part,
-    from files with the given patterns below --data_dir, by default all in `folder`, in which it unpacks what it downloads."""
-    files = decoded.Files(name, reader, folder, patterns or (f"{folder}/*",), parts)
-    return Spec(shape, num_classes, functools.partial(_read_images, files), 255, mean, std)
+def _files(name, reader, folder, patterns=None, parts=_TRAIN_OR_NOT):
+    """What torchvision's class `reader` reads, with the arguments in `parts` for the one and the other part, from files with
+    the given patterns below --data_dir, by default all in `folder`, in which it unpacks what it downloads."""
+    return decoded.Torchvision(name, folder, patterns or (f"{folder}/*",), reader, parts)
+
+
+def _register_images(files, shape, num_classes, mean, std):
+    """Register images that torchvision reads."""
+    register(files.name, Spec(shape, num_classes, functools.partial(_read_images, files), 255, mean, std))
 
 
 def _read_images(files, data_dir):
@@ -170,20 +219,36 @@ _GREY, _COLOUR = (1, 28, 28), (3, 32, 32)
 _CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _CIFAR100_MEAN, _CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 _SVHN_MEAN, _SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
-_CIFAR10, _CIFAR100 = "cifar-10-batches-py", "cifar-100-python"
-_CIFAR10_FILES = ("cifar-10-python.tar.gz", f"{_CIFAR10}/*")
-_CIFAR100_FILES = ("cifar-100-python.tar.gz", f"{_CIFAR100}/*")
-_EMNIST_FILES = ("EMNIST/raw/gzip.zip", "EMNIST/raw/emnist-balanced-*")
 _BALANCED = {part: {"split": "balanced", **which} for part, which in _TRAIN_OR_NOT.items()}
-_BY_SPLIT = {part: {"split": part} for part in _TRAIN_OR_NOT}
+_EMNIST_FILES = ("EMNIST/raw/gzip.zip", "EMNIST/raw/emnist-balanced-*")
+_MNIST = _files("mnist", "MNIST", "MNIST/raw")
+_FASHION_MNIST = _files("fashion_mnist", "FashionMNIST", "FashionMNIST/raw")
+_EMNIST = _files("emnist", "EMNIST", "EMNIST/raw", _EMNIST_FILES, _BALANCED)
+_KMNIST = _files("kmnist", "KMNIST", "KMNIST/raw")
+_SVHN = _files("svhn", "SVHN", "", ("t*_32x32.mat",), {part: {"split": part} for part in _TRAIN_OR_NOT})
+_USPS = _files("usps", "USPS", "", ("usps*.bz2",))
+_CIFAR10 = _files("cifar10", "CIFAR10", "cifar-10-batches-py", ("cifar-10-python.tar.gz", "cifar-10-batches-py/*"))
+_CIFAR100 = _files("cifar100", "CIFAR100", "cifar-100-python", ("cifar-100-python.tar.gz", "cifar-100-python/*"))
+_DOMAINS = domains.Domains.of("domains", _MNIST, _USPS, _SVHN)
+_HALF = (0.5,) * 3
+_CHARACTERS = len(leaf.CHARACTERS)
 
 register("digits", Spec((1, 8, 8), 10, _digits, 16, (0.3054,), (0.3761,)))
 register("heart_disease", Spec((13,), 2, _heart_disease, num_owners=4))
-register("mnist", _images("mnist", _GREY, 10, (0.1307,), (0.3081,), "MNIST", "MNIST/raw"))
-register("fashion_mnist", _images("fashion_mnist", _GREY, 10, (0.2860,), (0.3530,), "FashionMNIST", "FashionMNIST/raw"))
-# as torchvision gives them, lying on their side (transposed)
-register("emnist", _images("emnist", _GREY, 47, (0.1751,), (0.3332,), "EMNIST", "EMNIST/raw", _EMNIST_FILES, _BALANCED))
-register("kmnist", _images("kmnist", _GREY, 10, (0.1918,), (0.3483,), "KMNIST", "KMNIST/raw"))
-register("svhn", _images("svhn", _COLOUR, 10, _SVHN_MEAN, _SVHN_STD, "SVHN", "", ("t*_32x32.mat",), _BY_SPLIT))
-register("cifar10", _images("cifar10", _COLOUR, 10, _CIFAR10_MEAN, _CIFAR10_STD, "CIFAR10", _CIFAR10, _CIFAR10_FILES))
-register("cifar100", _images("cifar100", _COLOUR, 100, _CIFAR100_MEAN, _CIFAR100_STD, "CIFAR100", _CIFAR100, _CIFAR100_FILES))
+_register_images(_MNIST, _GREY, 10, (0.1307,), (0.3081,))
+_register_images(_FASHION_MNIST, _GREY, 10, (0.2860,), (0.3530,))
+_register_images(_EMNIST, _GREY, 47, (0.1751,), (0.3332,))  # as torchvision gives them, on their side (transposed)
+_register_images(_KMNIST, _GREY, 10, (0.1918,), (0.3483,))
+_register_images(_SVHN, _COLOUR, 10, _SVHN_MEAN, _SVHN_STD)
+_register_images(_CIFAR10, _COLOUR, 10, _CIFAR10_MEAN, _CIFAR10_STD)
+_register_images(_CIFAR100, _COLOUR, 100, _CIFAR100_MEAN, _CIFAR100_STD)
+# from 0 to 1 as in LEAF and Reddi et al. (ICLR 2021)
+register("femnist", Spec(_GREY, 62, functools.partial(decoded.read, leaf.FEMNIST), 255, (0.0,), (1.0,), many_owners=True))
+register(
+    "shakespeare",
+    Spec(
+        (leaf.LENGTH,), _CHARACTERS, functools.partial(decoded.read, leaf.SHAKESPEARE), many_owners=True, num_tokens=_CHARACTERS
+    ),
+)
+# from -1 to 1 as FedBN's digits (Li et al., ICLR 2021)
+register("domains", Spec(_COLOUR, 10, functools.partial(decoded.read, _DOMAINS), 255, _HALF, _HALF, num_owners=3))

@@ -1,8 +1,8 @@
-"""What torchvision read, kept as arrays that every process of the machine maps. They know which files they were made from and
-are made anew if these change, or if they are not whole themselves.
+"""Files that were read once, kept as arrays that every process of the machine maps. They know which files they were made from
+and are made anew if these change, or if they are not whole themselves.
 
     DATA_DIR/decoded/<data set>/    or below the user's cache directory, if DATA_DIR may not be written to
-        <part>_images.npy, <part>_labels.npy
+        <part>_images.npy, <part>_labels.npy, …
         made.json                   names, stamps and digests of the files that were read, and of these arrays
 """
 
@@ -27,20 +27,62 @@ MADE = "made.json"
 _MAX_BYTES = 1 << 20  # of made.json
 
 
+Noted = dict[str, dict]  # {name of a file: its stamp and digest}
+
+
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What torchvision's class `reader` reads below --data_dir."""
+    """The files of a data set below --data_dir."""
 
     name: str  # of the data set
-    reader: str
-    folder: str  # where it unpacks them
-    patterns: tuple[str, ...]  # of all files that it may read, below --data_dir
-    parts: dict[str, dict]  # {"train" or "test": what the reader is to be given for it}
+    folder: str  # which messages name
+    patterns: tuple[str, ...]  # of all files that may be read, below --data_dir
+
+    def array_names(self) -> tuple[str, ...]:
+        """Those of the arrays that `decode` makes."""
+        raise NotImplementedError
+
+    def decode(self, data_dir: pathlib.Path, temporary: pathlib.Path) -> tuple[Noted, dict[str, np.ndarray]]:
+        """What is noted of the files that were read, and the arrays. `temporary` is an empty directory that goes. Raises
+        UsageError if the files cannot be read, OSError if they cannot be written to `temporary`."""
+        raise NotImplementedError
 
     def present(self, data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
         """{name below data_dir: path} of the files that are there."""
         found = {path for pattern in self.patterns for path in data_dir.glob(pattern) if path.is_file()}
         return {str(path.relative_to(data_dir)): path for path in sorted(found)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Torchvision(Files):
+    """What torchvision's class `reader` reads, and downloads if it is missing."""
+
+    reader: str
+    parts: dict[str, dict]  # {"train" or "test": what the reader is to be given for it}
+
+    def array_names(self) -> tuple[str, ...]:
+        return tuple(f"{part}_{what}" for part in self.parts for what in ("images", "labels"))
+
+    def decode(self, data_dir: pathlib.Path, temporary: pathlib.Path) -> tuple[Noted, dict[str, np.ndarray]]:
+        """Has torchvision read copies, so that the files are as they were; what was downloaded joins them."""
+        noted = _copy(self, data_dir, temporary)
+        try:
+            parts = self.read(temporary)
+        except Exception as error:  # a reader of torchvision fails in many ways
+            raise UsageError(
+                f"dataset {self.name!r} could be neither read from {str(data_dir / self.folder)!r} nor downloaded "
+                f"({' '.join(str(error).split()) or repr(error)}): put torchvision's {self.reader} files there, or name "
+                "another --data_dir"
+            ) from error
+        noted |= _keep_downloads(self, temporary, data_dir)
+        arrays = {}
+        for part, read in parts.items():
+            images = np.asarray(read.data)
+            if images.shape[-1] == 3:  # CIFAR's readers have colours last, SVHN's has them first
+                images = images.transpose(0, 3, 1, 2)
+            arrays[f"{part}_images"] = np.ascontiguousarray(images)
+            arrays[f"{part}_labels"] = np.asarray(read.labels if hasattr(read, "labels") else read.targets)
+        return noted, arrays
 
     def archives(self) -> dict[str, str]:
         """{name below --data_dir: MD5} of the files that torchvision downloads."""
@@ -64,8 +106,8 @@ class Files:
 
 
 def read(files: Files, data_dir: str) -> dict[str, np.ndarray]:
-    """{"<part>_images": uint8 array of all samples, "<part>_labels": array}. Raises UsageError if the files can be neither read
-    nor downloaded, or there is no place for the arrays."""
+    """{name: array} of a data set. Raises UsageError if its files can be neither read nor downloaded, or there is no place for
+    the arrays."""
     root = pathlib.Path(data_dir)
     beside, cached = places = root / "decoded", _cache_of(root)
     for place in places:
@@ -125,10 +167,7 @@ def _load(files: Files, data_dir: pathlib.Path, decoded: pathlib.Path) -> dict[s
     file is there any more, the arrays stand for them."""
     try:
         made = json.loads(read_regular(decoded / MADE, _MAX_BYTES))
-        arrays = {}
-        for part in files.parts:
-            arrays[f"{part}_images"] = np.load(decoded / f"{part}_images.npy", mmap_mode="c")
-            arrays[f"{part}_labels"] = np.load(decoded / f"{part}_labels.npy")
+        arrays = {name: np.load(decoded / f"{name}.npy", mmap_mode="c") for name in files.array_names()}
         here = {f"{name}.npy": decoded / f"{name}.npy" for name in arrays}
         before = json.dumps(made)
         if not _are_as_noted(here, made["arrays"]):
@@ -151,7 +190,7 @@ def _are_as_noted(paths: dict[str, pathlib.Path], noted: dict[str, dict]) -> boo
     if paths.keys() != noted.keys():
         return False
     for name, path in paths.items():
-        stamp = _stamp(path)
+        stamp = stamp_of(path)
         if stamp != noted[name]["stamp"]:
             if stamp[0] != noted[name]["stamp"][0] or _digest(path) != noted[name]["sha256"]:
                 return False
@@ -159,7 +198,12 @@ def _are_as_noted(paths: dict[str, pathlib.Path], noted: dict[str, dict]) -> boo
     return True
 
 
-def _stamp(path: pathlib.Path) -> list[int]:
+def note(path: pathlib.Path) -> dict:
+    """What is noted of a file before it is read."""
+    return {"stamp": stamp_of(path), "sha256": _digest(path)}
+
+
+def stamp_of(path: pathlib.Path) -> list[int]:
     """Size and times of a file, which differ after any change: nobody can set the time of the last change of its inode."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
@@ -171,24 +215,17 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _decode(files: Files, data_dir: pathlib.Path, place: pathlib.Path) -> None:
-    """Have torchvision read copies of the files and write the arrays. Whatever happens, the arrays are whole or absent, and the
-    files are as they were; what was downloaded joins them. Raises UsageError or OSError."""
+    """Decode the files and write the arrays. Whatever happens, the arrays are whole or absent. Raises UsageError or
+    OSError."""
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{files.name}-", dir=place))
     try:
         root, decoded = temporary / "files", temporary / "arrays"
+        root.mkdir()
         decoded.mkdir()
-        noted = _copy(files, data_dir, root)
-        try:
-            parts = files.read(root)
-        except Exception as error:  # a reader of torchvision fails in many ways
-            raise UsageError(
-                f"dataset {files.name!r} could be neither read from {str(data_dir / files.folder)!r} nor downloaded "
-                f"({' '.join(str(error).split()) or repr(error)}): put torchvision's {files.reader} files there, or name "
-                "another --data_dir"
-            ) from error
-        noted |= _keep_downloads(files, root, data_dir)
-        _write(parts, decoded)
-        arrays = {path.name: {"stamp": _stamp(path), "sha256": _digest(path)} for path in sorted(decoded.iterdir())}
+        noted, made = files.decode(data_dir, root)
+        for name, array in made.items():
+            np.save(decoded / f"{name}.npy", array)
+        arrays = {path.name: note(path) for path in sorted(decoded.iterdir())}
         (decoded / MADE).write_text(json.dumps({"from": noted, "arrays": arrays}, indent=1) + "\n")
         decoded.chmod(0o755)
         shutil.rmtree(place / files.name, ignore_errors=True)
@@ -197,7 +234,7 @@ def _decode(files: Files, data_dir: pathlib.Path, place: pathlib.Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy(files: Files, data_dir: pathlib.Path, root: pathlib.Path) -> dict[str, dict]:
+def _copy(files: Torchvision, data_dir: pathlib.Path, root: pathlib.Path) -> dict[str, dict]:
     """Copy the files to `root`, and return what is noted of each. Where the archives are whole what was unpacked from them is
     not copied: it may be cut, or of other files."""
     from torchvision.datasets.utils import check_integrity
@@ -205,7 +242,7 @@ def _copy(files: Files, data_dir: pathlib.Path, root: pathlib.Path) -> dict[str,
     archives, noted = files.archives(), {}
     are_whole = all(check_integrity(data_dir / name, md5) for name, md5 in archives.items())
     for name, path in files.present(data_dir).items():
-        stamp, copy = _stamp(path), root / name
+        stamp, copy = stamp_of(path), root / name
         if are_whole and name not in archives:
             noted[name] = {"stamp": stamp, "sha256": _digest(path)}
             continue
@@ -215,7 +252,7 @@ def _copy(files: Files, data_dir: pathlib.Path, root: pathlib.Path) -> dict[str,
     return noted
 
 
-def _keep_downloads(files: Files, root: pathlib.Path, data_dir: pathlib.Path) -> dict[str, dict]:
+def _keep_downloads(files: Torchvision, root: pathlib.Path, data_dir: pathlib.Path) -> dict[str, dict]:
     """Move what torchvision downloaded to `data_dir` if that may be written to, and return what is noted of each."""
     from torchvision.datasets.utils import check_integrity
 
@@ -227,15 +264,5 @@ def _keep_downloads(files: Files, root: pathlib.Path, data_dir: pathlib.Path) ->
                 _check_permissions(data_dir / files.folder)
                 (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(root / name, data_dir / name)
-                noted[name] = {"stamp": _stamp(data_dir / name), "sha256": digest}
+                noted[name] = {"stamp": stamp_of(data_dir / name), "sha256": digest}
     return noted
-
-
-def _write(parts: dict, decoded: pathlib.Path) -> None:
-    for part, read in parts.items():
-        images = np.asarray(read.data)
-        if images.shape[-1] == 3:  # CIFAR's readers have colours last, SVHN's has them first
-            images = images.transpose(0, 3, 1, 2)
-        labels = read.labels if hasattr(read, "labels") else read.targets
-        np.save(decoded / f"{part}_images.npy", np.ascontiguousarray(images))
-        np.save(decoded / f"{part}_labels.npy", np.asarray(labels))

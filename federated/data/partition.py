@@ -3,6 +3,7 @@
 Every process of a trial computes the partition from the trial's seed, so that nothing is sent around.
 """
 
+import collections
 import dataclasses
 import typing
 from collections.abc import Callable
@@ -112,19 +113,31 @@ def quantity(data: Dataset, settings: "Settings", rng: np.random.Generator) -> l
 
 @register("natural")
 def natural(data: Dataset, settings: "Settings", rng: np.random.Generator) -> list[np.ndarray]:
-    """Client i holds what owner i of the data has."""
-    owners = data.spec.num_owners
-    if owners is None:
-        have = [name for name, spec in datasets.REGISTRY.items() if spec.num_owners is not None]
+    """A client holds what one of the data's owners has, who is drawn if there are more, or an equal share of it. Owners with
+    too few samples to train and validate on do not take part."""
+    if data.train_owners is None:
+        have = [name for name, spec in datasets.REGISTRY.items() if spec.has_owners]
         raise UsageError(
             f"--partition natural: the samples of {settings.dataset} have no owners; those of {', '.join(have)} do"
         )
-    if settings.num_clients != owners:
+    clients = settings.num_clients
+    owned = [each for each in _by_owner(data.train_owners, data.spec) if _held_out(len(each), settings) < len(each)]
+    if clients < len(owned):
+        return [owned[owner] for owner in np.sort(rng.choice(len(owned), clients, replace=False))]
+    if not owned or clients % len(owned):
         raise UsageError(
-            f"--num_clients {settings.num_clients}: under --partition natural the clients are the {owners} owners of "
-            f"{settings.dataset}"
+            f"--num_clients {clients}: under --partition natural {len(owned)} owners of {settings.dataset} have enough samples "
+            "to train on: give as many clients, fewer, or a multiple"
         )
-    return [np.flatnonzero(data.train_owners == owner) for owner in range(owners)]
+    if clients == len(owned):
+        return owned
+    return [share for each in owned for share in np.array_split(rng.permutation(each), clients // len(owned))]
+
+
+def _by_owner(owners: np.ndarray, spec: datasets.Spec) -> list[np.ndarray]:
+    """The sorted indices of each owner's samples, by number. `owners` [samples] says whose each is."""
+    counts = np.bincount(owners, minlength=spec.num_owners or 0)
+    return np.split(np.argsort(owners, kind="stable"), np.cumsum(counts)[:-1])
 
 
 def _draw_until_large_enough(draw: Callable[[], list[np.ndarray] | None], settings: "Settings", samples: int):
@@ -152,7 +165,7 @@ SPLIT_BY = (
 def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list[Part]:
     """The part of each client, by the partition, sizes and holdout of `settings`, a function of them and the seed.
 
-    The test set goes to the clients as their training samples do: see `_test_shares`, or by owner under natural.
+    The test set goes to the clients as their training samples do: see `_test_shares` and, under natural, `_tests_of_owners`.
     Raises UsageError if the samples do not suffice.
     """
     rng = np.random.default_rng(stream_seed(trial_seed, "partition"))
@@ -166,20 +179,13 @@ def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list
     if settings.partition in REGISTRY.owners:
         _check_own(given, settings, len(labels))
     shares = [rng.permutation(share)[:wanted] for share in given]
-    if settings.partition == "natural":
-        tests = [np.flatnonzero(data.test_owners == owner) for owner in range(settings.num_clients)]
-    else:
-        tests = _test_shares(data, shares, np.random.default_rng(stream_seed(trial_seed, "test_partition")))
+    divide = _tests_of_owners if settings.partition == "natural" else _test_shares
+    tests = divide(data, shares, np.random.default_rng(stream_seed(trial_seed, "test_partition")))
     parts = []
     for client, (share, test) in enumerate(zip(shares, tests)):
-        held_out = max(1, round(len(share) * settings.holdout_fraction))
+        held_out = _held_out(len(share), settings)
         if held_out >= len(share):
-            if len(share) > 1:
-                mend = "lower it"
-            elif settings.partition == "natural":
-                mend = "give another --partition"
-            else:
-                mend = f"lower --num_clients {settings.num_clients}"
+            mend = "lower it" if len(share) > 1 else f"lower --num_clients {settings.num_clients}"
             raise UsageError(
                 f"client {client} has {len(share)} samples, of which --holdout_fraction {settings.holdout_fraction} leaves "
                 f"none to train on: {mend}"
@@ -202,6 +208,31 @@ def _check_own(shares: typing.Any, settings: "Settings", samples: int) -> None:
     together = np.concatenate(shares)
     if len(np.unique(together)) < len(together):
         raise UsageError(f"{name} gives a sample to more than one client, or twice to one")
+
+
+def _held_out(samples: int, settings: "Settings") -> int:
+    """How many of its samples a client validates on."""
+    return max(1, round(samples * settings.holdout_fraction))
+
+
+def test_set(data: datasets.Dataset, settings: "Settings", parts: list[Part]) -> np.ndarray:
+    """The sorted indices of the samples that the global model is tested on: all, or those of the clients under natural, where
+    the data may have more owners than the federation."""
+    if settings.partition != "natural":
+        return np.arange(len(data.test_labels))
+    return np.sort(np.concatenate([part.test for part in parts]))
+
+
+def _tests_of_owners(data: Dataset, shares: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """The test samples of each client: those of its owner, or an equal share of them. Raises UsageError if there are none."""
+    assert data.train_owners is not None and data.test_owners is not None
+    known, owners = _by_owner(data.test_owners, data.spec), [int(data.train_owners[share[0]]) for share in shares]
+    sharing = collections.Counter(owners)
+    tests = {owner: iter(np.array_split(rng.permutation(known[owner]), count)) for owner, count in sharing.items()}
+    found = [next(tests[owner]) for owner in owners]
+    if not any(map(len, found)):
+        raise UsageError("--partition natural: none of the owners that train has test samples; give another --partition")
+    return found
 
 
 def _test_shares(data: Dataset, shares: list[np.ndarray], rng: np.random.Generator):

@@ -1,6 +1,7 @@
 """What the client half of an algorithm works on."""
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Iterator
 
@@ -48,12 +49,14 @@ class Client:
 class TrainingClient(Client):
     """A client that trains in a round, or to be evaluated: what the other methods of the client half work on.
 
+    round              of the trial, from 0
     broadcast          [broadcasts, size]: what the server sent
     global_weights     [size]: its first vector
     global_parameters  [num_parameters]: the first entries of that
     samples            how many it trains on
     relative_size      their number over the mean of all clients
     steps              local steps made in this round
+    max_batches        on how many it trains in its local epochs at most; None: on all
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class TrainingClient(Client):
     ) -> None:
         """Training updates `moments` [optimizers, num_moments]. `streams` begins the names of its random streams."""
         super().__init__(number, worker.model, row)
-        self._worker = worker
+        self._worker, self.round = worker, round
         self.broadcast = worker.broadcast
         self.global_weights = self.broadcast[0]
         self.global_parameters = self.global_weights[: len(self.gradient)]
@@ -69,6 +72,7 @@ class TrainingClient(Client):
         self.samples = len(self._indices)
         self.relative_size = self.samples / worker.mean_samples
         self.steps = 0
+        self.max_batches: int | None = None
         self._moments = moments
         self._order, self._augmenting = (
             torch.Generator().manual_seed(stream_seed(worker.trial_seed, number, round, f"{streams}{purpose}"))
@@ -78,10 +82,16 @@ class TrainingClient(Client):
         self._seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]] = []
 
     def batches(self, epochs: int | None = None) -> Iterator["Batch"]:
-        """Yield batches of the client's samples in a new order each epoch, for `epochs` or else the settings' local epochs."""
+        """Yield batches of the client's samples in a new order each epoch, for `epochs` or else the local epochs of the
+        settings, of which a straggler does a part."""
+        if epochs is not None:
+            return self._batches_of(epochs)
+        return itertools.islice(self._batches_of(self._worker.settings.local_epochs), self.max_batches)
+
+    def _batches_of(self, epochs: int) -> Iterator["Batch"]:
         worker = self._worker
         sizes = batch_sizes(self.samples, worker.hparams)
-        for _ in range(epochs or worker.settings.local_epochs):
+        for _ in range(epochs):
             order = self._indices[torch.randperm(self.samples, generator=self._order)]
             for inputs, labels in worker.data.training_batches(order, sizes, self._augmenting):
                 yield Batch(inputs, labels)

@@ -26,10 +26,10 @@ class Block:
 class EvaluationPlan:
     """All blocks of an evaluation. The global model is evaluated on the test set and on what clients hold out. If the
     algorithm is personal, it is evaluated on the test set only, and each client's own model on what the client holds out
-    and on its share of the test set."""
+    and on its share of the test set. `test` has the sorted indices of the test set's samples, all or those of the clients."""
 
-    def __init__(self, parts: list[Part], test_samples: int, personal: bool) -> None:
-        wanted: list[tuple[bool, np.ndarray, int | None]] = [(True, np.arange(test_samples), None)]
+    def __init__(self, parts: list[Part], test: np.ndarray, personal: bool) -> None:
+        wanted: list[tuple[bool, np.ndarray, int | None]] = [(True, test, None)]
         if personal:
             for client, part in enumerate(parts):
                 wanted += [(False, part.val, client), (True, part.test, client)]
@@ -55,7 +55,7 @@ class EvaluationPlan:
         self._test = places_of(True, False)
         self._val, self._val_sizes = places_of(False, personal), [len(part.val) for part in parts]
         tests = np.concatenate([part.test for part in parts])
-        self._local_test = places_of(True, True) if personal else self._test[tests]
+        self._local_test = places_of(True, True) if personal else self._test[np.searchsorted(test, tests)]
         self._local_test_sizes = [len(part.test) for part in parts]
 
     def blocks_of(self, process: int, processes: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,11 +24,19 @@ class Record:
     """
 
     def __init__(
-        self, settings: Settings, plan: EvaluationPlan, parts: list[Part], exchanged_bytes: int, selected_size: int = 0
+        self,
+        settings: Settings,
+        plan: EvaluationPlan,
+        parts: list[Part],
+        broadcast_bytes: Callable[[], np.ndarray],
+        update_bytes: int,
+        selected_size: int = 0,
     ) -> None:
-        """The server and a participant send each other `exchanged_bytes` in a round. With `selected_size`, the size of the
-        flat model, the record keeps the weights of the best round so far."""
-        self.rounds, self._plan, self._exchanged_bytes = settings.rounds, plan, exchanged_bytes
+        """`broadcast_bytes` returns what the server sends to all participants of each round together [rounds], and an update
+        that arrives has `update_bytes`. With `selected_size`, the size of the flat model, the record keeps the weights of the
+        best round so far."""
+        self.rounds, self._plan = settings.rounds, plan
+        self._broadcast_bytes, self._update_bytes = broadcast_bytes, update_bytes
         self._personal = algorithms.load(settings.algorithm).personal
         self._samples = [[len(getattr(part, name)) for part in parts] for name in ("train", "val", "test")]
         self._val_samples = self._samples[1]
@@ -69,7 +78,8 @@ class Record:
         return None if np.isnan(accuracies).all() else int(np.nanargmax(accuracies)) + 1
 
     def trained(self, round: int, reports: dict[int, dict], seconds: float) -> None:
-        """Record what the participants of `round`, counted from 0, reported. Raises DivergedError if a number is not finite."""
+        """Record what those that trained in `round`, counted from 0, reported. Raises DivergedError if a number is not
+        finite."""
         for client, report in reports.items():
             self.arrays["train"][round, :, client] = report["loss"], report["accuracy"]
         self.arrays["step_time"][round] = seconds
@@ -94,7 +104,7 @@ class Record:
         return {
             **self.over_clients(0, self.rounds),
             "round_seconds": self.arrays["step_time"],
-            "bytes_sent": trained * self._exchanged_bytes,
+            "bytes_sent": self._broadcast_bytes() + trained * self._update_bytes,
         }
 
     def results(self) -> dict:

@@ -7,7 +7,8 @@ import torch
 
 from federated import algorithms, models
 from federated.data.datasets import Dataset
-from federated.data.partition import Part
+from federated.data.partition import Part, test_set
+from federated.learning import compression
 from federated.learning.captured import CapturedSteps, CudaGraphs, is_capturable, sizes_to_capture
 from federated.learning.client import Client, TrainingClient
 from federated.learning.client_row import ClientRow, RowLayout
@@ -55,7 +56,7 @@ class Worker:
         self._labels, self._num_classes = dataset.train_labels, dataset.spec.num_classes
         self.train_indices = list(map(torch.from_numpy, self._samples))
         self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
-        self.plan = EvaluationPlan(parts, len(dataset.test_labels), self.algorithm.personal)
+        self.plan = EvaluationPlan(parts, test_set(dataset, settings, parts), self.algorithm.personal)
         self.backward: Backward = self.model.backward
         if self.device.type == "cuda" and is_capturable(self.algorithm):
             self.backward = CapturedSteps(self.model, self.frequent_sizes(), CudaGraphs(self.device))
@@ -73,9 +74,11 @@ class Worker:
         """Take what the server has sent, before any work on it."""
         self.broadcast = torch.from_numpy(self._memory.broadcast).to(self.device)
 
-    def train(self, number: int, round: int) -> TrainingClient:
-        """Train client `number` from the broadcast weights. The caller passes the client to `upload` before the next one."""
+    def train(self, number: int, round: int, batches: int | None = None) -> TrainingClient:
+        """Train client `number` from the broadcast weights, for the settings' local epochs but on no more than so many
+        `batches`. The caller passes the client to `upload` before the next one."""
         client = self._training_client(number, round)
+        client.max_batches = batches
         self.algorithm.train(client)
         return client
 
@@ -94,13 +97,26 @@ class Worker:
         return client
 
     def upload(self, client: TrainingClient, updates: torch.Tensor) -> None:
-        """Fill `updates` [uploads, size], which is on the CPU, with what the algorithm sends of `client`, and store its row."""
+        """Fill `updates` [uploads, size], which is on the CPU, with what arrives of what the algorithm sends of
+        `client`, and store its row."""
         is_here = updates.device == self.device
         filled = updates if is_here else torch.empty(updates.shape, device=self.device)
         self.algorithm.upload(client, filled)
         if not is_here:
             updates.copy_(filled)
+        if compression.is_lossy(self.settings):
+            self._compress(client, updates[0][: len(client.gradient)])
         client.row.store()
+
+    def _compress(self, client: TrainingClient, sent: torch.Tensor) -> None:
+        """Compress the update in `sent` [num_parameters], which is on the CPU."""
+        generator = torch.Generator().manual_seed(stream_seed(self.trial_seed, client.number, client.round, "compression"))
+        start = torch.from_numpy(self._memory.broadcast[0][: len(sent)])
+        if not self.algorithm.sends_change:
+            sent.sub_(start)
+        compression.compress(sent, client.row.memory, self.settings, generator)
+        if not self.algorithm.sends_change:
+            sent.add_(start)
 
     def evaluate(self, numbers: list[int], round: int) -> None:
         """Evaluate the blocks of these `numbers` of the plan after `round` rounds, each into its row of the memory's

@@ -2,6 +2,7 @@
 
 import pandas
 
+from federated import privacy
 from federated.domains import log_base
 from federated.options import UsageError
 from federated.reporting import pivot, selection, tables
@@ -17,7 +18,8 @@ _MAY_DIFFER = (*OF_ALGORITHM, "device", "threads")
 
 class Report:
     """A report on finished trials. `rule` names the selection; `target` is a test accuracy to be reached; all algorithms are
-    compared with `against`, by default the first; the first table has the values of the settings `columns` side by side.
+    compared with `against`, by default the first; the first table has the values of the settings `columns` side by side;
+    epsilon is at `delta`, by default that of privacy.default_delta.
     Raises UsageError if there is nothing to compare with.
 
     collected   what it reports on
@@ -49,6 +51,7 @@ class Report:
         target: float | None = None,
         against: str | None = None,
         columns: list[str] | None = None,
+        delta: float | None = None,
     ) -> None:
         self.collected = collected
         self.data_dirs, self.extensions, self.spaces = collected.data_dirs, collected.extensions, collected.spaces
@@ -96,6 +99,9 @@ class Report:
         self.in_shares = min(sizes), max(sizes)
         self.best = pandas.DataFrame(rows)
         self.settings = {sweep: collected.settings[sweep] for sweep in self.chosen}
+        if any(settings.dp_clip is not None for settings in self.settings.values()):
+            self.best["delta"] = [delta or privacy.default_delta(settings) for settings in self.settings.values()]
+            self.best["epsilon"] = list(map(privacy.epsilon, self.settings.values(), self.best["delta"]))
         self.varying = _varying(list(self.settings.values()))
         self.columns = columns
         self.cells = self._cells()

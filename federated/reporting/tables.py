@@ -2,12 +2,14 @@
 
 import html
 import itertools
+import math
 import typing
 from collections.abc import Callable, Collection, Hashable, Sequence
 
 import pandas
 from tabulate import tabulate
 
+from federated import privacy
 from federated.reporting.collect import HPARAM, SWEEP
 from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, RESAMPLES, SELECTIONS, SHARES, TEST_SET, detectable
 from federated.settings import Settings
@@ -48,6 +50,10 @@ def interval(low: float, high: float) -> str:
     return NONE if pandas.isna(low) else f"{low:.4f} to {high:.4f}"
 
 
+def epsilon(value: float) -> str:
+    return "∞" if value == math.inf else number(value, ".2f")
+
+
 def p_value(p: float) -> str:
     return NONE if pandas.isna(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
@@ -82,6 +88,8 @@ def summary(report: "Report") -> pandas.DataFrame:
             "Worst Client": number(row["local_acc_worst"]),
             "Spread": number(row["local_acc_std"]),
         }
+        if "epsilon" in row:
+            shown["Epsilon"] = epsilon(row["epsilon"])
         if report.target is not None:
             some = f" ({row['target_reached']} of {row['target_trials']})" * (0 < row["target_reached"] < row["target_trials"])
             shown[f"Rounds to {report.target:g}"] = number(row["target_round"], ".1f") + some
@@ -124,6 +132,8 @@ def notes_on_trials(report: "Report") -> list[str]:
     """What is not compared with what, which trials are not judged, and where settings come from."""
     lines = []
     rows_of = {row[SWEEP]: row for _, row in report.best.iterrows()}
+    if "epsilon" in report.best:
+        lines += _notes_on_privacy(report)
     for cell, sweeps in report.cells.items():
         if unlike := [sweep for sweep in sweeps if rows_of[sweep]["differs"]]:
             listed, reference = ", ".join(map(report.label, unlike)), rows_of[unlike[0]]["reference"]
@@ -188,6 +198,21 @@ def _certainty(report: "Report") -> list[str]:
         f"In {len(sure)} sweeps the best setting stays the best in at least {fewest} of {RESAMPLES} bootstrap resamples of "
         "trial seeds and clients; no other is within noise.",
     ]
+
+
+def _notes_on_privacy(report: "Report") -> list[str]:
+    """What epsilon means, and which it is where the table has no column for it."""
+    deltas = " or ".join(f"{delta:.2g}" for delta in report.best["delta"].unique())
+    values = [f"{report.title(row[SWEEP])} {epsilon(row['epsilon'])}" for _, row in report.best.iterrows()]
+    listed = "" if report.columns is None else f" {'; '.join(values)}."
+    lines = [
+        f"Epsilon at delta {deltas}, of all global models of a trial together, by {privacy.PACKAGE}'s RDP accountant.{listed} "
+        f"Sampling: {privacy.SAMPLING}; neighbours: {privacy.NEIGHBOURS}. The choice of rounds and hyper-parameters, what is "
+        "printed of validation and test, and clients' own models are not private."
+    ]
+    if report.best["epsilon"].isna().any():
+        lines.append(f"No epsilon, as {privacy.PACKAGE} is not installed: pip install {privacy.PACKAGE}, and collect again.")
+    return lines
 
 
 def _unlike_domains(report: "Report", sweeps: list[str]) -> list[str]:
@@ -292,6 +317,7 @@ def job_statistics(report: "Report") -> pandas.DataFrame:
 BOLD = {"github": "**{}**", "latex": r"\textbf{{{}}}", "html": "<b>{}</b>"}
 _IN_LATEX = str.maketrans({
     "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--", "|": "$|$", "<": "$<$", "†": r"$^\dagger$",
+    "∞": r"$\infty$",
 })  # fmt: skip
 ESCAPE: dict[str, Callable[[str], str]] = {"github": str, "latex": lambda text: text.translate(_IN_LATEX), "html": html.escape}
 

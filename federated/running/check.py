@@ -18,7 +18,7 @@ from federated.running.supervisor import Failure, Outcome, RunningTrial, run_tri
 from federated.settings import RunOptions, Settings
 from federated.trial import CLIENTS, RESULTS, Trial, hparams_hash, trial_path
 
-SHAPES = ("digits", "heart_disease", "mnist", "cifar10")  # built-in data sets whose shapes models are tried on
+SHAPES = ("digits", "heart_disease", "mnist", "cifar10", "shakespeare")  # built-in data sets whose shapes models are tried on
 SETTINGS = {"dataset": "digits", "model_arch": "mlp", "num_clients": 3, "rounds": 2, "samples_per_client": 40, "device": "cpu"}
 
 # The trials of an algorithm, {its directory: client processes}; that in RESUMED is killed after its first round

@@ -58,9 +58,9 @@ class Watch(Observer):
 make_observers, train, upload = TrialServer._make_observers, Worker.train, Worker.upload
 
 
-def watched_train(self, number, round):
+def watched_train(self, number, round, batches=None):
     self.state_before = state_of(self.algorithm, self.model.module.modules())
-    return train(self, number, round)
+    return train(self, number, round, batches)
 
 
 def watched_upload(self, client, updates):

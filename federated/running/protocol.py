@@ -44,8 +44,9 @@ def ready(device: object) -> dict:
 READY_SCHEMA = ready(str)
 
 
-def work(round: int, evaluate: bool, train: list[int]) -> dict:
-    """Server -> client process, with the rows that it needs: evaluate the weights of `round`, train these clients from them."""
+def work(round: int, evaluate: bool, train: list[tuple[int, int]]) -> dict:
+    """Server -> client process, with the rows that it needs: evaluate the weights of `round`, train these clients from them,
+    each on so many batches."""
     return {"round": round, "evaluate": evaluate, "train": train}
 
 

@@ -5,6 +5,7 @@ the weights that it brings and for training from them.
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -15,9 +16,10 @@ import time
 import numpy as np
 import torch
 
-from federated import algorithms, models, version
+from federated import algorithms, models, privacy, version
 from federated.algorithms.fedavg import Server
 from federated.data import datasets, partition
+from federated.learning import compression
 from federated.learning.client_row import RowLayout
 from federated.learning.device_data import batch_sizes
 from federated.learning.evaluation import BLOCK, EvaluationPlan
@@ -25,12 +27,12 @@ from federated.learning.flat import Flat
 from federated.learning.memory import SharedMatrices
 from federated.learning.record import SELECTED, Record
 from federated.options import UsageError
-from federated.running import checkpoint, protocol, provenance
+from federated.running import checkpoint, participants, private_average, protocol, provenance
 from federated.running.channel import Channel, Hub, naming
 from federated.running.listener import AnyListener
 from federated.running.observers import BestModel, Checkpoints, Clock, EventFile, Observer
 from federated.seeds import stream_seed
-from federated.settings import ServerOptions, check_has_model
+from federated.settings import ServerOptions, Settings, check_has_model
 from federated.trial import DivergedError, Trial
 
 
@@ -63,10 +65,13 @@ class TrialServer:
         self.algorithm = algorithms.load(self.settings.algorithm)(hparams)
         if options.save_model:
             check_has_model(self.settings)
+        self._is_private = self.settings.dp_clip is not None
         data = datasets.load(self.settings.dataset, options.data_dir)
         self.spec = data.spec
+        if self._is_private:
+            models.check_has_no_statistics(self.settings.model_arch, data.spec)
         parts = partition.split(data, self.settings, trial.trial_seed)
-        self.plan = EvaluationPlan(parts, len(data.test_labels), self.algorithm.personal)
+        self.plan = EvaluationPlan(parts, partition.test_set(data, self.settings, parts), self.algorithm.personal)
         seed = stream_seed(trial.trial_seed, "model")
         flat = Flat(models.build(self.settings.model_arch, data.spec, hparams["dropout_rate"], seed))
         self.memory = self._shared_memory(flat)
@@ -82,10 +87,10 @@ class TrialServer:
         self._updates = [torch.from_numpy(row).view(self.algorithm.uploads, -1) for row in self.memory.updates]
         samples = np.array([len(part.train) for part in parts])
         self._samples = np.array([samples.sum()]) if self.algorithm.pooled else samples
-        self._steps = np.array([self.settings.local_epochs * len(batch_sizes(int(count), hparams)) for count in self._samples])
-        vector_bytes = self.memory.broadcast[0].nbytes
-        exchanged = (self.algorithm.broadcasts + self.algorithm.uploads) * vector_bytes
-        self.record = Record(self.settings, self.plan, parts, exchanged, flat.size if options.save_model else 0)
+        self._batches = np.array([len(batch_sizes(int(count), hparams)) for count in self._samples])  # of an epoch
+        update_bytes = self.algorithm.uploads * compression.message_bytes(self.settings, flat)
+        selected_size = flat.size if options.save_model else 0
+        self.record = Record(self.settings, self.plan, parts, self._broadcast_bytes, update_bytes, selected_size)
 
     def _shared_memory(self, flat: Flat) -> SharedMatrices:
         kept = RowLayout.of(self.settings, self.trial.hparams, flat).length
@@ -127,7 +132,8 @@ class TrialServer:
             print("starts again: the checkpoint was made without --save_model, so the best model so far is lost", flush=True)
             return
         rounds = self.settings.rounds
-        if state["trial"]["rounds"] > rounds or state["trial"] | {"rounds": rounds} != self.trial.identity():
+        known = dataclasses.asdict(Settings()) | state["trial"]  # a version before may not have had each setting
+        if known["rounds"] > rounds or known | {"rounds": rounds} != self.trial.identity():
             raise UsageError(
                 f"{str(self.trial.directory)!r} holds the checkpoint of a trial with other settings: give those, or another "
                 "--output_dir"
@@ -194,29 +200,40 @@ class TrialServer:
         for round in range(self.runs[-1]["round"], rounds + 1):
             start = time.perf_counter()
             evaluate = round % self.settings.eval_every == 0 or round == rounds
-            training = self._participants(round) if round < rounds else []
+            training = self._work_of(round) if round < rounds else {}
             if evaluate and training and self.algorithm.personal:
                 # Training would change clients' own models while other processes evaluate them
-                self._exchange(round, True, [])
+                self._exchange(round, True, {})
                 evaluate = False
             reports = self._exchange(round, evaluate, training)
-            if training:
+            if self._is_private and round < rounds:
+                private_average.finish(self.average[0], self.state.weights, self.settings, self.trial.trial_seed, round)
+            if training or (self._is_private and round < rounds):
                 if not math.isfinite(self.average.sum()):
                     raise DivergedError(f"diverged: an update of round {round + 1} of {rounds} is not finite")
                 self.algorithm.step(self.state, self.average)
+            if round < rounds:
                 self.record.trained(round, reports, time.perf_counter() - start)
                 for observer in self._observers:
                     observer.after_round(round + 1)
 
-    def _participants(self, round: int) -> list[int]:
-        """Return the clients that train in `round`, by number. If data is pooled, client 0 trains for all."""
+    def _work_of(self, round: int) -> dict[int, int]:
+        """Return {client: the batches that it trains on} of those whose update arrives in `round`, by number. If data is
+        pooled, client 0 trains for all."""
+        parts = {0: 1.0} if self.algorithm.pooled else participants.draw(self.settings, self.trial.trial_seed, round)
+        epochs = self.settings.local_epochs
+        return {client: participants.batches_of(part, epochs, int(self._batches[client])) for client, part in parts.items()}
+
+    def _broadcast_bytes(self) -> np.ndarray:
+        """Return what the server sends to all participants of each round together [rounds]."""
+        settings, seed = self.settings, self.trial.trial_seed
         if self.algorithm.pooled:
-            return [0]
-        clients, count = self.settings.num_clients, self.settings.participants
-        if count == clients:
-            return list(range(clients))
-        rng = np.random.default_rng(stream_seed(self.trial.trial_seed, round, "participants"))
-        return sorted(rng.choice(clients, count, replace=False).tolist())
+            counts = [1] * settings.rounds
+        elif self._is_private:
+            counts = [len(participants.receivers(settings, seed, round)) for round in range(settings.rounds)]
+        else:
+            counts = [settings.participants] * settings.rounds
+        return np.array(counts) * self.memory.broadcast.nbytes
 
     def _make_observers(self) -> list[Observer]:
         trial, options, record = self.trial, self.options, self.record
@@ -228,12 +245,16 @@ class TrialServer:
             observers.append(BestModel(trial, record, self.spec))
         return observers
 
-    def _exchange(self, round: int, evaluate: bool, training: list[int]) -> dict[int, dict]:
-        """Have the client processes evaluate the weights of `round` and train the clients `training` from them. Sums the
-        updates in `average`. Returns {client: what it reported}."""
-        self.state.samples, self.state.steps = self._samples[training], self._steps[training]
-        weights = self._weights(len(training)) if training else []
-        self._send_work(round, evaluate, training)
+    def _exchange(self, round: int, evaluate: bool, work: dict[int, int]) -> dict[int, dict]:
+        """Have the client processes evaluate the weights of `round` and train from them, each client in `work` on so many
+        batches. Sums the updates in `average`. Returns {client: what it reported}."""
+        training, weights = list(work), []
+        if self._is_private:
+            self.average.zero_()
+        elif training:
+            self.state.samples, self.state.steps = self._samples[training], np.array(list(work.values()))
+            weights = self._weights(len(training))
+        self._send_work(round, evaluate, work)
         reports = self._collect(evaluate, training, weights)
         if evaluate:
             self.record.evaluated(round, self.memory.evaluation, self.state.weights.numpy())
@@ -251,16 +272,17 @@ class TrialServer:
             )
         return weights if len(weights) == uploads else weights * uploads
 
-    def _send_work(self, round: int, evaluate: bool, training: list[int]) -> None:
+    def _send_work(self, round: int, evaluate: bool, work: dict[int, int]) -> None:
         """Send each process its work, and allow the messages that answer it."""
         self._hub.restart_timers(range(self.processes))
         for process, channel in enumerate(self._channels):
-            clients = training[process :: self.processes]
+            train = list(work.items())[process :: self.processes]
+            clients = [client for client, _ in train]
             rows = [("broadcast", row) for row in range(self.algorithm.broadcasts)]
             if self._clients_keep:
                 evaluated = self._evaluated_clients[process] if evaluate else set()
                 rows += [("clients", client) for client in sorted(evaluated.union(clients))]
-            self._hub.send(process, protocol.work(round, evaluate, clients), rows)
+            self._hub.send(process, protocol.work(round, evaluate, train), rows)
             if evaluate:
                 channel.expect(protocol.evaluated_schema(round), [("evaluation", block) for block in self._blocks_of[process]])
             for client in clients:
@@ -289,8 +311,12 @@ class TrialServer:
     def _add_update(self, place: int, training: list[int], weights) -> None:
         """Add the update of client training[place] to `average`, and let its process fill the row again."""
         process = place % self.processes
-        self.algorithm.receive(self.state, place, self._updates[process])
-        for upload, total, weight in zip(self._updates[process], self.average, weights):
+        updates = self._updates[process]
+        if self._is_private:
+            private_average.add(self.average[0], updates[0], self.state.weights, self.settings.dp_clip)
+        else:
+            self.algorithm.receive(self.state, place, updates)
+        for upload, total, weight in zip(updates, self.average, weights):
             if place:
                 total.add_(upload, alpha=weight[place])
             else:
@@ -319,7 +345,8 @@ class TrialServer:
         }
         kind = {"personal": self.algorithm.personal, "has_global_model": self.algorithm.has_global_model}
         self.trial.check_not_taken_over()
-        results = self.trial.description() | kind | self.record.results() | {"provenance": where}
+        results = self.trial.description() | kind | privacy.described(self.settings) | self.record.results()
+        results |= {"provenance": where}
         if self.trial.rounds_done() < self.settings.rounds:  # else they belong to these results
             for option, paths in self.trial.extras().items():
                 for path in paths if not getattr(self.options, option) else ():
@@ -334,7 +361,8 @@ def checkpoint_bytes(trial: Trial, save_model: bool) -> float:
     settings, algorithm = trial.settings, algorithms.load(trial.settings.algorithm)
     flat = _flat_model(settings.model_arch, settings.dataset)
     clients = settings.num_clients
-    trained = 1 if algorithm.pooled else clients * (1 - (1 - settings.participants / clients) ** settings.rounds)  # expected
+    share = settings.participants / clients * (1 - settings.dropout_fraction)
+    trained = 1 if algorithm.pooled else clients * (1 - (1 - share) ** settings.rounds)  # expected
     vectors = algorithm.broadcasts + algorithm.server_vectors + save_model
     recorded = 8 * sum(map(math.prod, Record.shapes(settings).values()))
     return 4 * (vectors * flat.size + trained * RowLayout.of(settings, trial.hparams, flat).length) + recorded
