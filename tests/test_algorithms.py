@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import signal
+import time
 import types
 
 import numpy as np
@@ -513,9 +514,10 @@ def test_clients_keep_their_state_over_a_kill(launch_here, tmp_path):
                 for pid in processes_of(path.parent).values():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+        time.sleep(0.002)  # not to take the trials' core
     assert sweep.wait()[0] == 0
     assert len(killed) == len(kept)
-    assert launch_here(tmp_path / "calm", *command).returncode == 0
+    assert launch_here(tmp_path / "calm", *command, "--checkpoint_seconds", 10).returncode == 0
     assert results(out) == results(tmp_path / "calm")
 
 

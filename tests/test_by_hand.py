@@ -8,15 +8,19 @@ from helpers import HUNG, SMALL, results, terminal
 pytestmark = pytest.mark.process
 
 
-def by_hand(directory, *options, clients=2, **environment):
-    """Start a server, read its address off its screen, and start clients there. Returns the exit codes and the output."""
+def by_hand(directory, *options, clients=2, call=None, **environment):
+    """Start a server, read its address off its screen, and start clients there, one of them by `call`. Returns the address."""
     server = terminal(
         "server_benchmark.py", "--output_dir", directory, "--client_processes", clients, *SMALL, *options, **environment
     )
     address = server.stdout.readline().split(" at ")[1].strip()
-    processes = [server, *(terminal("client_benchmark.py", "--host", address, **environment) for _ in range(clients))]
+    started = clients - (call is not None)
+    processes = [server, *(terminal("client_benchmark.py", "--host", address, **environment) for _ in range(started))]
+    if call is not None:
+        joined = call("client_benchmark.py", "--host", address)
+        assert joined.returncode == 0, joined.stderr
     outputs = [process.communicate(timeout=HUNG)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * (clients + 1), outputs
+    assert [process.returncode for process in processes] == [0] * (started + 1), outputs
     return address
 
 
@@ -26,9 +30,10 @@ def test_three_terminals(tmp_path):
     assert len(results(tmp_path)) == 1
 
 
-def test_tcp_with_a_key_gives_the_same_bits(tmp_path, free_port):
-    by_hand(tmp_path / "unix" / "trial", clients=1)
-    by_hand(tmp_path / "tcp" / "trial", "--host", f"127.0.0.1:{free_port}", FEDERATED_KEY="a secret")
+def test_tcp_with_a_key_gives_the_same_bits(call, tmp_path, free_port, monkeypatch):
+    by_hand(tmp_path / "unix" / "trial", clients=1, call=call)
+    monkeypatch.setenv("FEDERATED_KEY", "a secret")
+    by_hand(tmp_path / "tcp" / "trial", "--host", f"127.0.0.1:{free_port}", call=call)
     assert results(tmp_path / "tcp") == results(tmp_path / "unix") != {}
 
 
@@ -64,18 +69,16 @@ def test_a_wrong_key_is_refused_and_the_trial_goes_on(tmp_path, free_port):
     assert server.wait(HUNG) == 0
 
 
-def test_garbage_does_not_end_the_trial(tmp_path, free_port):
+def test_garbage_does_not_end_the_trial(call, tmp_path, free_port, monkeypatch):
     import socket
 
+    monkeypatch.setenv("FEDERATED_KEY", "key")
     host = ("--host", f"127.0.0.1:{free_port}")
-    server = terminal(
-        "server_benchmark.py", "--output_dir", tmp_path, "--client_processes", 1, *SMALL, *host, FEDERATED_KEY="key"
-    )
+    server = terminal("server_benchmark.py", "--output_dir", tmp_path, "--client_processes", 1, *SMALL, *host)
     server.stdout.readline()
     with socket.create_connection(("127.0.0.1", free_port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(1000))
-    friend = terminal("client_benchmark.py", *host, FEDERATED_KEY="key")
-    assert friend.wait(HUNG) == 0
+    assert call("client_benchmark.py", *host).returncode == 0
     assert server.wait(HUNG) == 0
 
 

@@ -21,10 +21,11 @@ from federated.learning.client import TrainingClient
 # Tensors keep no number of their CPU, so that .to() always copies to this one, as it does to a GPU.
 APART = torch.device("cpu:0")
 
+SLOW = {number for number, case in enumerate(CASES) if "resnet18" in case.values()}
 each_case = pytest.mark.parametrize(
     "number",
     [
-        pytest.param(number, id="-".join(map(str, case.values())), marks=[pytest.mark.slow] * ("resnet18" in case.values()))
+        pytest.param(number, id="-".join(map(str, case.values())), marks=[pytest.mark.slow] * (number in SLOW))
         for number, case in enumerate(CASES)
     ],
 )
@@ -44,17 +45,18 @@ def test_a_device_with_memory_of_its_own_gives_the_same_bits(number):
 
 
 @functools.cache
-def observed():
-    """What pretended_device.py prints of CASES."""
+def observed(are_slow):
+    """{number: what pretended_device.py prints of that one of CASES} of the slow ones or of the others."""
+    numbers = [number for number in range(len(CASES)) if (number in SLOW) == are_slow]
     done = subprocess.run(
-        [sys.executable, PROJECT / "tests" / "pretended_device.py"],
+        [sys.executable, PROJECT / "tests" / "pretended_device.py", *map(str, numbers)],
         capture_output=True,
         text=True,
         timeout=300,
         check=True,
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
     )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return dict(zip(numbers, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 def moved(results, device):
@@ -66,7 +68,7 @@ def moved(results, device):
 def test_training_never_waits_for_the_device(number):
     """A turn begins with what the client keeps and the order of its samples going there, however many its steps; the samples
     are there, and nothing comes back."""
-    seen = observed()[number]
+    seen = observed(number in SLOW)[number]
     assert "error" not in seen
     few, many = seen["training"], seen["training_in_more_steps"]
     assert len(many) > len(few) or CASES[number]["algorithm"] == "Fedsgd"
@@ -79,7 +81,7 @@ def test_training_never_waits_for_the_device(number):
 @each_case
 def test_an_upload_brings_home_the_update_and_the_row_once_and_takes_nothing_there(number):
     """So what the row of updates still holds, the update of another client, is not copied to be overwritten."""
-    seen = observed()[number]
+    seen = observed(number in SLOW)[number]
     update, row = seen["sizes"]
     assert not moved(seen["upload"], NAME)
     brought = [math.prod(json.loads(what.partition(" ")[2])) for what in moved(seen["upload"], "cpu")]
@@ -139,7 +141,7 @@ def test_evaluation_starts_no_turn_of_training(algorithm, monkeypatch):
 @pytest.mark.process
 @each_case
 def test_evaluation_waits_for_the_device_at_its_end(number):
-    seen = observed()[number]["evaluation"]
+    seen = observed(number in SLOW)[number]["evaluation"]
     waits = [position for position, (_, where, is_moved) in enumerate(seen) if is_moved and where == "cpu"]
     assert waits
     assert not [what for what, where, _ in seen[waits[0] :] if where == NAME]

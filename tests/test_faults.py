@@ -143,7 +143,7 @@ def test_a_long_round_is_not_silence(tmp_path):
         "--rounds",
         "1",
         "--local_epochs",
-        "6000",
+        "2000",
         "--num_hparams",
         "1",
         "--hparams",
@@ -441,7 +441,7 @@ def test_waiting_for_a_slower_process_is_not_silence(call, tmp_path):
     alphas = (number / 1000 for number in range(200, 1000))
     alpha = next(a for a in alphas if len(split(data, Settings(**quantity, partition_alpha=a), 0)[0].train) > 1000)
     options = [part for name, value in quantity.items() for part in (f"--{name}", value)]
-    options += ["--partition_alpha", alpha, "--local_epochs", 500, "--hparams", '{"batch_size": 8}', "--client_processes", 2]
+    options += ["--partition_alpha", alpha, "--local_epochs", 100, "--hparams", '{"batch_size": 8}', "--client_processes", 2]
     size = ("--num_hparams", 1, "--num_trials", 1, "--timeout", 5, "--skip_confirmation", "--output_dir", tmp_path / "out")
     launched = call("sweep.py", "launch", *size, *options)
     assert launched.returncode == 0, launched.stderr

@@ -1,7 +1,6 @@
 """The trial computes what a plain loop of federated averaging computes."""
 
 import pathlib
-import subprocess
 import sys
 
 import pytest
@@ -16,6 +15,7 @@ from federated.learning.device import resolve_device
 from federated.options import UsageError
 from federated.running import rounds
 from federated.running.listener import Listener
+from federated.running.processes import ForkedProcess, preload
 from federated.seeds import stream_seed
 from federated.settings import ServerOptions, Settings
 from federated.trial import Trial
@@ -26,18 +26,16 @@ def trial_weights(settings, hparams, directory, data_dir, processes):
     directory.mkdir()  # for checkpoints, which a slow machine makes
     this = Trial(settings, hparams, 0, 5, directory)
     listener = Listener(None)
-    clients = [
-        subprocess.Popen(
-            [sys.executable, PROJECT / "client_benchmark.py", "--host", listener.address, "--data_dir", data_dir],
-        )
-        for _ in range(processes)
-    ]
+    preload([])
+    command = [sys.executable, str(PROJECT / "client_benchmark.py"), "--host", listener.address, "--data_dir", str(data_dir)]
+    clients = [ForkedProcess(command, directory / f"{number}.log", {}) for number in range(processes)]
     try:
         weights = rounds.serve(this, listener, processes, ServerOptions(data_dir=data_dir, timeout=HUNG))
-        assert [client.wait(HUNG) for client in clients] == [0] * processes
+        assert [client.exitcode for client in clients] == [0] * processes
     finally:
         for client in clients:
             client.kill()
+            client.close()
         listener.close()
     return weights[0].clone(), this
 

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pandas
 import pytest
-from helpers import PROJECT, TINY, make_trial, results
+from helpers import PROJECT, call, make_trial, results
 
 import collect_results
 from federated.options import names_of
@@ -20,6 +20,7 @@ from federated.reporting import selection
 from federated.reporting.collect import COLUMNS, collect
 from federated.reporting.report import Report
 from federated.settings import Settings, comparable
+from hparams_registry import OF_ALGORITHM
 
 
 def collected(capsys, out, *options):
@@ -448,18 +449,13 @@ def test_trials_of_unlike_processors_are_told(tmp_path, capsys):
     assert line in collected(capsys, tmp_path).err and any(line in note for note in numbers(capsys, tmp_path)["notes"])
 
 
-@pytest.mark.process
-def test_a_hyper_parameter_may_have_the_name_of_a_column(tmp_path, copy_of_project):
-    """As rank is one of an adapter, and of a setting among others."""
-    for path in (copy_of_project / "hparams_registry.py", copy_of_project / "federated" / "algorithms" / "fedprox.py"):
-        path.write_text(path.read_text().replace('"mu"', '"rank"'))
-    sweep = ["sweep.py", "launch", "--algorithm", "Fedprox", "--output_dir", tmp_path / "out", "--skip_confirmation", *TINY]
-    of_both = ["collect_results.py", "--output_dir", tmp_path / "out", "--top", "2", "--plots", tmp_path / "plots"]
-    for script, *arguments in (sweep, of_both):
-        command = [sys.executable, copy_of_project / script, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_a_hyper_parameter_may_have_the_name_of_a_column(tmp_path, capsys, monkeypatch):
+    """As rank is one of an adapter, and of a setting among others. Who reads knows nothing of it."""
+    with monkeypatch.context() as patch:
+        patch.setitem(OF_ALGORITHM, "Fedprox", {"rank": OF_ALGORITHM["Fedprox"]["mu"]})
+        for hparams_seed in range(2):
+            make_trial(tmp_path / "out", hparams_seed, 0, [[0.5 - hparams_seed / 10]] * 2, [0.5], Settings(algorithm="Fedprox"))
+    lines = collected(capsys, tmp_path / "out", "--top", "2", "--plots", str(tmp_path / "plots")).out.splitlines()
     head = next(number for number, line in enumerate(lines) if line.startswith("| Rank"))
     cells = [(row[1].strip(), row[5].strip()) for row in (lines[number].split("|") for number in (head, head + 2, head + 3))]
     assert cells == [("Rank", "rank"), ("1", "0.01"), ("2", "0.001")]
@@ -474,7 +470,7 @@ def test_without_pyarrow_parquet_is_refused(run_without, tmp_path):
 
 
 @pytest.mark.process
-def test_the_best_commands_train_the_best_settings_again(launch, tmp_path, capsys, monkeypatch):
+def test_the_best_commands_train_the_best_settings_again(launch_here, tmp_path, capsys, monkeypatch):
     """Each a random draw with values fixed by hand, with settings that are no defaults, launched from another directory. Of
     MNIST nothing is done yet."""
     (tmp_path / "here").mkdir()
@@ -484,7 +480,7 @@ def test_the_best_commands_train_the_best_settings_again(launch, tmp_path, capsy
     options += ("--hparams_seed", 7, "--hparams", '{"weight_decay": 0.01, "momentum": 0.5}', "--data_dir", "my data")
     monkeypatch.chdir(tmp_path / "here")
     out = tmp_path / "here" / "my sweep"
-    launched = launch("here/my sweep/", *options)
+    launched = launch_here("here/my sweep/", *options)
     assert launched.returncode == 0, launched.stderr
     make_trial(out, 0, 0, [[0.5]] * 2, [0.5], Settings(dataset="mnist"), done=False)
     printed = collected(capsys, "my sweep/", "--best_command").out
@@ -498,9 +494,8 @@ def test_the_best_commands_train_the_best_settings_again(launch, tmp_path, capsy
     commands = list(map(shlex.split, printed.splitlines()))
     for command, algorithm in zip(commands, ("fedavg", "DITTO"), strict=True):
         assert {f"--algorithm={algorithm}", f"--data_dir={tmp_path / 'my data'}"} < set(command)
-        again = subprocess.run(
-            [*command, "--skip_confirmation"], capture_output=True, text=True, check=False, cwd=tmp_path / "there"
-        )
+        assert command[:2] == [sys.executable, str(PROJECT / "sweep.py")]
+        again = call(tmp_path / "there", "sweep.py", *command[2:], "--skip_confirmation")
         assert again.returncode == 0, again.stderr
     more = results(tmp_path / "here" / "my sweep_best")
     assert len(expected) == 2 * 2 and len(more) == 2 * 10 and more.items() >= expected.items()

@@ -51,29 +51,31 @@ def test_no_port_is_open_by_default(tmp_path):
 
 
 @pytest.mark.process
-def test_the_key_is_in_no_argument_and_no_file(tmp_path, free_port):
-    for host, environment in (((), {}), (("--host", f"127.0.0.1:{free_port}"), {"FEDERATED_KEY": "correct horse"})):
-        tree = tmp_path / str(len(host))
-        server = terminal("server_benchmark.py", "--output_dir", tree, "--client_processes", 1, *SMALL, *host, **environment)
-        printed = server.stdout.readline()
-        address = printed.split(" at ")[1].strip()
-        key = b"correct horse"
-        if host:
-            assert listening_sockets(server.pid) != []  # so that the test above could fail
-        else:
-            directory = pathlib.Path(address).parent
-            assert os.stat(directory).st_mode & 0o777 == 0o700
-            key = (directory / "key").read_bytes()
-            assert len(key) == 64
-        client = terminal("client_benchmark.py", "--host", address, **environment)
-        for process in (server, client):
-            assert key not in pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        printed += client.communicate(timeout=HUNG)[0] + server.communicate(timeout=HUNG)[0]
-        assert (client.returncode, server.returncode) == (0, 0), printed
-        assert key not in printed.encode()
-        written = {path.name: path.read_bytes() for path in tree.rglob("*") if path.is_file()}
-        assert written.keys() >= {"results.json", "clients.npz", "done"}
-        assert not any(key in content for content in written.values())
+@pytest.mark.parametrize("over_tcp", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_key_is_in_no_argument_and_no_file(tmp_path, free_port, over_tcp):
+    host = ("--host", f"127.0.0.1:{free_port}") if over_tcp else ()
+    environment = {"FEDERATED_KEY": "correct horse"} if over_tcp else {}
+    tree = tmp_path / "trial"
+    server = terminal("server_benchmark.py", "--output_dir", tree, "--client_processes", 1, *SMALL, *host, **environment)
+    printed = server.stdout.readline()
+    address = printed.split(" at ")[1].strip()
+    key = b"correct horse"
+    if host:
+        assert listening_sockets(server.pid) != []  # so that the test above could fail
+    else:
+        directory = pathlib.Path(address).parent
+        assert os.stat(directory).st_mode & 0o777 == 0o700
+        key = (directory / "key").read_bytes()
+        assert len(key) == 64
+    client = terminal("client_benchmark.py", "--host", address, **environment)
+    for process in (server, client):
+        assert key not in pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    printed += client.communicate(timeout=HUNG)[0] + server.communicate(timeout=HUNG)[0]
+    assert (client.returncode, server.returncode) == (0, 0), printed
+    assert key not in printed.encode()
+    written = {path.name: path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    assert written.keys() >= {"results.json", "clients.npz", "done"}
+    assert not any(key in content for content in written.values())
 
 
 def resident_bytes(pid):

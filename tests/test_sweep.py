@@ -36,7 +36,7 @@ def files(directory):
 
 @pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
 def test_the_workflow(launch, launch_here, call, awkward, launcher):
-    launched = launch(awkward, "--command_launcher", launcher)
+    launched = launch(awkward, "--command_launcher", launcher, "--client_processes", 1)
     assert launched.returncode == 0, launched.stderr
     assert "2 jobs: 0 done, 0 incomplete, 2 not launched.\n" in launched.stdout
     told = [line for line in launched.stderr.splitlines() if "/2 trials" not in line and "db339c" not in line]
@@ -92,11 +92,13 @@ def test_results_are_the_same_for_any_processes_launcher_and_time(launch_here, t
         "dirichlet",
         "--samples_per_client",
         200,
+        "--num_hparams",
+        1,
     )
     for name, options in ways.items():
         assert launch_here(tmp_path / name, *common, *options).returncode == 0
     reference = results(tmp_path / "one")
-    assert len(reference) == 2
+    assert len(reference) == 1
     for name in ways:
         assert results(tmp_path / name) == reference, name
 
@@ -260,11 +262,12 @@ def test_it_asks_before_it_does_anything(call, tmp_path):
 @pytest.mark.process
 def test_a_dry_run_prints_commands_that_work(call, awkward, tmp_path):
     out = awkward / "out"
-    dry = call("sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *TINY, "--command_launcher", "dry_run")
+    options = (*TINY, "--num_hparams", 1, "--client_processes", 1)
+    dry = call("sweep.py", "launch", "--skip_confirmation", "--output_dir", out, *options, "--command_launcher", "dry_run")
     assert dry.returncode == 0 and not out.exists()
     commands = dry.stdout.split(".\n\n", 1)[1]
     subprocess.run(["bash", "-ec", commands + "wait"], check=True, timeout=HUNG, capture_output=True, cwd=tmp_path)
-    assert len(results(out)) == 2
+    assert len(results(out)) == 1
 
 
 def test_a_dry_run_shows_which_gpu_each_trial_sees(tmp_path, monkeypatch, capsys):
@@ -333,17 +336,17 @@ LONG = ("--rounds", "3000", "--num_hparams", "1", "--num_trials", "1", "--sample
 
 @pytest.mark.process
 def test_a_sweep_is_watched_from_elsewhere(call, tmp_path):
-    sweep = Sweep(tmp_path / "out", "--num_hparams", "1", "--rounds", "1000")
+    sweep = Sweep(tmp_path / "out", "--num_hparams", "1", "--rounds", "500")
     one = ("--output_dir", tmp_path / "out", "--num_hparams", 1, "--num_trials", 1)
     sweep.pids()
     (job,) = json.loads(call("sweep.py", "status", "--json", *one).stdout)
     (trial,) = job["trials"]
-    assert (job["state"], trial["state"], trial["rounds"], trial["failures"]) == ("Running", "Running", 1000, [])
-    assert 0 <= trial["round"] < 1000 and 0 <= trial["val_acc"] <= 1 and 0 <= trial["test_acc"] <= 1
+    assert (job["state"], trial["state"], trial["rounds"], trial["failures"]) == ("Running", "Running", 500, [])
+    assert 0 <= trial["round"] < 500 and 0 <= trial["val_acc"] <= 1 and 0 <= trial["test_acc"] <= 1
     watched = call("sweep.py", "status", "--watch", *one)
     assert watched.returncode == 0, watched.stderr
     lines = watched.stdout.split(" running.\n\n")[1].splitlines()
-    assert re.match(r"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/1000 \(\d\.\d{4}\)", lines[0])
+    assert re.match(r"0/1 trials done, 1 running, 0 failed; round \(validation accuracy\) \d+/500 \(\d\.\d{4}\)", lines[0])
     assert lines[-1].startswith("1/1 trials done, 0 running, 0 failed")
     assert sweep.wait()[0] == 0
 
@@ -368,7 +371,7 @@ def test_a_launch_tells_how_far_it_is_on_a_terminal(tmp_path):
 
 
 @pytest.mark.process
-def test_directories_whose_names_look_like_something_else(run, tmp_path):
+def test_directories_whose_names_look_like_something_else(call, tmp_path):
     """A dash in front, a space, quotes, Slurm's and the shell's own characters, a newline: a value stays that value, from
     process to process and in what dry_run prints for a shell."""
     out, data = AWKWARD_OUT, AWKWARD_DATA
@@ -376,7 +379,8 @@ def test_directories_whose_names_look_like_something_else(run, tmp_path):
 
     def launch(num_trials, launcher):
         options = [*TINY, "--num_hparams", 1, "--num_trials", num_trials, f"--output_dir={out}", f"--data_dir={data}"]
-        done = run("sweep.py", "launch", "--skip_confirmation", *options, "--command_launcher", launcher)
+        options += ["--client_processes", 1, "--command_launcher", launcher]
+        done = call("sweep.py", "launch", "--skip_confirmation", *options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
