@@ -42,7 +42,7 @@ from federated.running import check as checks
 from federated.running.launcher import Launcher, QueuedTrial
 from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress, follow, last_round
-from federated.running.rungs import HalvedSweep, Rungs, say_plans
+from federated.running.rungs import HalvedSweep, Rungs, halved_sweeps, say_plans
 from federated.search import GRID, KINDS, RANDOM, Space
 from federated.settings import ForeignSettings, RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
 from federated.trial import (
@@ -282,11 +282,13 @@ def spaces_of(args: argparse.Namespace, sweeps: list[Settings]) -> list[Space | 
 def launch(args: argparse.Namespace) -> int:
     """Run what is not done yet."""
     launcher, run = command_launchers.launcher_from(args), options_from(RunOptions, args)
-    check_halving(args)
+    halving_options = options_from(halving.HalvingOptions, args)
+    if args.halving is not None and args.again:
+        raise UsageError("--again: --halving leaves out sets that diverged; give one of them")
     jobs = chosen_jobs(args)
     show(jobs)
     if args.halving is not None:
-        return launch_halved(jobs, args, launcher, run)
+        return launch_halved(jobs, args, launcher, run, halved_sweeps([job.trials for job in jobs], halving_options))
     to_run = {Job.NOT_LAUNCHED, Job.INCOMPLETE, *([Job.FAILED] if args.again else [])}
     to_launch = [job for job in jobs if to_run & set(job.states)]
     failed = sum(job.states.count(Job.FAILED) for job in jobs)
@@ -299,11 +301,8 @@ def launch(args: argparse.Namespace) -> int:
         say(f"Nothing to launch! Exiting...All jobs {'are done or failed' if failed else 'are done'}.")
         return 0
     trials = [trial for job in to_launch for trial in job.left(args.again)]
-    by_sweep = grouped(trials, lambda trial: trial.settings)
-    rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
-    say(f"About to launch {len(to_launch)} jobs.")
-    say(f"They are of {len(by_sweep)} sweeps and have {len(trials)} trials left, of {rounds} rounds in all.")
-    check(by_sweep, run)
+    say_what_is_launched(to_launch, trials, "They are of {} sweeps and have {} trials left, of {} rounds in all.")
+    check(trials, run)
     say_what_is_extended([trial for job in to_launch for trial in job.shorter()], run)
     if run.keep_checkpoints:
         say_what_is_kept(trials, run, pathlib.Path(args.output_dir))
@@ -315,75 +314,35 @@ def launch(args: argparse.Namespace) -> int:
     return progress.exit_code()
 
 
-def launch_halved(jobs: list[Job], args: argparse.Namespace, launcher: Launcher, run: RunOptions) -> int:
-    """Run the rungs of sweeps that are not done yet."""
-    output_dir, sweeps = pathlib.Path(args.output_dir), halved_sweeps(jobs, args)
-    queued = {trial.directory for job in jobs for trial in job.trials if job.is_queued(trial)}
-    trials = [each for sweep in sweeps for each in sweep.wanted(sweep.standings()) if each.directory not in queued]
+def launch_halved(
+    jobs: list[Job], args: argparse.Namespace, launcher: Launcher, run: RunOptions, sweeps: list[HalvedSweep]
+) -> int:
+    """Run the rungs of `sweeps`, which `jobs` are of, that are not done yet."""
+    output_dir, queued = pathlib.Path(args.output_dir), {t.directory for job in jobs for t in job.trials if job.is_queued(t)}
+    rungs = Rungs(sweeps, run.keep_checkpoints, queued)
     say_plans(sweeps)
+    trials = rungs.first()
     if not trials:
         say(f"Nothing to launch! {'What is not done is queued.' if queued else 'Exiting...All rungs are done.'}")
         return ALL_LOCKED if queued else 0
-    rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
     to_launch = [job for job in jobs if job.output_dir in {trial.job_dir for trial in trials}]
-    say(f"About to launch {len(to_launch)} jobs.")
-    say(
-        f"They are of {len({trial.sweep_dir for trial in trials})} sweeps; first come {len(trials)} trials, of {rounds} rounds."
-    )
-    check(grouped([trial for job in jobs for trial in job.trials], lambda trial: trial.settings), run)
+    say_what_is_launched(to_launch, trials, "They are of {} sweeps; first come {} trials, of {} rounds.")
+    check([trial for job in jobs for trial in job.trials], run)
     say_what_is_kept(trials, run, output_dir)
     if not confirmed(args):
         return 0
-    is_dry = args.command_launcher == "dry_run"
-    rungs = Rungs(sweeps, run.keep_checkpoints, queued)
-    try:
-        for sweep in sweeps if not is_dry else ():
-            sweep.prepare()
-        with Progress([]) as progress:
-            Job.launch(
-                to_launch,
-                lambda: rungs.run(lambda trials, report: launcher.launch(trials, output_dir, run, report), progress),
-            )
-    except UsageError:
-        for sweep in sweeps if not is_dry else ():
-            sweep.forget()
-        raise
+    is_dry = args.command_launcher == command_launchers.DRY_RUN
+    with Progress([]) as progress:
+        Job.launch(
+            to_launch,
+            lambda: rungs.run(lambda trials, report: launcher.launch(trials, output_dir, run, report), progress, is_dry),
+        )
     if rungs.is_in_flight():
         say("The same launch runs the rungs that follow, once these trials have ended.")
     lines = rungs.waiting()
     for line in lines:
         say(line)
     return progress.exit_code() or (FAILED if lines else 0)
-
-
-def check_halving(args: argparse.Namespace) -> None:
-    """Raises UsageError if options do not go together."""
-    for name in ("min_rounds", "finalists"):
-        if getattr(args, name) is not None and args.halving is None:
-            raise UsageError(f"--{name} applies only to --halving")
-    if args.halving is not None and args.again:
-        raise UsageError("--again: --halving leaves out sets that diverged; give one of them")
-
-
-def halved_sweeps(jobs: list[Job], args: argparse.Namespace) -> list[HalvedSweep]:
-    """The sweeps of `jobs` with the plan that the options ask for. Raises UsageError if it has one rung only."""
-    sweeps = []
-    for settings, of_sweep in grouped(jobs, lambda job: job.settings).items():
-        min_rounds = args.min_rounds or halving.default_min_rounds(settings.rounds)
-        plan = halving.Halving(args.halving, min_rounds, args.finalists or halving.DEFAULT_FINALISTS)
-        sweep = HalvedSweep(
-            pathlib.Path(args.output_dir) / settings.name,
-            settings,
-            plan,
-            {job.output_dir.name: job.trials for job in of_sweep},
-        )
-        if len(sweep.ladder) == 1:
-            raise UsageError(
-                f"--halving {plan.eta}: {len(sweep.sets)} sets of {settings.rounds} rounds from {min_rounds} with "
-                f"{plan.finalists} finalists leave no rung to stop at"
-            )
-        sweeps.append(sweep)
-    return sweeps
 
 
 def status(args: argparse.Namespace) -> int:
@@ -446,7 +405,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def run_again(trials: list[Trial], launcher: Launcher, run: RunOptions, output_dir: pathlib.Path) -> None:
     """Run `trials`, and leave none of them queued. Raises UsageError if they cannot be run."""
-    check(grouped(trials, lambda trial: trial.settings), run)
+    check(trials, run)
     machines = grouped(trials, lambda trial: (trial.settings.device, trial.settings.precision, trial.settings.threads))
     try:
         with Progress(trials) as progress:
@@ -609,7 +568,10 @@ def _add_sweep(parser: Parser, command: str) -> None:
         view.add_argument("--json", action="store_true", help="for programs: a list of jobs with their trials")
     else:
         if command == "launch":
-            _add_halving(parser)
+            halved = parser.add_argument_group(
+                "halving", "Sets start with few rounds of one trial, and the best go on to more."
+            )
+            add_options(halved, halving.HalvingOptions)
             group.add_argument(
                 "--again", action="store_true", help="run trials that failed for good, such as diverged ones, too"
             )
@@ -619,28 +581,6 @@ def _add_sweep(parser: Parser, command: str) -> None:
             action="store_true",
             help="take over the trials of processes that cannot be seen from here; only you can know that those are dead",
         )
-
-
-def _add_halving(parser: Parser) -> None:
-    """Add the options that say how few rounds most sets get."""
-    group = parser.add_argument_group("halving", "Sets start with few rounds of one trial, and the best go on to more.")
-    group.add_argument(
-        "--halving",
-        type=integer(2, MAX_TRIALS),
-        nargs="?",
-        const=halving.DEFAULT_ETA,
-        metavar="ETA",
-        help=f"1 of ETA sets goes on from each rung, to ETA times the rounds; without a number: {halving.DEFAULT_ETA}",
-    )
-    group.add_argument(
-        "--min_rounds", type=integer(1, 1_000_000), metavar="INT", help="of the first rung; default: a twelfth of --rounds"
-    )
-    group.add_argument(
-        "--finalists",
-        type=integer(1, MAX_TRIALS),
-        metavar="INT",
-        help=f"sets that reach all rounds with all trials, at least (default: {halving.DEFAULT_FINALISTS})",
-    )
 
 
 def _add_output_dir(group: argparse._ActionsContainer) -> None:
@@ -756,11 +696,17 @@ def show(jobs: list[Job]) -> None:
     print(f"\n{counts}.\n", flush=True)
 
 
-def check(by_sweep: dict[Settings, list[Trial]], run: RunOptions) -> None:
-    """Raises UsageError if these trials, by the settings of their sweeps, could not be run. Data are loaded and split once for
-    all sweeps that do it alike."""
+def say_what_is_launched(jobs: list[Job], trials: list[Trial], text: str) -> None:
+    """Say how many jobs there are, and by `text` of how many sweeps, with how many trials and rounds."""
+    rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
+    say(f"About to launch {len(jobs)} jobs.")
+    say(text.format(len({trial.sweep_dir for trial in trials}), len(trials), rounds))
+
+
+def check(trials: list[Trial], run: RunOptions) -> None:
+    """Raises UsageError if `trials` could not be run. Data are loaded and split once for all sweeps that do it alike."""
     load, smallest = functools.cache(datasets.load), dict[tuple, int]()
-    for settings, trials in by_sweep.items():
+    for settings, of_sweep in grouped(trials, lambda trial: trial.settings).items():
         if isinstance(settings, ForeignSettings):
             raise UsageError(f"{settings.name} was made with {settings.needed}: give it")
         spec = datasets.REGISTRY[settings.dataset]
@@ -771,12 +717,12 @@ def check(by_sweep: dict[Settings, list[Trial]], run: RunOptions) -> None:
         if run.tensorboard:
             check_tensorboard()
         data = load(settings.dataset, run.data_dir)
-        seeds = sorted({each.trial_seed for each in trials})
+        seeds = sorted({each.trial_seed for each in of_sweep})
         alike = (*(getattr(settings, name) for name in partition.SPLIT_BY), *seeds)
         if alike not in smallest:
             parts = (part for seed in seeds for part in partition.split(data, settings, seed))
             smallest[alike] = min(len(part.train) for part in parts)
-        if smallest[alike] == 1 or any(each.hparams.get("batch_size") == 1 for each in trials):
+        if smallest[alike] == 1 or any(each.hparams.get("batch_size") == 1 for each in of_sweep):
             models.check_batch_of_one(settings.model_arch, spec)
 
 
