@@ -244,8 +244,10 @@ exec {shlex.join(command)}
             raise UsageError(f"Slurm does not cancel all jobs ({error}): nothing was deleted") from error
 
     def tidy(self, output_dir: pathlib.Path) -> None:
+        active = {path for path, each in self.queued(output_dir).items() if each.is_active()}  # it may have made nothing yet
         for record in _records(output_dir):
-            if not any((output_dir / each).exists() for element in _elements(record) for each in element):
+            paths = {output_dir / each for element in _elements(record) for each in element}
+            if not paths & active and not any(path.exists() for path in paths):
                 _remove(record)
         scripts = [_content(record / SCRIPT) for record in _records(output_dir)]
         for code in (output_dir / CODE).glob("*"):
