@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import shutil
 import sys
@@ -26,6 +27,7 @@ from federated.options import (
     Parser,
     UsageError,
     add_options,
+    command_words,
     directory,
     exit_with,
     integer,
@@ -39,7 +41,7 @@ from federated.options import (
     say,
 )
 from federated.running import check as checks
-from federated.running.launcher import Launcher, QueuedTrial
+from federated.running.launcher import Launcher, QueuedLaunch, QueuedTrial
 from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress, follow, last_round
 from federated.running.rungs import HalvedSweep, Rungs, halved_sweeps, say_plans
@@ -86,10 +88,12 @@ class Job:
         there: typing.Collection[int],
         queued: dict[pathlib.Path, QueuedTrial],
         standing: halving.Standing | None,
+        next_launch: QueuedLaunch | None,
     ) -> None:
         """The job in the directory `output_dir`. `known` is the number of its set and the hyper-parameters, None if nothing
         says them; a launch draws them from `space`. `there` has the seeds of the trials on disk, `queued` the trials that
-        launchers have submitted, by their directories, `standing` how far the set has come in a sweep that is halved."""
+        launchers have submitted, by their directories, `standing` how far the set has come in a sweep that is halved,
+        `next_launch` the last one that was to follow for it."""
         self.output_dir, self.settings = output_dir, settings
         seed, self.hparams = known if known is not None else (None, {})
         self.hparams_seed: int | None = seed
@@ -102,7 +106,7 @@ class Job:
         self.states = [
             self._state_of(each) if each.trial_seed in there or self.queued else self.NOT_LAUNCHED for each in self.trials
         ]
-        self.standing = standing
+        self.standing, self.next_launch = standing, next_launch
         self.state = self._joint_state()
 
     def _joint_state(self) -> str:
@@ -186,18 +190,20 @@ class Job:
         return True
 
 
-def queued_trials(output_dir: pathlib.Path, is_status: bool) -> dict[pathlib.Path, QueuedTrial]:
-    """The trials below `output_dir` that launchers have submitted, by their directories. If a launcher cannot say, only
-    `status` goes without."""
+def queued_trials(output_dir: pathlib.Path, is_status: bool) -> tuple[dict[pathlib.Path, QueuedTrial], dict[str, QueuedLaunch]]:
+    """The trials below `output_dir` that launchers have submitted, by their directories, and the last launch of a next rung of
+    each sweep that was halved. If a launcher cannot say, only `status` goes without."""
     queued: dict[pathlib.Path, QueuedTrial] = {}
+    launches: dict[str, QueuedLaunch] = {}
     for launcher in REGISTRY.values():
         try:
             queued |= launcher().queued(output_dir)
+            launches |= {sweep: each for each in launcher().next_launches(output_dir) for sweep in each.sweeps}
         except UsageError as error:
             if not is_status:
                 raise
             say(f"Ignored: {error}")
-    return queued
+    return queued, launches
 
 
 def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
@@ -207,7 +213,9 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
     is_launch, is_delete, output_dir = args.command == "launch", args.command in DELETE, pathlib.Path(args.output_dir)
     is_halving = is_launch and args.halving is not None
     is_chosen = args.search == GRID or any(getattr(args, name) is not None for name in SETS)
-    queued, jobs, trials = queued_trials(output_dir, args.command == "status"), [], 0
+    queued, launches = queued_trials(output_dir, args.command == "status")
+    jobs: list[Job] = []
+    trials = 0
     for settings, space in zip(sweeps, spaces_of(args, sweeps or [Settings(**given) for given in combinations_of(args)])):
         sweep_dir = output_dir / settings.name
         there = sets_there(sweep_dir)
@@ -233,7 +241,8 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
             begun = there.get(name, set())
             wanted = set(range(args.num_trials)) if (name in drawn and not is_delete) or is_halving else set()
             seeds = sorted(wanted if is_launch else wanted | begun)
-            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued, standings.get(name)))
+            at, then = standings.get(name), launches.get(settings.name)
+            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued, at, then))
     return jobs
 
 
@@ -319,30 +328,57 @@ def launch_halved(
 ) -> int:
     """Run the rungs of `sweeps`, which `jobs` are of, that are not done yet."""
     output_dir, queued = pathlib.Path(args.output_dir), {t.directory for job in jobs for t in job.trials if job.is_queued(t)}
-    rungs = Rungs(sweeps, run.keep_checkpoints, queued)
+    before, newer = launches_around(launcher, output_dir)
+    sweeps = [each for each in sweeps if each.directory.name not in newer]
+    rungs = Rungs(sweeps, run.keep_checkpoints, queued, before.begun if before is not None else ())
     say_plans(sweeps)
-    trials = rungs.first()
-    if not trials:
-        say(f"Nothing to launch! {'What is not done is queued.' if queued else 'Exiting...All rungs are done.'}")
-        return ALL_LOCKED if queued else 0
-    to_launch = [job for job in jobs if job.output_dir in {trial.job_dir for trial in trials}]
-    say_what_is_launched(to_launch, trials, "They are of {} sweeps; first come {} trials, of {} rounds.")
-    check([trial for job in jobs for trial in job.trials], run)
-    say_what_is_kept(trials, run, output_dir)
-    if not confirmed(args):
-        return 0
-    is_dry = args.command_launcher == command_launchers.DRY_RUN
-    with Progress([]) as progress:
-        Job.launch(
-            to_launch,
-            lambda: rungs.run(lambda trials, report: launcher.launch(trials, output_dir, run, report), progress, is_dry),
-        )
-    if rungs.is_in_flight():
-        say("The same launch runs the rungs that follow, once these trials have ended.")
+    code, trials, is_dry = 0, rungs.first(), args.command_launcher == command_launchers.DRY_RUN
+    if trials:
+        to_launch = [job for job in jobs if job.output_dir in {trial.job_dir for trial in trials}]
+        say_what_is_launched(to_launch, trials, "They are of {} sweeps; first come {} trials, of {} rounds.")
+        if before is None:  # else it was checked and asked
+            check([trial for job in jobs for trial in job.trials], run)
+            say_what_is_kept(trials, run, output_dir)
+        if not confirmed(args):
+            return 0
+        with Progress([]) as progress:
+            Job.launch(
+                to_launch,
+                lambda: rungs.run(lambda trials, report: launcher.launch(trials, output_dir, run, report), progress, is_dry),
+            )
+        code = progress.exit_code()
+    if rungs.is_in_flight() or (queued and not is_dry):
+        names, words = frozenset(each.directory.name for each in sweeps), tuple(words_again(args))
+        then = QueuedLaunch("", Job.QUEUED, "", names, words, frozenset(rungs.begun))
+        if not launcher.launch_next(output_dir, then):
+            say("The same launch runs the rungs that follow, once these trials have ended.")
     lines = rungs.waiting()
     for line in lines:
         say(line)
-    return progress.exit_code() or (FAILED if lines else 0)
+    if not trials and not lines:
+        say(f"Nothing to launch! {'What is not done is queued.' if queued else 'Exiting...All rungs are done.'}")
+        return ALL_LOCKED if queued else 0
+    return code or (FAILED if lines else 0)
+
+
+def launches_around(launcher: Launcher, output_dir: pathlib.Path) -> tuple[QueuedLaunch | None, set[str]]:
+    """The launch that was queued as this process, if it is one, and the sweeps that newer ones carry on."""
+    launches = launcher.next_launches(output_dir)
+    this = next((number for number, each in enumerate(launches) if each.is_this), None)
+    if this is None:
+        return None, set()
+    return launches[this], {sweep for each in launches[this + 1 :] if each.is_active() for sweep in each.sweeps}
+
+
+def words_again(args: argparse.Namespace) -> list[str]:
+    """The words of the command line of the same launch, from any directory and without a question. Extensions and what only
+    a user can decide are left out."""
+    left_out = ("command", "extension", "take_over", "wait", "dry_run_of")
+    values = {name: value for name, value in vars(args).items() if name not in left_out}
+    values |= {name: os.path.abspath(values[name]) for name in ("output_dir", "data_dir")}
+    if args.command_launcher == command_launchers.DRY_RUN:
+        values["command_launcher"] = args.dry_run_of
+    return ["launch", *command_words(values | {"skip_confirmation": True})]
 
 
 def status(args: argparse.Namespace) -> int:
@@ -687,6 +723,10 @@ def show(jobs: list[Job]) -> None:
                 print(f"  {trial.directory.name} is run by {found}")
             if state != Job.DONE and trial.directory in job.queued and (detail := job.queued[trial.directory].detail):
                 print(f"  {trial.directory.name}: {detail}")
+    open = [job for job in jobs if job.state not in (Job.DONE, Job.STOPPED, Job.FAILED)]
+    for sweep, launch in {job.settings.name: job.next_launch for job in open}.items():
+        if launch is not None:
+            print(f"Next rung of {sweep}: {launch.detail}")
     states = [job.state for job in jobs]
     counts = f"{len(jobs)} jobs: {states.count(Job.DONE)} done, {states.count(Job.INCOMPLETE)} incomplete, "
     counts += f"{states.count(Job.NOT_LAUNCHED)} not launched"
@@ -761,10 +801,18 @@ def delete(jobs: list[Job], args: argparse.Namespace) -> None:
     say(f"About to {f'cancel {active} trials that are queued or running, and ' if active else ''}delete {len(jobs)} jobs.")
     if shorter := sum(len(job.shorter()) for job in jobs):
         say(f"{shorter} of their trials have results of fewer rounds, which go, too.")
+    sweeps = {job.output_dir.parent.name for job in jobs}
     if jobs and confirmed(args):
         output_dir, directories = pathlib.Path(args.output_dir), {job.output_dir for job in jobs}
         launchers: list[Launcher] = [launcher() for launcher in REGISTRY.values()]
         for launcher in launchers:
+            # First, as they would submit what is cancelled then; and one that runs may submit another
+            while launches := [
+                each for each in launcher.next_launches(output_dir) if each.is_active() and sweeps & each.sweeps
+            ]:
+                names = ", ".join(sorted(frozenset().union(*(each.sweeps for each in launches))))
+                say(f"Cancelling the launch of the next rung of {names}: what stays of them goes on with another launch.")
+                launcher.cancel(launches)
             queued = launcher.queued(output_dir).items()
             if to_cancel := [each for path, each in queued if path.parent in directories and each.is_active()]:
                 launcher.cancel(to_cancel)
@@ -816,6 +864,7 @@ def as_json(jobs: list[Job]) -> str:
                 "hparams_seed": job.hparams_seed,
                 "hparams": job.hparams,
                 "halving": dataclasses.asdict(job.standing) if job.standing is not None else None,
+                "next_launch": job.next_launch.detail if job.next_launch is not None else None,
                 "trials": list(map(of_trial, job.trials, job.states)),
             }
             for job in jobs

@@ -208,11 +208,14 @@ def names_of(options: type) -> list[str]:
 
 def command_words(values: dict[str, typing.Any]) -> list[str]:
     """The words of a command line that set the options `values`, {name: value}. Name and value stand in one word, so that no
-    value can be taken for an option. True sets a flag; None and False leave the option out; a tuple gives it once for each."""
+    value can be taken for an option. True sets a flag; None and False leave the option out; a tuple gives it once for each
+    value, a list once with all of them."""
     words: list[str] = []
     for name, value in values.items():
         if isinstance(value, tuple):
             words += [f"--{name}={each}" for each in value]
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
         elif value is True:
             words.append(f"--{name}")
         elif value is not None and value is not False:

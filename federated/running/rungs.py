@@ -119,10 +119,17 @@ def say_plans(sweeps: list[HalvedSweep]) -> None:
 class Rungs:
     """Runs what sweeps want, rung by rung. A launcher that takes further trials as some end is kept busy by all sweeps."""
 
-    def __init__(self, sweeps: list[HalvedSweep], keep: bool, busy: typing.Collection[pathlib.Path]) -> None:
-        """With `keep` stopped sets keep their checkpoints. `busy` are the directories of trials that are queued already."""
+    def __init__(
+        self,
+        sweeps: list[HalvedSweep],
+        keep: bool,
+        busy: typing.Collection[pathlib.Path],
+        begun: typing.Collection[tuple[pathlib.Path, int]] = (),
+    ) -> None:
+        """With `keep` stopped sets keep their checkpoints. `busy` are the directories of trials that are queued already,
+        `begun` is as in QueuedLaunch, if this continues other launches."""
         self._sweeps, self._keep, self._busy = {each.directory: each for each in sweeps}, keep, busy
-        self._begun: set[tuple[pathlib.Path, int]] = set()
+        self.begun = set(begun)
         self._in_flight: collections.Counter[pathlib.Path] = collections.Counter()
         self._offered: dict[pathlib.Path, Trial] = {}  # to the launcher, by report()
         self._takes_more = False
@@ -130,7 +137,10 @@ class Rungs:
     def first(self) -> list[Trial]:
         """The trials that are run first."""
         wanted = [trial for sweep in self._sweeps.values() for trial in sweep.wanted(sweep.standings())]
-        return [trial for trial in wanted if trial.directory not in self._busy]
+        return [trial for trial in wanted if self._is_new(trial)]
+
+    def _is_new(self, trial: Trial) -> bool:
+        return trial.directory not in self._busy and (trial.directory, trial.settings.rounds) not in self.begun
 
     def run(self, launch: typing.Callable[[list[Trial], Report], None], progress: Progress, is_dry: bool = False) -> None:
         """Call launch(trials, report) until nothing more can be run now. If `is_dry`, nothing is noted on disk. Raises
@@ -165,12 +175,10 @@ class Rungs:
             standings = sweep.standings()
             if not self._keep:
                 sweep.drop_checkpoints(standings)
-            for trial in sweep.wanted(standings):
-                key = (trial.directory, trial.settings.rounds)
-                if trial.directory not in self._busy and key not in self._begun:
-                    self._begun.add(key)
-                    self._in_flight[trial.sweep_dir] += 1
-                    found.append(trial)
+            for trial in filter(self._is_new, sweep.wanted(standings)):
+                self.begun.add((trial.directory, trial.settings.rounds))
+                self._in_flight[trial.sweep_dir] += 1
+                found.append(trial)
         self._progress.add(found)
         return found
 
@@ -179,12 +187,14 @@ class Rungs:
         return self._in_flight.total() > 0
 
     def waiting(self) -> list[str]:
-        """A line on each sweep that does not go on by itself, as trials of a rung failed, are run elsewhere or are broken."""
+        """A line on each sweep that does not go on by itself, as trials of a rung failed, are run by other processes or are
+        broken."""
         lines = []
         for sweep in (each for each in self._sweeps.values() if not self._in_flight[each.directory]):
             standings = sweep.standings()
-            open = {each.rounds for each in standings.values() if not each.is_stopped and each.rounds < sweep.settings.rounds}
-            for rounds in open:
-                names = ", ".join(str(trial.directory) for trial in sweep.wanted(standings)) or "results that cannot be read"
-                lines.append(f"{sweep.directory.name} waits at {rounds} rounds for {names}: launch again.")
+            wanted = [trial.directory for trial in sweep.wanted(standings)]
+            for rounds in {each.rounds for each in standings.values() if not each.is_stopped}:
+                if (wanted or rounds < sweep.settings.rounds) and not set(wanted) & set(self._busy):
+                    names = ", ".join(map(str, wanted)) or "results that cannot be read"
+                    lines.append(f"{sweep.directory.name} waits at {rounds} rounds for {names}: launch again.")
         return lines
