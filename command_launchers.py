@@ -9,7 +9,7 @@ import typing
 from federated.extension import Registry
 from federated.options import UsageError, add_options, names_of, one_of, option, options_from, say
 from federated.running import resources
-from federated.running.launcher import PROCESS_BYTES, Launcher, check_writable, client_processes, gpu_environment
+from federated.running.launcher import PROCESS_BYTES, Launcher, QueuedLaunch, check_writable, client_processes, gpu_environment
 from federated.running.listener import key_from_environment, unix_address
 from federated.running.processes import (
     ForkedProcess,
@@ -151,6 +151,11 @@ class DryRun(Launcher):
     def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
         for command in self._other.commands(trials, output_dir, run):
             print(command)
+
+    def launch_next(self, output_dir: pathlib.Path, then: QueuedLaunch) -> bool:
+        for command in (commands := self._other.next_commands(output_dir, then)):
+            print(command)
+        return bool(commands)
 
 
 def add_arguments(parser: argparse._ActionsContainer, without: typing.Collection[str] = ()) -> None:

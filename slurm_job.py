@@ -1,17 +1,19 @@
-"""What an element of the slurm launcher's arrays runs, on the node: its trials, as local_parallel would."""
+"""What an element of the slurm launcher's arrays runs, on the node: its trials, as local_parallel would, or a launch."""
 
 import argparse
 import contextlib
 import os
 import pathlib
+import time
 
+import sweep
 from command_launchers import LocalParallel
 from federated import extension, slurm
-from federated.options import Parser, add_options, exit_with, options_from, shown
+from federated.options import Parser, add_options, command_words, exit_with, options_from, shown
 from federated.running.exits import exit_code_of
 from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress
-from federated.running.slurm_launcher import listed_trials
+from federated.running.slurm_launcher import WAIT_SECONDS, listed_trials, words_of_launch
 from federated.settings import RunOptions
 from federated.trial import CHECKPOINT, Trial
 
@@ -28,20 +30,25 @@ def existing_file(text: str) -> pathlib.Path:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     extension.load_given("slurm_job.py", argv)
     parser = Parser(prog="slurm_job.py", description=__doc__)
-    parser.add_argument("--trials", type=existing_file, required=True, metavar="FILE", help="the list that the launcher wrote")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--trials", type=existing_file, metavar="FILE", help="the list that the launcher wrote")
+    what.add_argument("--launch", type=existing_file, metavar="FILE", help="the launch that the launcher wrote")
     add_options(parser, RunOptions)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    os.environ[slurm.JOB_VARIABLE] = slurm.this_job()
+    if args.launch is not None:
+        time.sleep(WAIT_SECONDS)  # results that were written on another host may take a moment to be seen
+        return sweep.main([*words_of_launch(args.launch), *command_words({"extension": tuple(args.extension)})])
     with interrupted_by_signals("ending; the checkpoints stay."):
         return run_element(args)
 
 
 def run_element(args: argparse.Namespace) -> int:
     """Run the trials of this element of the array that are left. Returns the exit code."""
-    os.environ[slurm.JOB_VARIABLE] = slurm.this_job()
     trials = listed_trials(args.trials, int(os.environ["SLURM_ARRAY_TASK_ID"]))
     left = [trial for trial in trials if not trial.is_done()]
     before = list(map(progress_marker, left))

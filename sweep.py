@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import shutil
 import sys
@@ -26,6 +27,7 @@ from federated.options import (
     Parser,
     UsageError,
     add_options,
+    command_words,
     directory,
     exit_with,
     integer,
@@ -39,10 +41,10 @@ from federated.options import (
     say,
 )
 from federated.running import check as checks
-from federated.running.launcher import Launcher, QueuedTrial
+from federated.running.launcher import Launcher, QueuedLaunch, QueuedTrial
 from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress, follow, last_round
-from federated.running.rungs import HalvedSweep, Rungs, say_plans
+from federated.running.rungs import HalvedSweep, Rungs, halved_sweeps, say_plans
 from federated.search import GRID, KINDS, RANDOM, Space
 from federated.settings import ForeignSettings, RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
 from federated.trial import (
@@ -86,10 +88,12 @@ class Job:
         there: typing.Collection[int],
         queued: dict[pathlib.Path, QueuedTrial],
         standing: halving.Standing | None,
+        next_launch: QueuedLaunch | None,
     ) -> None:
         """The job in the directory `output_dir`. `known` is the number of its set and the hyper-parameters, None if nothing
         says them; a launch draws them from `space`. `there` has the seeds of the trials on disk, `queued` the trials that
-        launchers have submitted, by their directories, `standing` how far the set has come in a sweep that is halved."""
+        launchers have submitted, by their directories, `standing` how far the set has come in a sweep that is halved,
+        `next_launch` the last one that was to follow for it."""
         self.output_dir, self.settings = output_dir, settings
         seed, self.hparams = known if known is not None else (None, {})
         self.hparams_seed: int | None = seed
@@ -102,7 +106,7 @@ class Job:
         self.states = [
             self._state_of(each) if each.trial_seed in there or self.queued else self.NOT_LAUNCHED for each in self.trials
         ]
-        self.standing = standing
+        self.standing, self.next_launch = standing, next_launch
         self.state = self._joint_state()
 
     def _joint_state(self) -> str:
@@ -186,18 +190,20 @@ class Job:
         return True
 
 
-def queued_trials(output_dir: pathlib.Path, is_status: bool) -> dict[pathlib.Path, QueuedTrial]:
-    """The trials below `output_dir` that launchers have submitted, by their directories. If a launcher cannot say, only
-    `status` goes without."""
+def queued_trials(output_dir: pathlib.Path, is_status: bool) -> tuple[dict[pathlib.Path, QueuedTrial], dict[str, QueuedLaunch]]:
+    """The trials below `output_dir` that launchers have submitted, by their directories, and the last launch of a next rung of
+    each sweep that was halved. If a launcher cannot say, only `status` goes without."""
     queued: dict[pathlib.Path, QueuedTrial] = {}
+    launches: dict[str, QueuedLaunch] = {}
     for launcher in REGISTRY.values():
         try:
             queued |= launcher().queued(output_dir)
+            launches |= {sweep: each for each in launcher().next_launches(output_dir) for sweep in each.sweeps}
         except UsageError as error:
             if not is_status:
                 raise
             say(f"Ignored: {error}")
-    return queued
+    return queued, launches
 
 
 def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
@@ -207,7 +213,9 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
     is_launch, is_delete, output_dir = args.command == "launch", args.command in DELETE, pathlib.Path(args.output_dir)
     is_halving = is_launch and args.halving is not None
     is_chosen = args.search == GRID or any(getattr(args, name) is not None for name in SETS)
-    queued, jobs, trials = queued_trials(output_dir, args.command == "status"), [], 0
+    queued, launches = queued_trials(output_dir, args.command == "status")
+    jobs: list[Job] = []
+    trials = 0
     for settings, space in zip(sweeps, spaces_of(args, sweeps or [Settings(**given) for given in combinations_of(args)])):
         sweep_dir = output_dir / settings.name
         there = sets_there(sweep_dir)
@@ -233,7 +241,8 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
             begun = there.get(name, set())
             wanted = set(range(args.num_trials)) if (name in drawn and not is_delete) or is_halving else set()
             seeds = sorted(wanted if is_launch else wanted | begun)
-            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued, standings.get(name)))
+            at, then = standings.get(name), launches.get(settings.name)
+            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued, at, then))
     return jobs
 
 
@@ -282,11 +291,13 @@ def spaces_of(args: argparse.Namespace, sweeps: list[Settings]) -> list[Space | 
 def launch(args: argparse.Namespace) -> int:
     """Run what is not done yet."""
     launcher, run = command_launchers.launcher_from(args), options_from(RunOptions, args)
-    check_halving(args)
+    halving_options = options_from(halving.HalvingOptions, args)
+    if args.halving is not None and args.again:
+        raise UsageError("--again: --halving leaves out sets that diverged; give one of them")
     jobs = chosen_jobs(args)
     show(jobs)
     if args.halving is not None:
-        return launch_halved(jobs, args, launcher, run)
+        return launch_halved(jobs, args, launcher, run, halved_sweeps([job.trials for job in jobs], halving_options))
     to_run = {Job.NOT_LAUNCHED, Job.INCOMPLETE, *([Job.FAILED] if args.again else [])}
     to_launch = [job for job in jobs if to_run & set(job.states)]
     failed = sum(job.states.count(Job.FAILED) for job in jobs)
@@ -299,11 +310,8 @@ def launch(args: argparse.Namespace) -> int:
         say(f"Nothing to launch! Exiting...All jobs {'are done or failed' if failed else 'are done'}.")
         return 0
     trials = [trial for job in to_launch for trial in job.left(args.again)]
-    by_sweep = grouped(trials, lambda trial: trial.settings)
-    rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
-    say(f"About to launch {len(to_launch)} jobs.")
-    say(f"They are of {len(by_sweep)} sweeps and have {len(trials)} trials left, of {rounds} rounds in all.")
-    check(by_sweep, run)
+    say_what_is_launched(to_launch, trials, "They are of {} sweeps and have {} trials left, of {} rounds in all.")
+    check(trials, run)
     say_what_is_extended([trial for job in to_launch for trial in job.shorter()], run)
     if run.keep_checkpoints:
         say_what_is_kept(trials, run, pathlib.Path(args.output_dir))
@@ -315,75 +323,62 @@ def launch(args: argparse.Namespace) -> int:
     return progress.exit_code()
 
 
-def launch_halved(jobs: list[Job], args: argparse.Namespace, launcher: Launcher, run: RunOptions) -> int:
-    """Run the rungs of sweeps that are not done yet."""
-    output_dir, sweeps = pathlib.Path(args.output_dir), halved_sweeps(jobs, args)
-    queued = {trial.directory for job in jobs for trial in job.trials if job.is_queued(trial)}
-    trials = [each for sweep in sweeps for each in sweep.wanted(sweep.standings()) if each.directory not in queued]
+def launch_halved(
+    jobs: list[Job], args: argparse.Namespace, launcher: Launcher, run: RunOptions, sweeps: list[HalvedSweep]
+) -> int:
+    """Run the rungs of `sweeps`, which `jobs` are of, that are not done yet."""
+    output_dir, queued = pathlib.Path(args.output_dir), {t.directory for job in jobs for t in job.trials if job.is_queued(t)}
+    before, newer = launches_around(launcher, output_dir)
+    sweeps = [each for each in sweeps if each.directory.name not in newer]
+    rungs = Rungs(sweeps, run.keep_checkpoints, queued, before.begun if before is not None else ())
     say_plans(sweeps)
-    if not trials:
-        say(f"Nothing to launch! {'What is not done is queued.' if queued else 'Exiting...All rungs are done.'}")
-        return ALL_LOCKED if queued else 0
-    rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
-    to_launch = [job for job in jobs if job.output_dir in {trial.job_dir for trial in trials}]
-    say(f"About to launch {len(to_launch)} jobs.")
-    say(
-        f"They are of {len({trial.sweep_dir for trial in trials})} sweeps; first come {len(trials)} trials, of {rounds} rounds."
-    )
-    check(grouped([trial for job in jobs for trial in job.trials], lambda trial: trial.settings), run)
-    say_what_is_kept(trials, run, output_dir)
-    if not confirmed(args):
-        return 0
-    is_dry = args.command_launcher == "dry_run"
-    rungs = Rungs(sweeps, run.keep_checkpoints, queued)
-    try:
-        for sweep in sweeps if not is_dry else ():
-            sweep.prepare()
+    code, trials, is_dry = 0, rungs.first(), args.command_launcher == command_launchers.DRY_RUN
+    if trials:
+        to_launch = [job for job in jobs if job.output_dir in {trial.job_dir for trial in trials}]
+        say_what_is_launched(to_launch, trials, "They are of {} sweeps; first come {} trials, of {} rounds.")
+        if before is None:  # else it was checked and asked
+            check([trial for job in jobs for trial in job.trials], run)
+            say_what_is_kept(trials, run, output_dir)
+        if not confirmed(args):
+            return 0
         with Progress([]) as progress:
             Job.launch(
                 to_launch,
-                lambda: rungs.run(lambda trials, report: launcher.launch(trials, output_dir, run, report), progress),
+                lambda: rungs.run(lambda trials, report: launcher.launch(trials, output_dir, run, report), progress, is_dry),
             )
-    except UsageError:
-        for sweep in sweeps if not is_dry else ():
-            sweep.forget()
-        raise
-    if rungs.is_in_flight():
-        say("The same launch runs the rungs that follow, once these trials have ended.")
+        code = progress.exit_code()
+    if rungs.is_in_flight() or (queued and not is_dry):
+        names, words = frozenset(each.directory.name for each in sweeps), tuple(words_again(args))
+        then = QueuedLaunch("", Job.QUEUED, "", names, words, frozenset(rungs.begun))
+        if not launcher.launch_next(output_dir, then):
+            say("The same launch runs the rungs that follow, once these trials have ended.")
     lines = rungs.waiting()
     for line in lines:
         say(line)
-    return progress.exit_code() or (FAILED if lines else 0)
+    if not trials and not lines:
+        say(f"Nothing to launch! {'What is not done is queued.' if queued else 'Exiting...All rungs are done.'}")
+        return ALL_LOCKED if queued else 0
+    return code or (FAILED if lines else 0)
 
 
-def check_halving(args: argparse.Namespace) -> None:
-    """Raises UsageError if options do not go together."""
-    for name in ("min_rounds", "finalists"):
-        if getattr(args, name) is not None and args.halving is None:
-            raise UsageError(f"--{name} applies only to --halving")
-    if args.halving is not None and args.again:
-        raise UsageError("--again: --halving leaves out sets that diverged; give one of them")
+def launches_around(launcher: Launcher, output_dir: pathlib.Path) -> tuple[QueuedLaunch | None, set[str]]:
+    """The launch that was queued as this process, if it is one, and the sweeps that newer ones carry on."""
+    launches = launcher.next_launches(output_dir)
+    this = next((number for number, each in enumerate(launches) if each.is_this), None)
+    if this is None:
+        return None, set()
+    return launches[this], {sweep for each in launches[this + 1 :] if each.is_active() for sweep in each.sweeps}
 
 
-def halved_sweeps(jobs: list[Job], args: argparse.Namespace) -> list[HalvedSweep]:
-    """The sweeps of `jobs` with the plan that the options ask for. Raises UsageError if it has one rung only."""
-    sweeps = []
-    for settings, of_sweep in grouped(jobs, lambda job: job.settings).items():
-        min_rounds = args.min_rounds or halving.default_min_rounds(settings.rounds)
-        plan = halving.Halving(args.halving, min_rounds, args.finalists or halving.DEFAULT_FINALISTS)
-        sweep = HalvedSweep(
-            pathlib.Path(args.output_dir) / settings.name,
-            settings,
-            plan,
-            {job.output_dir.name: job.trials for job in of_sweep},
-        )
-        if len(sweep.ladder) == 1:
-            raise UsageError(
-                f"--halving {plan.eta}: {len(sweep.sets)} sets of {settings.rounds} rounds from {min_rounds} with "
-                f"{plan.finalists} finalists leave no rung to stop at"
-            )
-        sweeps.append(sweep)
-    return sweeps
+def words_again(args: argparse.Namespace) -> list[str]:
+    """The words of the command line of the same launch, from any directory and without a question. Extensions and what only
+    a user can decide are left out."""
+    left_out = ("command", "extension", "take_over", "wait", "dry_run_of")
+    values = {name: value for name, value in vars(args).items() if name not in left_out}
+    values |= {name: os.path.abspath(values[name]) for name in ("output_dir", "data_dir")}
+    if args.command_launcher == command_launchers.DRY_RUN:
+        values["command_launcher"] = args.dry_run_of
+    return ["launch", *command_words(values | {"skip_confirmation": True})]
 
 
 def status(args: argparse.Namespace) -> int:
@@ -446,7 +441,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def run_again(trials: list[Trial], launcher: Launcher, run: RunOptions, output_dir: pathlib.Path) -> None:
     """Run `trials`, and leave none of them queued. Raises UsageError if they cannot be run."""
-    check(grouped(trials, lambda trial: trial.settings), run)
+    check(trials, run)
     machines = grouped(trials, lambda trial: (trial.settings.device, trial.settings.precision, trial.settings.threads))
     try:
         with Progress(trials) as progress:
@@ -609,7 +604,10 @@ def _add_sweep(parser: Parser, command: str) -> None:
         view.add_argument("--json", action="store_true", help="for programs: a list of jobs with their trials")
     else:
         if command == "launch":
-            _add_halving(parser)
+            halved = parser.add_argument_group(
+                "halving", "Sets start with few rounds of one trial, and the best go on to more."
+            )
+            add_options(halved, halving.HalvingOptions)
             group.add_argument(
                 "--again", action="store_true", help="run trials that failed for good, such as diverged ones, too"
             )
@@ -619,28 +617,6 @@ def _add_sweep(parser: Parser, command: str) -> None:
             action="store_true",
             help="take over the trials of processes that cannot be seen from here; only you can know that those are dead",
         )
-
-
-def _add_halving(parser: Parser) -> None:
-    """Add the options that say how few rounds most sets get."""
-    group = parser.add_argument_group("halving", "Sets start with few rounds of one trial, and the best go on to more.")
-    group.add_argument(
-        "--halving",
-        type=integer(2, MAX_TRIALS),
-        nargs="?",
-        const=halving.DEFAULT_ETA,
-        metavar="ETA",
-        help=f"1 of ETA sets goes on from each rung, to ETA times the rounds; without a number: {halving.DEFAULT_ETA}",
-    )
-    group.add_argument(
-        "--min_rounds", type=integer(1, 1_000_000), metavar="INT", help="of the first rung; default: a twelfth of --rounds"
-    )
-    group.add_argument(
-        "--finalists",
-        type=integer(1, MAX_TRIALS),
-        metavar="INT",
-        help=f"sets that reach all rounds with all trials, at least (default: {halving.DEFAULT_FINALISTS})",
-    )
 
 
 def _add_output_dir(group: argparse._ActionsContainer) -> None:
@@ -747,6 +723,10 @@ def show(jobs: list[Job]) -> None:
                 print(f"  {trial.directory.name} is run by {found}")
             if state != Job.DONE and trial.directory in job.queued and (detail := job.queued[trial.directory].detail):
                 print(f"  {trial.directory.name}: {detail}")
+    open = [job for job in jobs if job.state not in (Job.DONE, Job.STOPPED, Job.FAILED)]
+    for sweep, launch in {job.settings.name: job.next_launch for job in open}.items():
+        if launch is not None:
+            print(f"Next rung of {sweep}: {launch.detail}")
     states = [job.state for job in jobs]
     counts = f"{len(jobs)} jobs: {states.count(Job.DONE)} done, {states.count(Job.INCOMPLETE)} incomplete, "
     counts += f"{states.count(Job.NOT_LAUNCHED)} not launched"
@@ -756,11 +736,17 @@ def show(jobs: list[Job]) -> None:
     print(f"\n{counts}.\n", flush=True)
 
 
-def check(by_sweep: dict[Settings, list[Trial]], run: RunOptions) -> None:
-    """Raises UsageError if these trials, by the settings of their sweeps, could not be run. Data are loaded and split once for
-    all sweeps that do it alike."""
+def say_what_is_launched(jobs: list[Job], trials: list[Trial], text: str) -> None:
+    """Say how many jobs there are, and by `text` of how many sweeps, with how many trials and rounds."""
+    rounds = sum(trial.settings.rounds - trial.rounds_kept() for trial in trials)
+    say(f"About to launch {len(jobs)} jobs.")
+    say(text.format(len({trial.sweep_dir for trial in trials}), len(trials), rounds))
+
+
+def check(trials: list[Trial], run: RunOptions) -> None:
+    """Raises UsageError if `trials` could not be run. Data are loaded and split once for all sweeps that do it alike."""
     load, smallest = functools.cache(datasets.load), dict[tuple, int]()
-    for settings, trials in by_sweep.items():
+    for settings, of_sweep in grouped(trials, lambda trial: trial.settings).items():
         if isinstance(settings, ForeignSettings):
             raise UsageError(f"{settings.name} was made with {settings.needed}: give it")
         spec = datasets.REGISTRY[settings.dataset]
@@ -773,12 +759,12 @@ def check(by_sweep: dict[Settings, list[Trial]], run: RunOptions) -> None:
         if run.tensorboard:
             check_tensorboard()
         data = load(settings.dataset, run.data_dir)
-        seeds = sorted({each.trial_seed for each in trials})
+        seeds = sorted({each.trial_seed for each in of_sweep})
         alike = (*(getattr(settings, name) for name in partition.SPLIT_BY), *seeds)
         if alike not in smallest:
             parts = (part for seed in seeds for part in partition.split(data, settings, seed))
             smallest[alike] = min(len(part.train) for part in parts)
-        if smallest[alike] == 1 or any(each.hparams.get("batch_size") == 1 for each in trials):
+        if smallest[alike] == 1 or any(each.hparams.get("batch_size") == 1 for each in of_sweep):
             models.check_batch_of_one(settings.model_arch, spec)
 
 
@@ -817,10 +803,18 @@ def delete(jobs: list[Job], args: argparse.Namespace) -> None:
     say(f"About to {f'cancel {active} trials that are queued or running, and ' if active else ''}delete {len(jobs)} jobs.")
     if shorter := sum(len(job.shorter()) for job in jobs):
         say(f"{shorter} of their trials have results of fewer rounds, which go, too.")
+    sweeps = {job.output_dir.parent.name for job in jobs}
     if jobs and confirmed(args):
         output_dir, directories = pathlib.Path(args.output_dir), {job.output_dir for job in jobs}
         launchers: list[Launcher] = [launcher() for launcher in REGISTRY.values()]
         for launcher in launchers:
+            # First, as they would submit what is cancelled then; and one that runs may submit another
+            while launches := [
+                each for each in launcher.next_launches(output_dir) if each.is_active() and sweeps & each.sweeps
+            ]:
+                names = ", ".join(sorted(frozenset().union(*(each.sweeps for each in launches))))
+                say(f"Cancelling the launch of the next rung of {names}: what stays of them goes on with another launch.")
+                launcher.cancel(launches)
             queued = launcher.queued(output_dir).items()
             if to_cancel := [each for path, each in queued if path.parent in directories and each.is_active()]:
                 launcher.cancel(to_cancel)
@@ -872,6 +866,7 @@ def as_json(jobs: list[Job]) -> str:
                 "hparams_seed": job.hparams_seed,
                 "hparams": job.hparams,
                 "halving": dataclasses.asdict(job.standing) if job.standing is not None else None,
+                "next_launch": job.next_launch.detail if job.next_launch is not None else None,
                 "trials": list(map(of_trial, job.trials, job.states)),
             }
             for job in jobs

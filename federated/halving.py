@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping, Sequence
 
 from federated.files import read_regular, write_atomically
-from federated.options import UsageError
+from federated.options import UsageError, integer, option
 from federated.settings import HALVING, Settings
 from federated.trial import RESULTS, Trial, read_hparams, rounds_done, sets_there, trial_path
 
@@ -54,11 +54,40 @@ def cost(ladder: Sequence[Rung], trials: int) -> int:
     return of_first + ladder[-1].sets * (trials - 1) * ladder[-1].rounds
 
 
-DEFAULT_ETA, DEFAULT_FINALISTS = 2, 2
+_DEFAULT_ETA, _DEFAULT_FINALISTS = 2, 2
 
 
-def default_min_rounds(rounds: int) -> int:
-    return max(1, rounds // 12)
+@dataclasses.dataclass(frozen=True)
+class HalvingOptions:
+    """How few rounds most sets of a launch get."""
+
+    halving: int | None = option(
+        None,
+        integer(2, 100_000),
+        f"1 of ETA sets goes on from each rung, to ETA times the rounds; without a number: {_DEFAULT_ETA}",
+        metavar="ETA",
+        bare=_DEFAULT_ETA,
+    )
+    min_rounds: int | None = option(
+        None, integer(1, 1_000_000), "of the first rung; default: a twelfth of --rounds", metavar="INT"
+    )
+    finalists: int | None = option(
+        None,
+        integer(1, 100_000),
+        f"sets that reach all rounds with all trials, at least (default: {_DEFAULT_FINALISTS})",
+        metavar="INT",
+    )
+
+    def __post_init__(self) -> None:
+        """Raises UsageError if they do not go together."""
+        for name in ("min_rounds", "finalists"):
+            if getattr(self, name) is not None and self.halving is None:
+                raise UsageError(f"--{name} applies only to --halving")
+
+    def plan(self, rounds: int) -> Halving:
+        """The plan of a sweep of so many rounds, if it is to be halved."""
+        assert self.halving is not None
+        return Halving(self.halving, self.min_rounds or max(1, rounds // 12), self.finalists or _DEFAULT_FINALISTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +181,16 @@ def _validation_curve(directory: pathlib.Path) -> list[float]:
         return []
 
 
-def standings_there(sweep_dir: pathlib.Path, settings: Settings) -> dict[str, Standing]:
-    """The standing of each set in a sweep's directory, by its directory's name; empty if the sweep is not halved."""
-    if (plan := read_plan(sweep_dir)) is None:
+def standings_there(
+    sweep_dir: pathlib.Path,
+    settings: Settings,
+    plan: Halving | None = None,
+    new: Mapping[str, Candidate] | None = None,
+) -> dict[str, Standing]:
+    """The standing of each set in a sweep's directory, by its directory's name, and of those in `new` of which nothing is there
+    yet; under the plan that the directory has, if none is given: empty if it has none."""
+    plan = plan or read_plan(sweep_dir)
+    if plan is None:
         return {}
-    candidates = candidates_there(sweep_dir, settings)
+    candidates = {**(new or {}), **candidates_there(sweep_dir, settings)}
     return standings(plan.ladder(len(candidates), settings.rounds, settings.eval_every), candidates)

@@ -155,10 +155,12 @@ def option(
     help: str | Callable[[], str],
     metavar: str | None = None,
     several: bool = False,
+    bare: typing.Any = None,
 ) -> typing.Any:
     """A field of a dataclass of options: its name is the option's. `parse` is argparse's type; None makes a flag. A help that
-    lists what extensions may add to is a function. With `several` the field is a tuple."""
-    metadata = {"parse": parse, "help": help, "metavar": metavar, "several": several}
+    lists what extensions may add to is a function. With `several` the field is a tuple. `bare` is the value of the option if
+    none is given with it."""
+    metadata = {"parse": parse, "help": help, "metavar": metavar, "several": several, "bare": bare}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -180,6 +182,8 @@ def add_options(
             kind = "name" if field.type is str else getattr(field.type, "__name__", str(field.type))
             metavar = field.metadata["metavar"] or kind.upper()
             what = {"type": parse, "metavar": metavar, "nargs": "+" if field.name in several else None}
+            if (bare := field.metadata["bare"]) is not None:
+                what |= {"nargs": "?", "const": bare}
         shown_default = f" (default: {default})" if default not in (None, ()) and parse is not None else ""
         if field.metadata["several"]:
             default, what = [], what | {"nargs": "+", "action": "extend"}
@@ -204,11 +208,14 @@ def names_of(options: type) -> list[str]:
 
 def command_words(values: dict[str, typing.Any]) -> list[str]:
     """The words of a command line that set the options `values`, {name: value}. Name and value stand in one word, so that no
-    value can be taken for an option. True sets a flag; None and False leave the option out; a tuple gives it once for each."""
+    value can be taken for an option. True sets a flag; None and False leave the option out; a tuple gives it once for each
+    value, a list once with all of them."""
     words: list[str] = []
     for name, value in values.items():
         if isinstance(value, tuple):
             words += [f"--{name}={each}" for each in value]
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
         elif value is True:
             words.append(f"--{name}")
         elif value is not None and value is not False:

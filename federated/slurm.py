@@ -79,6 +79,8 @@ def elements(names: list[str]) -> dict[tuple[str, int], Element]:
     found = {}
     for line in listed.splitlines():
         array, index, state, name, reason = line.split("|", 4)
+        if not index.isdecimal():
+            continue  # what is left of an array whose elements were cancelled before they began
         found[name, int(index)] = Element(f"{array}_{index}", state, "" if reason == "None" else reason)
     return found
 

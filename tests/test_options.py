@@ -161,6 +161,7 @@ TRIAL = {
     "--jobs": wholes(1, 1024),
     "--host": (*HOSTS, "/tmp/socket"),
 }
+NO_FILES = ("", NUL, SURROGATE, "x" * 300, "/tmp", "FILE/x", "LINK", "LOOP")
 SLURM_ARGS = ('"', "--comment='a", NUL, SURROGATE)
 # {command: {option: wrong values}}; None: it takes no value
 OPTIONS = {
@@ -179,7 +180,7 @@ OPTIONS = {
         "--wait": None,
         "--dry_run_of": (*NO_NAMES, "dry_run"),
     },
-    "slurm_job.py": {**RUN, **SERVER, **TRIAL, "--trials": ("", NUL, SURROGATE, "x" * 300, "/tmp", "FILE/x", "LINK", "LOOP")},
+    "slurm_job.py": {**RUN, **SERVER, **TRIAL, "--trials": NO_FILES, "--launch": NO_FILES},
     "sweep.py status": {**SWEEP, "--watch": None, "--json": None},
     "sweep.py verify": {
         **SETTINGS,

@@ -32,6 +32,16 @@ class QueuedTrial:
         return self.state != INCOMPLETE
 
 
+@dataclasses.dataclass(frozen=True)
+class QueuedLaunch(QueuedTrial):
+    """A launch of the next rung of halved sweeps that a queueing launcher has submitted."""
+
+    sweeps: frozenset[str] = frozenset()  # the names of their directories
+    words: tuple[str, ...] = ()  # of its command line
+    begun: frozenset[tuple[pathlib.Path, int]] = frozenset()  # (directory, rounds) of trials that the launches before it began
+    is_this: bool = False  # it is the one that this process runs
+
+
 class Launcher:
     """A way to run trials. launch() is all that a launcher needs. One that queues trials and returns also says what became of
     them and cancels them."""
@@ -56,8 +66,21 @@ class Launcher:
         known now."""
         return {}
 
-    def cancel(self, queued: list[QueuedTrial]) -> None:
-        """Cancel trials that are active. Return once none of them is queued or running."""
+    def launch_next(self, output_dir: pathlib.Path, then: QueuedLaunch) -> bool:
+        """Have a launch follow once the trials of its sweeps that are queued have ended. Returns False if this launcher has no
+        way to do so, and the user has to launch again."""
+        return False
+
+    def next_commands(self, output_dir: pathlib.Path, then: QueuedLaunch) -> list[str]:
+        """What launch_next() would have a shell do after commands()."""
+        return []
+
+    def next_launches(self, output_dir: pathlib.Path) -> list[QueuedLaunch]:
+        """Those that launch_next() has submitted, the last one last. Raises UsageError if that cannot be known now."""
+        return []
+
+    def cancel(self, queued: typing.Sequence[QueuedTrial]) -> None:
+        """Cancel what is active. Return once none of it is queued or running."""
 
     def tidy(self, output_dir: pathlib.Path) -> None:
         """Remove what it wrote and no trial there needs any more."""

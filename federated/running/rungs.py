@@ -6,8 +6,8 @@ import dataclasses
 import pathlib
 import typing
 
-from federated.halving import Candidate, Halving, Rung, Standing, candidates_there, cost, standings, write_plan
-from federated.options import say
+from federated.halving import Candidate, Halving, HalvingOptions, Rung, Standing, cost, standings_there, write_plan
+from federated.options import UsageError, say
 from federated.running import checkpoint, resources
 from federated.running.launcher import check_writable
 from federated.running.progress import Progress
@@ -32,9 +32,8 @@ class HalvedSweep:
     def standings(self) -> dict[str, Standing]:
         """The standing of each set, also of those of which nothing is on disk yet."""
         new = {name: Candidate(trials[0].hparams_seed) for name, trials in self.sets.items()}
-        candidates = new | candidates_there(self.directory, self.settings)
-        ladder = self.plan.ladder(len(candidates), self.settings.rounds, self.settings.eval_every)
-        return {name: each for name, each in standings(ladder, candidates).items() if name in self.sets}
+        found = standings_there(self.directory, self.settings, self.plan, new)
+        return {name: found[name] for name in found if name in self.sets}
 
     def wanted(self, standings: dict[str, Standing]) -> list[Trial]:
         """The trials that a rung which is not decided, or the last one, still needs."""
@@ -80,6 +79,24 @@ class HalvedSweep:
         return f"{self.directory.name}: {steps} x {max(map(len, self.sets.values()))} trials, {_share(*self.cost())}"
 
 
+def halved_sweeps(sets: typing.Iterable[list[Trial]], options: HalvingOptions) -> list[HalvedSweep]:
+    """The sweeps of hyper-parameter sets, of which each has its trials, with the plans that are asked for. Raises UsageError if
+    one has a single rung."""
+    by_sweep: dict[Settings, dict[str, list[Trial]]] = {}
+    for trials in sets:
+        by_sweep.setdefault(trials[0].settings, {})[trials[0].job_dir.name] = trials
+    sweeps = []
+    for settings, of_sweep in by_sweep.items():
+        directory, plan = next(iter(of_sweep.values()))[0].sweep_dir, options.plan(settings.rounds)
+        sweeps.append(HalvedSweep(directory, settings, plan, of_sweep))
+        if len(sweeps[-1].ladder) == 1:
+            raise UsageError(
+                f"--halving {plan.eta}: {len(of_sweep)} sets of {settings.rounds} rounds from {plan.min_rounds} with "
+                f"{plan.finalists} finalists leave no rung to stop at"
+            )
+    return sweeps
+
+
 def _of_rounds(trial: Trial, rounds: int) -> Trial:
     """A trial with fewer rounds, from which it may go on. One that was begun with more and has not ended runs these."""
     begun = min(checkpoint.rounds_asked(trial.directory), trial.settings.rounds)
@@ -102,22 +119,45 @@ def say_plans(sweeps: list[HalvedSweep]) -> None:
 class Rungs:
     """Runs what sweeps want, rung by rung. A launcher that takes further trials as some end is kept busy by all sweeps."""
 
-    def __init__(self, sweeps: list[HalvedSweep], keep: bool, busy: typing.Collection[pathlib.Path]) -> None:
-        """With `keep` stopped sets keep their checkpoints. `busy` are the directories of trials that are queued already."""
+    def __init__(
+        self,
+        sweeps: list[HalvedSweep],
+        keep: bool,
+        busy: typing.Collection[pathlib.Path],
+        begun: typing.Collection[tuple[pathlib.Path, int]] = (),
+    ) -> None:
+        """With `keep` stopped sets keep their checkpoints. `busy` are the directories of trials that are queued already,
+        `begun` is as in QueuedLaunch, if this continues other launches."""
         self._sweeps, self._keep, self._busy = {each.directory: each for each in sweeps}, keep, busy
-        self._begun: set[tuple[pathlib.Path, int]] = set()
+        self.begun = set(begun)
         self._in_flight: collections.Counter[pathlib.Path] = collections.Counter()
         self._offered: dict[pathlib.Path, Trial] = {}  # to the launcher, by report()
         self._takes_more = False
 
-    def run(self, launch: typing.Callable[[list[Trial], Report], None], progress: Progress) -> None:
-        """Call launch(trials, report) until nothing more can be run now."""
-        self._progress = progress
-        trials = self._next(self._sweeps)
-        while trials:
-            self._takes_more = len(trials) >= resources.cores()  # else a launcher may have slots for these alone
-            launch(trials, self._ended)
-            trials, self._offered = list(self._offered.values()) or self._next(self._sweeps), {}
+    def first(self) -> list[Trial]:
+        """The trials that are run first."""
+        wanted = [trial for sweep in self._sweeps.values() for trial in sweep.wanted(sweep.standings())]
+        return [trial for trial in wanted if self._is_new(trial)]
+
+    def _is_new(self, trial: Trial) -> bool:
+        return trial.directory not in self._busy and (trial.directory, trial.settings.rounds) not in self.begun
+
+    def run(self, launch: typing.Callable[[list[Trial], Report], None], progress: Progress, is_dry: bool = False) -> None:
+        """Call launch(trials, report) until nothing more can be run now. If `is_dry`, nothing is noted on disk. Raises
+        UsageError if launch() does, or nothing can be noted."""
+        self._progress, noted = progress, [] if is_dry else list(self._sweeps.values())
+        try:
+            for sweep in noted:
+                sweep.prepare()
+            trials = self._next(self._sweeps)
+            while trials:
+                self._takes_more = len(trials) >= resources.cores()  # else a launcher may have slots for these alone
+                launch(trials, self._ended)
+                trials, self._offered = list(self._offered.values()) or self._next(self._sweeps), {}
+        except UsageError:
+            for sweep in noted:
+                sweep.forget()
+            raise
 
     def _ended(self, trial: Trial, outcome: Outcome) -> list[Trial]:
         """Report a trial. Returns those that follow once its rung is decided."""
@@ -135,12 +175,10 @@ class Rungs:
             standings = sweep.standings()
             if not self._keep:
                 sweep.drop_checkpoints(standings)
-            for trial in sweep.wanted(standings):
-                key = (trial.directory, trial.settings.rounds)
-                if trial.directory not in self._busy and key not in self._begun:
-                    self._begun.add(key)
-                    self._in_flight[trial.sweep_dir] += 1
-                    found.append(trial)
+            for trial in filter(self._is_new, sweep.wanted(standings)):
+                self.begun.add((trial.directory, trial.settings.rounds))
+                self._in_flight[trial.sweep_dir] += 1
+                found.append(trial)
         self._progress.add(found)
         return found
 
@@ -149,12 +187,14 @@ class Rungs:
         return self._in_flight.total() > 0
 
     def waiting(self) -> list[str]:
-        """A line on each sweep that does not go on by itself, as trials of a rung failed, are run elsewhere or are broken."""
+        """A line on each sweep that does not go on by itself, as trials of a rung failed, are run by other processes or are
+        broken."""
         lines = []
         for sweep in (each for each in self._sweeps.values() if not self._in_flight[each.directory]):
             standings = sweep.standings()
-            open = {each.rounds for each in standings.values() if not each.is_stopped and each.rounds < sweep.settings.rounds}
-            for rounds in open:
-                names = ", ".join(str(trial.directory) for trial in sweep.wanted(standings)) or "results that cannot be read"
-                lines.append(f"{sweep.directory.name} waits at {rounds} rounds for {names}: launch again.")
+            wanted = [trial.directory for trial in sweep.wanted(standings)]
+            for rounds in {each.rounds for each in standings.values() if not each.is_stopped}:
+                if (wanted or rounds < sweep.settings.rounds) and not set(wanted) & set(self._busy):
+                    names = ", ".join(map(str, wanted)) or "results that cannot be read"
+                    lines.append(f"{sweep.directory.name} waits at {rounds} rounds for {names}: launch again.")
         return lines

@@ -3,6 +3,7 @@
 OUTPUT_DIR/.slurm/<job name>/job.sh         an array, as sbatch got it
 …/trials.jsonl                              the trials of its element k in line k + 1
 …/<array job id>_<k>.log                    what element k printed
+OUTPUT_DIR/.slurm/<job name>/launch.json    instead of trials.jsonl: the launch of the next rung, an array of one element
 OUTPUT_DIR/.code/<version.code()>/          the code it runs
 
 Which jobs there are is asked of Slurm by their names, so that nothing here can contradict it. Whether a trial is done its own
@@ -21,39 +22,40 @@ import shlex
 import shutil
 import sys
 import time
+import typing
 
 from federated import slurm, version
 from federated.files import read_regular
 from federated.lock import Lock, LockedError, read_lock
 from federated.options import UsageError, command_words, integer, option, say, shown
 from federated.running import snapshot
-from federated.running.launcher import PROCESS_BYTES, Launcher, QueuedTrial, check_writable, client_processes
+from federated.running.launcher import PROCESS_BYTES, Launcher, QueuedLaunch, QueuedTrial, check_writable, client_processes
 from federated.running.supervisor import Done, Failure, Report
 from federated.settings import RunOptions, Settings
 from federated.trial import FAILED, INCOMPLETE, QUEUED, RUNNING, Trial
 
 RECORDS, CODE = ".slurm", ".code"  # below the output directory
-SCRIPT, LIST = "job.sh", "trials.jsonl"
-AFTER_JOB = "--dependency=afterany:$job"  # takes the place of the id of the array before
+SCRIPT, LIST, LAUNCH = "job.sh", "trials.jsonl", "launch.json"
+RESUMES = ("--requeue", "--open-mode=append")
 WAIT_SECONDS = 2.0  # between two polls of the queue
+LOCK_SECONDS = 600.0  # a launch that has begun to submit its jobs is done by then
 
 
-def words(text: str) -> tuple[str, ...]:
-    """Words as a shell would split them."""
+def words(text: str) -> str:
+    """Words that a shell can split."""
     try:
         text.encode()
         if "\0" in text:
             raise ValueError("it has a NUL")
-        return tuple(shlex.split(text))
+        shlex.split(text)
+        return text
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{shown(text)} is not what a shell splits into words: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class SlurmOptions:
-    slurm_args: tuple[str, ...] | None = option(
-        None, words, "slurm: sbatch's options, as in --slurm_args='--time=2:00:00'", metavar="ARGS"
-    )
+    slurm_args: str | None = option(None, words, "slurm: sbatch's options, as in --slurm_args='--time=2:00:00'", metavar="ARGS")
     trials_per_job: int = option(1, integer(1, 100_000), "slurm: trials of a job")
     wait: bool = option(False, None, "slurm: block until the trials have ended, and report each")
 
@@ -65,7 +67,21 @@ class Array:
     directory: pathlib.Path
     files: dict[str, str]  # their contents by name, in the directory
     command: list[str]
-    trials: int
+    what: str  # it does
+    after: str = ""  # the arrays that have to end before, as a shell that has submitted them knows their ids
+
+    def command_after(self, ids: str) -> list[str]:
+        """The command, if it has to wait for the arrays of these `ids`, each after a colon."""
+        return [*self.command[:-1], *([f"--dependency=afterany{ids}"] if ids else []), self.command[-1]]
+
+    def shell_commands(self) -> list[str]:
+        """What submits it in a shell."""
+        commands = [shlex.join(["mkdir", "-p", str(self.directory)])]
+        for name, content in self.files.items():
+            commands.append(f"cat > {shlex.quote(str(self.directory / name))} <<'END_OF_FILE'\n{content}END_OF_FILE")
+        *before, last = self.command_after("")
+        words = [shlex.join(before), *([f"--dependency=afterany{self.after}"] if self.after else []), shlex.quote(last)]
+        return [*commands, f"job=$({' '.join(words)}) && jobs=$jobs:$job && echo $job"]
 
 
 class Slurm(Launcher):
@@ -76,40 +92,91 @@ class Slurm(Launcher):
     def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
         arrays = self._arrays(trials, output_dir, run)  # raises UsageError before anything is made
         check_writable(trials)
-        records = output_dir.absolute() / RECORDS
-        records.mkdir(exist_ok=True)
-        try:
-            lock = Lock(records)
-        except LockedError as error:
-            raise UsageError(f"another launch submits jobs just now: {error}") from error
-        try:
+        with self._alone(output_dir) as records:
             queued = self.queued(output_dir)
-            if any(trial.directory in queued and queued[trial.directory].is_active() for trial in trials):
-                raise UsageError("another launch has submitted some of these trials just now: launch again")
+            left = [trial for trial in trials if trial.directory not in queued or not queued[trial.directory].is_active()]
+            if len(left) < len(trials):
+                say(f"{len(trials) - len(left)} of these trials were submitted by another launch just now.")
+                arrays = self._arrays(left, output_dir, run)
             snapshot.take(records.parent / CODE)
             job = ""
             for array in arrays:
-                job = self._submit(array, job)
-                say(f"Submitted job {job}: {array.trials} trials, its script and logs in {str(array.directory)!r}")
-        finally:
-            lock.release()
-        say(f"Watch with: squeue --array --name={','.join(array.directory.name for array in arrays)}")
+                job = self._submit(array, f":{job}" if array.after else "")
+        if arrays:
+            say(f"Watch with: squeue --array --name={','.join(array.directory.name for array in arrays)}")
         say("or the command status of sweep.py. The same launch again submits what is neither done nor queued.")
         if self.options.wait:
             self._wait(trials, output_dir, report)
+
+    @contextlib.contextmanager
+    def _alone(self, output_dir: pathlib.Path) -> typing.Iterator[pathlib.Path]:
+        """While no other launch submits jobs: the directory of what was submitted. Raises UsageError if another does; in a job,
+        where nobody would try again, only if that takes long."""
+        records = output_dir.absolute() / RECORDS
+        records.mkdir(exist_ok=True)
+        deadline = time.monotonic() + (LOCK_SECONDS if slurm.JOB_VARIABLE in os.environ else 0)
+        while True:
+            try:
+                lock = Lock(records)
+                break
+            except LockedError as error:
+                if time.monotonic() > deadline:
+                    raise UsageError(f"another launch submits jobs just now: {error}") from error
+                time.sleep(0.1)
+        try:
+            yield records
+        finally:
+            lock.release()
 
     def commands(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions) -> list[str]:
         code = output_dir.absolute() / CODE
         freeze = f"import pathlib; from federated import extension; extension.load({run.extension!r}); "
         freeze += f"from federated.running import snapshot; snapshot.take(pathlib.Path({str(code)!r}))"
-        commands = [f"cd {shlex.quote(str(version.HERE))}", shlex.join([sys.executable, "-c", freeze])]
-        for array in self._arrays(trials, output_dir, run):
-            commands.append(shlex.join(["mkdir", "-p", str(array.directory)]))
-            for name, content in array.files.items():
-                commands.append(f"cat > {shlex.quote(str(array.directory / name))} <<'END_OF_FILE'\n{content}END_OF_FILE")
-            quoted = (part if part == AFTER_JOB else shlex.quote(part) for part in array.command)
-            commands.append(f"job=$({' '.join(quoted)}) && echo $job")
-        return commands
+        commands = [f"cd {shlex.quote(str(version.HERE))}", shlex.join([sys.executable, "-c", freeze]), "jobs="]
+        return commands + [line for array in self._arrays(trials, output_dir, run) for line in array.shell_commands()]
+
+    def next_commands(self, output_dir: pathlib.Path, then: QueuedLaunch) -> list[str]:
+        return [] if self.options.wait else self._next_launch(output_dir, then).shell_commands()
+
+    def launch_next(self, output_dir: pathlib.Path, then: QueuedLaunch) -> bool:
+        if self.options.wait:
+            return False
+        with self._alone(output_dir) as records:
+            if not self._is_carried_on(self.next_launches(output_dir), then):
+                queued = self.queued(output_dir).items()
+                active = {each.job for path, each in queued if each.is_active() and path.parent.parent.name in then.sweeps}
+                snapshot.take(records.parent / CODE)
+                arrays = sorted({job.partition("_")[0] for job in active})
+                self._submit(self._next_launch(output_dir, then), "".join(f":{array}" for array in arrays))
+        return True
+
+    @staticmethod
+    def _is_carried_on(launches: list[QueuedLaunch], then: QueuedLaunch) -> bool:
+        """Whether other launches that are queued do what `then` would: those that came after the one that this process runs,
+        else those of the same words."""
+        this = next((number for number, each in enumerate(launches) if each.is_this), None)
+        if this is None:  # one that runs already may have looked before
+            others = [each for each in launches if each.state == QUEUED and each.words == then.words]
+        else:
+            others = [each for each in launches[this + 1 :] if each.is_active()]
+        return then.sweeps <= {sweep for each in others for sweep in each.sweeps}
+
+    def _next_launch(self, output_dir: pathlib.Path, then: QueuedLaunch) -> Array:
+        """The job that runs a launch."""
+        directory = output_dir.absolute() / RECORDS / f"next-{_now()}"
+        known = {
+            "words": then.words,
+            "sweeps": sorted(then.sweeps),
+            "begun": sorted([str(path.relative_to(output_dir)), rounds] for path, rounds in then.begun),
+        }
+        size = ["--nodes=1", "--ntasks=1", "--cpus-per-task=1", f"--mem={2 * PROCESS_BYTES >> 20}M"]
+        command = [
+            *("sbatch", "--parsable", *_without_sizes(self._sbatch_options()), *size, *RESUMES),
+            *_named(directory, "0"),
+        ]
+        what = "launches the next rung"
+        script = self._script(directory, {"launch": directory / LAUNCH}, f"its only element {what}")
+        return Array(directory, {SCRIPT: script, LAUNCH: json.dumps(known) + "\n"}, command, what, "$jobs")
 
     def _arrays(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions) -> list[Array]:
         """What is to be submitted: the trials by elements, and those in chunks that Slurm takes."""
@@ -124,25 +191,28 @@ class Slurm(Launcher):
         size = self.options.trials_per_job
         elements = [trials[start : start + size] for start in range(0, len(trials), size)]
         chunks = [elements[start : start + max_elements] for start in range(0, len(elements), max_elements)]
-        launch = f"sweep-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
-        needs = self._needs(trials, run)
+        launch = f"sweep-{_now()}"
+        needs = self._needs(trials, run) if trials else []
         arrays = []
         for number, chunk in enumerate(chunks):
             directory = output_dir.absolute() / RECORDS / f"{launch}-{number:03d}"
-            limit = f"%{run.jobs}" if run.jobs else ""
             command = [
                 # The environment (SBATCH_...) overrides what a script asks for, but not what stands here.
-                *("sbatch", "--parsable", *needs, *(self.options.slurm_args or ())),
-                *([AFTER_JOB] if run.jobs and number else []),  # the limit is one of each array
-                f"--job-name={directory.name}",
-                f"--array=0-{len(chunk) - 1}{limit}",
-                *(f"--{stream}={str(directory).replace('%', '%%')}/%A_%a.log" for stream in ("output", "error")),
-                str(directory / SCRIPT),
+                *("sbatch", "--parsable", *needs, *self._sbatch_options()),
+                *_named(directory, f"0-{len(chunk) - 1}" + (f"%{run.jobs}" if run.jobs else "")),
             ]
             lines = [json.dumps([_to_json(trial, output_dir) for trial in element]) + "\n" for element in chunk]
-            files = {SCRIPT: self._script(directory, run), LIST: "".join(lines)}
-            arrays.append(Array(directory, files, command, sum(map(len, chunk))))
+            there = dataclasses.replace(run, data_dir=os.path.abspath(run.data_dir), jobs=None)  # the array limits jobs
+            options = {"trials": directory / LIST, **dataclasses.asdict(there)}
+            script = self._script(directory, options, f"element K runs the trials of line K + 1 of {LIST}")
+            files = {SCRIPT: script, LIST: "".join(lines)}
+            after = ":$job" if run.jobs and number else ""  # the limit is one of each array
+            arrays.append(Array(directory, files, command, f"{sum(map(len, chunk))} trials", after))
         return arrays
+
+    def _sbatch_options(self) -> list[str]:
+        """Those of the user."""
+        return shlex.split(self.options.slurm_args or "")
 
     def _needs(self, trials: list[Trial], run: RunOptions) -> list[str]:
         """The options of sbatch for what a job needs, which --slurm_args overrides."""
@@ -153,29 +223,30 @@ class Slurm(Launcher):
             # The server, the job itself and what it forks from: some clusters count what they share for each of them.
             memory = max(memory, (processes + 3) * PROCESS_BYTES)
         size = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}", f"--mem={memory >> 20}M"]
-        return [*size, "--signal=B:TERM@60", "--requeue", "--open-mode=append"]  # the signal comes before the time limit
+        return [*size, "--signal=B:TERM@60", *RESUMES]  # the signal comes before the time limit
 
-    def _script(self, directory: pathlib.Path, run: RunOptions) -> str:
+    def _script(self, directory: pathlib.Path, options: dict[str, typing.Any], what: str) -> str:
+        """The script of an array: slurm_job.py with `options`."""
         code = directory.parent.parent / CODE / version.code()
-        data_dir, extension = os.path.abspath(run.data_dir), snapshot.extensions(code)
-        there = dataclasses.replace(run, data_dir=data_dir, extension=extension, jobs=None)  # jobs are limited by the array
         command = [sys.executable, str(code / "slurm_job.py")]
-        command += command_words({"trials": directory / LIST, **dataclasses.asdict(there)})
+        command += command_words(options | {"extension": snapshot.extensions(code)})
         return f"""#!/bin/bash
-# An array of sweep.py's launcher slurm: element K runs the trials of line K + 1 of {LIST}, with the code as it was at
-# the launch.
+# An array of sweep.py's launcher slurm: {what}, with the code as it was at the launch.
 exec {shlex.join(command)}
 """
 
-    def _submit(self, array: Array, previous: str) -> str:
+    def _submit(self, array: Array, after: str) -> str:
+        """Submit it, to run after the arrays of these ids. Returns its id."""
         array.directory.mkdir()
         for name, content in array.files.items():
             (array.directory / name).write_text(content)
         try:
-            return slurm.submit([part.replace("$job", previous) if part == AFTER_JOB else part for part in array.command])
+            job = slurm.submit(array.command_after(after))
         except UsageError:
             _remove(array.directory)
             raise
+        say(f"Submitted job {job}: {array.what}, its script and logs in {str(array.directory)!r}")
+        return job
 
     def _wait(self, trials: list[Trial], output_dir: pathlib.Path, report: Report) -> None:
         waiting = {trial.directory: trial for trial in trials}
@@ -213,47 +284,104 @@ exec {shlex.join(command)}
                 say(f"{error}; waiting")
 
     def queued(self, output_dir: pathlib.Path) -> dict[pathlib.Path, QueuedTrial]:
-        listed, logs = {}, {}
-        for record in _records(output_dir):
-            for index, element in enumerate(_elements(record)):
-                listed.update(dict.fromkeys((output_dir / each for each in element), (record, index, len(element))))
-            for log in record.glob("*_*.log"):
-                logs[record, int(log.stem.partition("_")[2])] = log
-        if not listed:
-            return {}
-        try:
-            known = slurm.elements(sorted({record.name for record, _, _ in listed.values()}))
-        except slurm.UnavailableError as error:
-            raise UsageError(
-                f"Slurm does not answer ({error}), and trials may be queued there: ask again once it does, or if no job is "
-                f"left, remove {str(output_dir / RECORDS)!r}"
-            ) from error
+        records = _records(output_dir)
+        known = _elements_known(records, output_dir)
+        logs = {(record, int(log.stem.partition("_")[2])): log for record in records for log in record.glob("*_*.log")}
+        elements = [(record, index, each) for record in records for index, each in enumerate(_elements(record))]
+        # Of several elements with a trial the last one counts, unless one is active: other hosts may have other clocks
+        elements.sort(key=lambda element: _is_active(known.get((element[0].name, element[1]))))
+        listed = {output_dir / path: (record, index, len(each)) for record, index, each in elements for path in each}
         queued, errors_in = {}, functools.cache(slurm.last_errors)  # of the many trials of a job
         for directory, (record, index, size) in listed.items():
             found, its_log = known.get((record.name, index)), logs.get((record, index))
-            if found is not None and found.state not in slurm.ENDED:
+            if found is not None and _is_active(found):
                 queued[directory] = _active(directory, found, size)
             elif found is not None or its_log is not None:
                 queued[directory] = _ended(directory, found, its_log, errors_in(its_log) if its_log is not None else [])
         return queued
 
-    def cancel(self, queued: list[QueuedTrial]) -> None:
+    def next_launches(self, output_dir: pathlib.Path) -> list[QueuedLaunch]:
+        records = sorted(path.parent for path in (output_dir / RECORDS).glob(f"next-*/{LAUNCH}"))
+        known = _elements_known(records, output_dir)
+        launches = []
+        for record in records:
+            found, log = known.get((record.name, 0)), next(record.glob("*_*.log"), None)
+            job = found.job if found is not None else log.stem if log is not None else ""
+            if found is not None and _is_active(found):
+                state = RUNNING if found.state in slurm.RUNNING else QUEUED
+                detail = f"job {job} launches it: {found}"
+            else:
+                state, how = INCOMPLETE, f" ({found})" if found is not None else ""
+                name = f"job {job}" if job else "the job"
+                detail = f"{name} that was to launch it has ended{how}: see {str(log or record)!r}, and launch again"
+            launches.append(dataclasses.replace(_listed_launch(record), job=job, state=state, detail=detail))
+        launches.sort(key=lambda launch: int(launch.job.partition("_")[0] or 0))
+        this = slurm.this_element() if slurm.JOB_VARIABLE in os.environ else None
+        return [dataclasses.replace(each, is_this=each.job == this) for each in launches]
+
+    def cancel(self, queued: typing.Sequence[QueuedTrial]) -> None:
         try:
             slurm.cancel(sorted({each.job for each in queued}))
         except slurm.UnavailableError as error:
             raise UsageError(f"Slurm does not cancel all jobs ({error}): nothing was deleted") from error
 
     def tidy(self, output_dir: pathlib.Path) -> None:
+        active = {path for path, each in self.queued(output_dir).items() if each.is_active()}  # it may have made nothing yet
         for record in _records(output_dir):
-            if not any((output_dir / each).exists() for element in _elements(record) for each in element):
+            paths = {output_dir / each for element in _elements(record) for each in element}
+            if not paths & active and not any(path.exists() for path in paths):
                 _remove(record)
-        scripts = [_content(record / SCRIPT) for record in _records(output_dir)]
+        for launch in (output_dir / RECORDS).glob(f"next-*/{LAUNCH}"):
+            if not any((output_dir / sweep).exists() for sweep in _listed_launch(launch.parent).sweeps):
+                _remove(launch.parent)
+        scripts = [_content(script) for script in (output_dir / RECORDS).glob(f"*/{SCRIPT}")]
         for code in (output_dir / CODE).glob("*"):
             if not any(code.name in script for script in scripts):
                 shutil.rmtree(code)
         for name in (RECORDS, CODE):
             with contextlib.suppress(OSError):
                 (output_dir / name).rmdir()
+
+
+def _now() -> str:
+    """The time, for names that sort by it."""
+    return f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def _named(directory: pathlib.Path, elements: str) -> list[str]:
+    """The last words of an sbatch command: the name, the logs and the script of the array in `directory`."""
+    logs = [f"--{stream}={str(directory).replace('%', '%%')}/%A_%a.log" for stream in ("output", "error")]
+    return [f"--job-name={directory.name}", f"--array={elements}", *logs, str(directory / SCRIPT)]
+
+
+def _without_sizes(words: list[str]) -> list[str]:
+    """Options of sbatch without those for what trials need."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for short in ("-N --nodes", "-n --ntasks", "-c --cpus-per-task", "-G --gpus"):
+        parser.add_argument(*short.split())
+    names = (
+        "cpus-per-gpu gpus-per-node gpus-per-socket gpus-per-task gres mem mem-per-cpu mem-per-gpu mincpus ntasks-per-node tmp"
+    )
+    for name in names.split():
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--exclusive", nargs="?")
+    return parser.parse_known_args(words)[1]
+
+
+def _elements_known(records: list[pathlib.Path], output_dir: pathlib.Path) -> dict[tuple[str, int], slurm.Element]:
+    """The elements of these arrays that Slurm still knows. Raises UsageError if it does not answer."""
+    try:
+        return slurm.elements([record.name for record in records]) if records else {}
+    except slurm.UnavailableError as error:
+        raise UsageError(
+            f"Slurm does not answer ({error}), and trials may be queued there: ask again once it does, or if no job is "
+            f"left, remove {str(output_dir / RECORDS)!r}"
+        ) from error
+
+
+def _is_active(element: slurm.Element | None) -> bool:
+    """Whether an element has not ended."""
+    return element is not None and element.state not in slurm.ENDED
 
 
 def _active(directory: pathlib.Path, element: slurm.Element, size: int) -> QueuedTrial:
@@ -303,7 +431,7 @@ _MAX_BYTES = 1 << 30
 
 
 def _remove(record: pathlib.Path) -> None:
-    for path in [record / SCRIPT, record / LIST, *record.glob("*_*.log")]:
+    for path in [record / SCRIPT, record / LIST, record / LAUNCH, *record.glob("*_*.log")]:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         record.rmdir()
@@ -323,3 +451,18 @@ def listed_trials(path: pathlib.Path, line: int) -> list[Trial]:
         Trial(**each | {"settings": Settings(**each["settings"]), "directory": output_dir / each["directory"]})
         for each in trials
     ]
+
+
+def _listed_launch(record: pathlib.Path) -> QueuedLaunch:
+    """What the directory of a launch says of it. Raises UsageError if it cannot be read."""
+    try:
+        known, output_dir = json.loads(_content(record / LAUNCH)), record.parent.parent
+        begun = frozenset((output_dir / path, int(rounds)) for path, rounds in known["begun"])
+        return QueuedLaunch("", INCOMPLETE, "", frozenset(known["sweeps"]), tuple(known["words"]), begun)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UsageError(f"{str(record / LAUNCH)!r} is no launch: if its job is not left, remove it") from error
+
+
+def words_of_launch(path: pathlib.Path) -> list[str]:
+    """The words of the command line that the list at OUTPUT_DIR/RECORDS/<job name>/LAUNCH holds."""
+    return list(_listed_launch(path.parent).words)
