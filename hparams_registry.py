@@ -1,7 +1,7 @@
 """Every hyper-parameter: its default, its domain and its bounds, by algorithm, data set and local optimizer.
 
 Set 0 of a sweep holds the defaults, set k > 0 the draw of seed k. Each hyper-parameter has a random stream of its own,
-so that adding one leaves the draws of the others as they were.
+so adding one does not change the draws of the others.
 """
 
 import dataclasses
@@ -15,24 +15,24 @@ from federated.domains import Fixed, Hparam, LogUniform, Uniform, one_of
 from federated.options import MAX_INTEGER, UsageError, shortened, shown
 from federated.search import GRID, Space, draw
 
-BATCH_SIZE = Hparam(64, LogUniform(32, 1024, base=2, whole=True), low=1, high=MAX_INTEGER)  # of all but Fedsgd
+BATCH_SIZE = Hparam(64, LogUniform(32, 1024, base=2, whole=True), low=1, high=MAX_INTEGER)  # for all but Fedsgd
 DROPOUT_RATE = Hparam(0.5, one_of(0.0, 0.5), high=1.0)
 
 # The learning rate by local optimizer
 LEARNING_RATE = {
     "adam": Hparam(3e-4, LogUniform(1e-5, 1e-3)),
-    "sgd": Hparam(0.1, LogUniform(0.01, 1)),  # the space of FedHPO-B (Wang et al., 2022) for FedAvg, as the next two
+    "sgd": Hparam(0.1, LogUniform(0.01, 1)),  # the space of FedHPO-B (Wang et al., 2022) for FedAvg, also below
 }
 MOMENTUM = Hparam(0.0, one_of(0.0, 0.9), high=0.999)  # of sgd, if the algorithm takes it
 WEIGHT_DECAY = Hparam(0.0, one_of(0.0, 0.001, 0.01, 0.1))  # of sgd
 
-# What takes the place of the above, by data set or algorithm, and local optimizer
+# Learning rates that replace these, by data set or algorithm, and local optimizer
 INSTEAD = {
     ("heart_disease", "adam"): Hparam(1e-2, LogUniform(1e-3, 1e-1)),  # a few steps a round and a convex loss
-    ("Pfedme", "sgd"): Hparam(0.01, LogUniform(1e-3, 1e-1)),  # the published ones are about 0.01; the outer steps diverge
-}  # from 2 / lambda on
+    ("Pfedme", "sgd"): Hparam(0.01, LogUniform(1e-3, 1e-1)),  # published: about 0.01; outer steps diverge from 2 / lambda on
+}
 
-# The spaces of the papers
+# By algorithm, with the search spaces of the papers
 SERVER_LEARNING_RATE = LogUniform(1e-3, 1)
 TAU = Hparam(1e-3, LogUniform(1e-4, 1e-2), low=1e-12)
 BETAS = {"beta1": Hparam(0.9, Fixed(0.9), high=0.9999), "beta2": Hparam(0.99, Fixed(0.99), high=0.9999)}
@@ -78,8 +78,8 @@ OF_ALGORITHM: dict[str, dict[str, Hparam]] = {
 
 
 def hparams_of(algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict[str, Hparam]:
-    """{name: Hparam} of every hyper-parameter that applies. One's own algorithm has those of the built-in one that it derives
-    from, and those in its classes. Raises KeyError with the valid names if a name is unknown."""
+    """{name: Hparam} of every hyper-parameter that applies. An extension's algorithm has those of the built-in one that it
+    derives from, and those in its classes. Raises KeyError with the valid names if a name is unknown."""
     kind = algorithms.load(algorithm)
     base = algorithms.nearest_built_in(kind)
     local_optimizer = local_optimizer or kind.local_optimizers[0]
@@ -111,8 +111,8 @@ def random_hparams(algorithm: str, dataset: str, seed: int, local_optimizer: str
 
 
 def space_of(kind: str, values: dict, algorithm: str, dataset: str, local_optimizer: str) -> Space:
-    """The search space with the domains that `values` names, {name: domain as in JSON}, in place of the registry's. A grid goes
-    through the lists among them; all else in it has its default. Raises UsageError that names what is wrong."""
+    """The registry's search space, in which `values`, {name: domain as in JSON}, replace its own domains. A grid combines the
+    lists in `values`; all other hyper-parameters have their defaults. Raises UsageError, which names the wrong one."""
     known = hparams_of(algorithm, dataset, local_optimizer)
     given = {}
     for name, value in values.items():
@@ -131,7 +131,7 @@ def space_of(kind: str, values: dict, algorithm: str, dataset: str, local_optimi
 
 
 def check_hparams(values: dict, algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict:
-    """`values` given by hand, as they will be used. Raises UsageError that names a wrong one and what is valid."""
+    """Check `values` from the user and return them as they will be used. Raises UsageError, which says what is valid."""
     known = hparams_of(algorithm, dataset, local_optimizer)
     if unknown := values.keys() - known.keys():
         name = next(name for name in values if name in unknown)
@@ -148,4 +148,4 @@ def _checked(name: str, hparam: Hparam, value: typing.Any) -> float:
             f"--hparams: {name} {shortened(json.dumps(value))} is not {what} of at least {hparam.low:g} and at most "
             f"{hparam.high:g}"
         )
-    return kind(value) + kind(0)  # -0.0 is 0.0, also in the name of the set's directory
+    return kind(value) + kind(0)  # -0.0 becomes 0.0, also in the name of the set's directory

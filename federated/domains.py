@@ -38,7 +38,7 @@ class Fixed:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Some values, each as likely as the others."""
+    """Several values, all equally likely."""
 
     values: tuple[float, ...]
 
@@ -80,8 +80,8 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class LogUniform:
-    """The numbers from low to high, their logarithms uniform; with `whole` rounded down. `base` decides the last bits of a
-    draw alone."""
+    """The numbers from low to high, their logarithms uniform; with `whole` rounded down. `base` changes no more than the last
+    bits of a draw."""
 
     low: float
     high: float
@@ -110,8 +110,8 @@ MAX_FLOAT32 = 1e38
 
 @dataclasses.dataclass(frozen=True)
 class Hparam:
-    """One hyper-parameter: its default, the domain that a search draws from, and the bounds of all values that make sense. They
-    are whole numbers if the default is an int."""
+    """One hyper-parameter: its default, the domain that a search draws from, and the bounds of valid values. If the default is
+    an int, all values are."""
 
     default: float
     domain: Domain
@@ -124,8 +124,8 @@ def one_of(*values: float) -> Choice:
 
 
 def log_base(domain: Domain) -> int | None:
-    """The base of the logarithm on whose axis the values are spread evenly: that of a range, 10 for choices that span more than
-    one power of ten; else None."""
+    """The base of the log axis on which the values of a domain are spread evenly: a log range's own, 10 for choices that span
+    more than one power of ten, None for all others."""
     if isinstance(domain, LogUniform):
         return domain.base
     is_wide = isinstance(domain, Choice) and 0 < 10 * min(domain.values) < max(domain.values)
@@ -137,7 +137,7 @@ _RANGE = {"low", "high", "log", "base"}
 
 def from_json(value: object, parse: typing.Callable[[object], float], whole: bool) -> Domain:
     """The domain that `value` describes. parse(number) checks one of its numbers and may raise; with `whole` only whole numbers
-    are drawn. Raises ValueError that says what is wrong with a list or a range."""
+    are drawn. Raises ValueError, which says why `value` is no list or range."""
     text = shortened(json.dumps(value))
     if isinstance(value, list):
         values = tuple(map(parse, value))
@@ -154,7 +154,7 @@ def from_json(value: object, parse: typing.Callable[[object], float], whole: boo
     if not isinstance(log, bool):
         raise ValueError(f"{text} is not a range: log is neither true nor false")
     if base not in (2, 10) or ("base" in value and not log):
-        raise ValueError(f"{text} is not a range: base is that of a logarithm, 2 or 10")
+        raise ValueError(f"{text} is not a range: base is 2 or 10, and only with log")
     if log and low <= 0:
         raise ValueError(f"{text} is not a range: {low:g} has no logarithm")
     return LogUniform(low, high, base, whole) if log else Uniform(low, high, whole)

@@ -1,7 +1,7 @@
-"""One's own algorithms, models, data and launchers: files that add to what options can name.
+"""Extensions: files with the user's own algorithms, models, data and launchers, which options can then name.
 
-A file is loaded by its path, under a module name of its own. What it imports from its own directory is found after this
-project's and the installed modules, and may have the name of none of them.
+A file is loaded by its path, under a module name of its own. It may import modules from its own directory. None of these may
+have the name of one of this project's or of the installed modules, which Python finds first.
 """
 
 import argparse
@@ -25,24 +25,24 @@ from federated.options import ExtensionOptions, Parser, UsageError, add_options,
 
 Thing = typing.TypeVar("Thing")
 
-_NAME = re.compile(r"\w[\w.+-]{0,63}", re.ASCII)  # it names a directory too
+_NAME = re.compile(r"\w[\w.+-]{0,63}", re.ASCII)  # directories get this name, too
 _registries: list["Registry"] = []
 _loading: list[str] = []  # the path of the file that is being loaded
 _on_path: set[str] = set()  # directories that were appended to sys.path
 
 
 def is_name(text: str) -> str:
-    """A parser of what a registry can hold."""
+    """Parse a name for a registry."""
     if not (isinstance(text, str) and _NAME.fullmatch(text)):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a name of at most 64 letters, digits and _ . + -")
     return text
 
 
 class Registry(dict[str, Thing]):
-    """What an option can name: {name: thing}. No two names differ by case alone.
+    """The things that an option can name: {name: thing}. No two names differ by case alone.
 
-    kind    what it holds, for messages
-    owners  {name: the path of the extension that added it}; a name that is built in has none
+    kind    the word for a thing in messages
+    owners  {name: the path of the extension that added it}, without the built-in names
     """
 
     def __init__(self, kind: str) -> None:
@@ -52,7 +52,7 @@ class Registry(dict[str, Thing]):
         _registries.append(self)
 
     def add(self, name: str, thing: Thing) -> None:
-        """Raises UsageError if something has the name already, or nothing can have it."""
+        """Add `thing`. Raises UsageError if its name is taken or is no valid name."""
         try:
             is_name(name)
         except argparse.ArgumentTypeError as error:
@@ -66,7 +66,7 @@ class Registry(dict[str, Thing]):
             self.owners[name] = _loading[-1]
 
     def require(self, holds: bool, name: object, what: str) -> None:
-        """Raises UsageError, which says `what` the thing that is to have this name is not, unless that `holds`."""
+        """Unless `holds`, raises UsageError, which says that the thing to be added with this name is not `what`."""
         if not holds:
             raise UsageError(f"{self.kind} {shown(name)} is not {what}")
 
@@ -75,34 +75,34 @@ class Registry(dict[str, Thing]):
 
 
 def load_given(prog: str, argv: list[str] | None, afresh: bool = False, file_prefix: str | None = None) -> None:
-    """Load the files that --extension names in a command line, so that a parser made after this knows what they add. Words
-    that begin with `file_prefix` name files of arguments, which may name extensions, too. `afresh`, forget those of an earlier
-    command, as in a notebook, that it does not name or that were edited since. Ends this process, as a parser does, if one
-    cannot be loaded."""
+    """Load the files that --extension names in a command line. A parser that is made afterwards knows the names that they add.
+    Words that begin with `file_prefix` name files of arguments, which may name extensions, too. With `afresh`, first forget
+    the extensions of an earlier command in this process, such as a notebook's, that this one does not name or that were edited
+    since. If a file cannot be loaded, ends this process as a parser does."""
     parser = Parser(prog=prog, add_help=False, exit_on_error=False, fromfile_prefix_chars=file_prefix)
     add_options(parser, ExtensionOptions)
     words = sys.argv[1:] if argv is None else argv
     try:
-        given, _ = parser.parse_known_args([word for word in words if word != "--version"])  # which is the script's to print
+        given, _ = parser.parse_known_args([word for word in words if word != "--version"])  # the script prints it
         if afresh:
             _forget_others(given.extension)
         load(given.extension)
     except argparse.ArgumentError:
-        return  # the script's parser will say so
+        return  # the script's parser reports it
     except UsageError as error:
         parser.error(str(error))
 
 
 def load(paths: Iterable[str]) -> None:
-    """Load the files at `paths`, each once. Raises UsageError if one cannot be loaded; if its own code failed, the traceback is
-    printed before."""
+    """Load the files at `paths`, each once. Raises UsageError if one cannot be loaded. If its own code failed, prints the
+    traceback first."""
     for path in map(os.path.abspath, paths):
         if path not in version.LOADED:
             _load(pathlib.Path(path))
 
 
 class _Loader(importlib.abc.InspectLoader):
-    """Loads a file from the content that its digest is of."""
+    """Loads a file from the content that was digested, instead of reading it again."""
 
     def __init__(self, path: pathlib.Path, content: bytes) -> None:
         self._path, self._content = path, content
@@ -118,7 +118,7 @@ def _load(path: pathlib.Path) -> None:
     extension = version.LOADED[str(path)] = version.Extension(path, own_files(path))
     stem = re.sub(r"\W", "_", path.stem)
     name = f"extension_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    for file, content in extension.files.items():  # tracebacks show what was loaded, whatever is edited meanwhile
+    for file, content in extension.files.items():  # tracebacks show the lines that were loaded, even after an edit
         lines = content.decode(errors="replace").splitlines(keepends=True)
         linecache.cache[str(file)] = (len(content), None, lines, str(file))
     if str(path.parent) not in sys.path:
@@ -150,7 +150,7 @@ def _forget_others(paths: list[str]) -> None:
 
 
 def _forget(path: str) -> None:
-    """Remove what the extension at `path` has added, and the modules that it has imported from its own directory."""
+    """Remove the names that the extension at `path` added, and the modules that it imported from its own directory."""
     for registry in _registries:
         for name in [name for name, owner in registry.owners.items() if owner == path]:
             del registry[name], registry.owners[name]
@@ -164,8 +164,8 @@ def _forget(path: str) -> None:
 
 
 def own_files(path: pathlib.Path) -> dict[pathlib.Path, bytes]:
-    """The file at `path` and those that it imports from its own directory, also within functions and through each other, with
-    their contents. Raises UsageError if one cannot be read, or has the name of a module that is elsewhere."""
+    """{path: content} of the file at `path` and of all files that it imports from its own directory, also within functions and
+    through each other. Raises UsageError if one cannot be read, or has the name of a module elsewhere."""
     root, found, waiting = path.parent, dict[pathlib.Path, bytes](), [path]
     while waiting:
         file = waiting.pop()
@@ -185,8 +185,8 @@ def own_files(path: pathlib.Path) -> dict[pathlib.Path, bytes]:
 
 
 def _imports(tree: ast.AST, file: pathlib.Path, root: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
-    """(directory, dotted name) of all that a file may import, counted from that directory: `root`, or of a relative import the
-    package's."""
+    """(directory, dotted name) of each module that a file may import. The name is relative to the directory: `root`, or for a
+    relative import that of the package."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((root, alias.name) for alias in node.names)
@@ -218,24 +218,24 @@ def _check_is_nowhere_else(name: str, file: pathlib.Path, root: pathlib.Path) ->
 
 
 def _is_ours(file: pathlib.Path) -> bool:
-    """Whether a file is this project's, beside which an extension may lie."""
+    """Whether a file belongs to this project: an extension may lie in the project's own directory."""
     return file.is_relative_to(version.HERE / "federated") or (file.parent == version.HERE and file in _SCRIPTS)
 
 
 _SCRIPTS = [path for path in version.files_of(version.HERE) if path.parent == version.HERE]
 
 
-# Faults of such code
+# Errors in extensions
 
 
 def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The lines of extensions through which an exception came, the innermost last."""
+    """The frames of an exception's traceback that are in extensions, the innermost last."""
     files = {str(file) for each in version.LOADED.values() for file in each.files}
     return [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
 
 
 def print_traceback(error: BaseException) -> None:
-    """Print the traceback of an exception from the first line of an extension on: how this project came to it is of no use."""
+    """Print the traceback of an exception from its first frame in an extension on. The frames before it are this project's."""
     summary = traceback.TracebackException.from_exception(error)
     if own := own_frames(error):
         del summary.stack[: [(each.filename, each.lineno) for each in summary.stack].index((own[0].filename, own[0].lineno))]
@@ -243,7 +243,7 @@ def print_traceback(error: BaseException) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """An exception on one line, with the innermost line of an extension that it came through."""
+    """An exception on one line, with the innermost frame in an extension."""
     text = " ".join(str(error).split())
     if not isinstance(error, UsageError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 
 def write_atomically(path: pathlib.Path, content: str | Callable[[typing.BinaryIO], object]) -> None:
-    """Write a file that is whole or absent, whatever happens meanwhile. `content` is a text, or a function that is given the
-    file to write to and called before the file gets its name."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")  # a pid may be one on another host too
+    """Write a file whole or not at all, even if this process is killed. `content` is a text, or a function that writes to the
+    open file; the file gets its name afterwards."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")  # a pid may be in use on another host, too
     try:
         with open(temporary, "wb") as file:
             if callable(content):
@@ -29,7 +29,7 @@ def write_atomically(path: pathlib.Path, content: str | Callable[[typing.BinaryI
 
 @contextlib.contextmanager
 def open_regular(path: pathlib.Path) -> typing.Iterator[typing.BinaryIO]:
-    """A regular file, open for reading. A pipe or a device, which may never end, is not read. Raises OSError."""
+    """Open a regular file for reading. Raises OSError, also for pipes and devices: reading these may never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -49,18 +49,18 @@ def read_regular(path: pathlib.Path, max_bytes: int) -> bytes:
         return file.read(size)
 
 
-LOG_BYTES = 10 << 20  # of each end of a log
+LOG_BYTES = 10 << 20  # stay at each end of a log that is cut
 
 
 def bound_log(path: pathlib.Path) -> None:
-    """Cut what is between the first and the last LOG_BYTES out of a log that has become too long. What writes it appends, and
-    may go on doing so: what it writes just before the cut may be lost. Raises OSError."""
+    """Cut the middle out of a log that has become too long: the first and the last LOG_BYTES stay. The process that writes the
+    log appends to it and may continue; lines that it writes just before the cut may be lost. Raises OSError."""
     size = path.stat().st_size
     if size <= 3 * LOG_BYTES:
         return
     with open(path, "r+b") as file, open(path, "ab") as end:
         file.seek(-LOG_BYTES, os.SEEK_END)
-        last = file.read(LOG_BYTES) + file.read(LOG_BYTES)  # the second: what was written during the first
+        last = file.read(LOG_BYTES) + file.read(LOG_BYTES)  # the second: lines written during the first
         left_out = file.tell() - len(last) - LOG_BYTES
         file.truncate(LOG_BYTES)
         end.write(f"\n… {left_out} bytes left out …\n".encode() + last)

@@ -1,4 +1,4 @@
-"""Means over clients: what a trial records of a round, and what reading its results checks."""
+"""Means over clients. A trial records them for each round, and the collector checks them."""
 
 import typing
 
@@ -26,8 +26,8 @@ def over_clients(
 ) -> dict[str, np.ndarray]:
     """The curves of a trial over its rounds, {name: [rounds]}, from train_loss to accuracy; reporting.collect.COLUMNS says what
     each is. train, val and local_test [clients, 2, rounds] are losses, then accuracies; test is [2, rounds]; samples
-    [3, clients] are those of train, val and local_test. `accuracy` is that of the clients' own models if they have such,
-    which `personal` says, else of the global one."""
+    [3, clients] are those of train, val and local_test. `personal` says whether clients have models of their own; `accuracy`
+    is then theirs, else the global model's."""
     accuracies, each = local_test[:, 1], np.ones(len(local_test))
     stacked = np.stack([train, val, local_test, local_test], axis=1)  # one call, as servers make it in each round
     train, val, local, equal = weighted_mean(stacked, np.stack([*samples, each], axis=1))

@@ -15,7 +15,7 @@ from federated.seeds import seed_hash
 RANDOM, GRID = "random", "grid"
 KINDS = (RANDOM, GRID)
 
-_STREAM = np.random.RandomState(0)  # seeded anew for each draw, which is 70 times as fast as making one
+_STREAM = np.random.RandomState(0)  # seeded again for each draw: 70 times as fast as a new one
 
 
 def draw(domain: Domain, name: str, seed: int) -> float:
@@ -28,8 +28,8 @@ def draw(domain: Domain, name: str, seed: int) -> float:
 class Space:
     """A search space: the domain of each hyper-parameter and its default, by name.
 
-    Set k of a random search is the draw of seed k. Set 0 holds the defaults; where one lies outside of its domain, the draw of
-    seed 0. Set k of a grid is the kth combination of the values of all Choices; the last name varies fastest.
+    Set k of a random search is the draw of seed k. Set 0 holds the defaults; if one lies outside of its domain, set 0 has the
+    draw of seed 0 instead. Set k of a grid is the kth combination of the values of all Choices; the last name varies fastest.
     """
 
     kind: str  # one of KINDS
@@ -37,7 +37,7 @@ class Space:
     defaults: dict[str, float]
 
     def sets(self, first: int, number: int) -> Iterator[tuple[int, dict[str, float]]]:
-        """(k, hyper-parameters) of sets first, first + 1, …, first + number - 1; of a grid at most those that there are."""
+        """(k, hyper-parameters) of sets first, first + 1, …, first + number - 1. A grid may end earlier."""
         if self.kind == GRID:
             combinations = (dict(zip(self.domains, values)) for values in itertools.product(*self._axes()))
             yield from itertools.islice(enumerate(combinations), first, first + number)
@@ -85,5 +85,5 @@ class Space:
 
 def _number(value: object) -> float:
     if type(value) not in (int, float) or not math.isfinite(typing.cast(float, value)):
-        raise ValueError("it holds what is no number")
+        raise ValueError("it holds something that is no number")
     return typing.cast(float, value)

@@ -1,4 +1,4 @@
-"""Seeds as a function of what they are for, never of process, order or time."""
+"""Seeds. Each is a function of its purpose, never of process, order or time."""
 
 import hashlib
 
@@ -11,6 +11,6 @@ def seed_hash(*args: object, modulus: int = 10**8) -> int:
 def stream_seed(*args: object) -> int:
     """The seed of one random stream, e.g. `stream_seed(trial_seed, client, round, "order")`.
 
-    63 bits wide, so that the streams of a long trial with many clients do not meet by chance.
+    It has 63 bits, so that no two streams of a long trial with many clients get the same seed by chance.
     """
     return seed_hash(*args, modulus=2**63)

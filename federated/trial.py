@@ -1,10 +1,10 @@
-"""A trial and its directory, which holds all that is known of it.
+"""A trial and its directory, which holds everything that is known of it.
 
 OUTPUT_DIR/<sweep>/<md5 of hparams>/hparams.json     the hyper-parameter set and its number
 OUTPUT_DIR/<sweep>/<md5 of hparams>/trial_<seed>/    one trial: logs, lock, checkpoint, failed.json, event file
 …/trial_<seed>/results.json                          settings, seeds, hyper-parameters, curves by round, provenance
 …/trial_<seed>/clients.npz                           the metrics of each client by round
-…/trial_<seed>/done                                  written last: whether it exists says whether the trial is done
+…/trial_<seed>/done                                  written last: the trial is done once it exists
 """
 
 import contextlib
@@ -22,18 +22,18 @@ import typing
 import numpy as np
 
 from federated.files import open_regular, read_regular, write_atomically
-from federated.lock import Lock, LockedError, Owner, is_held, read_lock
+from federated.lock import Lock, LockedError, Holder, is_held, read_lock
 from federated.search import Space
 from federated.settings import Settings, write_sweep_file
 
 
 def hparams_hash(hparams: dict) -> str:
-    """The name of the directory of a hyper-parameter set: 32 hexadecimal digits."""
+    """The name of a hyper-parameter set's directory: 32 hexadecimal digits."""
     return hashlib.md5(json.dumps(hparams, sort_keys=True).encode()).hexdigest()
 
 
 def trial_path(job_dir: pathlib.Path, trial_seed: int) -> pathlib.Path:
-    """The directory of a trial, in that of its hyper-parameter set: OUTPUT_DIR / `Settings.name` / `hparams_hash`."""
+    """The directory of a trial. That of its hyper-parameter set is OUTPUT_DIR / `Settings.name` / `hparams_hash`."""
     return job_dir / f"trial_{trial_seed}"
 
 
@@ -41,10 +41,10 @@ HPARAMS = "hparams.json"  # in the directory of a hyper-parameter set
 # Files of a trial's directory
 RESULTS, CLIENTS, DONE, FAILED, MODEL = "results.json", "clients.npz", "done", "failed.json", "model.pt"
 CHECKPOINTS = CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
-KEPT = "checkpoint.kept.npz"  # of a done trial: its state after the last round, from which more rounds go on
+KEPT = "checkpoint.kept.npz"  # of a done trial: its state after the last round, from which it resumes for more
 EVENTS = "events.out.tfevents.*.trial"  # TensorBoard looks for names that begin so
 _MAX_FAILED_BYTES = 1 << 24
-# All that a trial writes there: nothing else is ever deleted
+# All files that a trial writes; no other file is ever deleted
 _OWN_FILES = re.compile(
     "|".join(map(re.escape, (RESULTS, CLIENTS, DONE, FAILED, MODEL, *CHECKPOINTS, KEPT)))
     + f"|{fnmatch.translate(EVENTS)}"
@@ -57,21 +57,21 @@ class DivergedError(Exception):
 
 
 NOT_LAUNCHED, INCOMPLETE, RUNNING, COMPLETE = "Not launched", "Incomplete", "Running", "Done"
-FAILED_FOR_GOOD = "Failed"  # it diverged, and would again
+FAILED_FOR_GOOD = "Failed"  # it diverged, and would diverge again
 QUEUED = "Queued"  # only the launcher's queue knows; nothing on disk says so
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One trial: what it computes and where."""
+    """One trial: its settings, hyper-parameters, seed and directory."""
 
     settings: Settings
     hparams: dict
     hparams_seed: int
     trial_seed: int
     directory: pathlib.Path
-    space: Space | None = None  # from which a launch takes the hyper-parameters
-    goes_on: bool = False  # it may get more rounds than these: its last checkpoint is kept
+    space: Space | None = None  # the search space that a launch took the hyper-parameters from
+    goes_on: bool = False  # it may get more rounds later, so it keeps its last checkpoint
 
     @property
     def job_dir(self) -> pathlib.Path:
@@ -93,13 +93,13 @@ class Trial:
         return rounds_done(self.directory)
 
     def rounds_kept(self) -> int:
-        """The rounds that need not be computed again, as their results come with a checkpoint."""
+        """The number of rounds from which it can resume although it is done: its results have a checkpoint beside them."""
         done = self.rounds_done()
         return int(done) if 0 < done < math.inf and (self.directory / KEPT).is_file() else 0
 
     def broken_results(self) -> list[pathlib.Path]:
-        """The result files of a done trial that are missing or cut, by their first and last bytes. collect_results.py reads
-        and checks them whole."""
+        """The result files of a done trial that are missing or truncated. Looks at their first and last bytes only;
+        collect_results.py checks all of them."""
         return [
             self.directory / name
             for name, (start, end, end_bytes) in _FRAMES.items()
@@ -117,12 +117,12 @@ class Trial:
         return FAILED_FOR_GOOD if self.has_failed() else INCOMPLETE
 
     def has_failed(self) -> bool:
-        """True if the last attempt ended in a way in which any other would."""
+        """True if the last attempt failed in a way in which every further one would."""
         failures = self.failures()
         return bool(failures) and failures[-1].get("is_final") is True
 
     def server_options(self) -> dict:
-        """The options of the trial's server that say what it computes, {name: value}."""
+        """The options that tell the trial's server what to compute, {name: value}."""
         return {
             **dataclasses.asdict(self.settings),
             "hparams": self.hparams,
@@ -132,7 +132,7 @@ class Trial:
         }
 
     def description(self) -> dict:
-        """What results.json says of the trial, besides what was measured."""
+        """The entries of results.json that identify the trial."""
         return {
             "settings": dataclasses.asdict(self.settings),
             "hparams_seed": self.hparams_seed,
@@ -141,7 +141,7 @@ class Trial:
         }
 
     def identity(self) -> dict:
-        """All that its results are a function of."""
+        """Everything that the results depend on, {name: value}."""
         return {
             **self.settings.values(),
             "hparams": self.hparams,
@@ -175,13 +175,13 @@ class Trial:
             self.directory.rmdir()
 
     def remove_half_written(self) -> None:
-        """Remove what a process that was killed had not finished writing."""
+        """Remove files that a killed process had not finished writing."""
         for path in self.directory.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
     def record_failure(self, role: str, reason: str, log_lines: typing.Sequence[str] = (), is_final: bool = False) -> None:
         """Write failed.json: which process ended the trial, why, the last lines of its log, and the earlier failures.
-        `is_final`: any other attempt would end so, too."""
+        `is_final`: every further attempt would fail in the same way."""
         record = {
             "role": role,
             "reason": reason,
@@ -193,7 +193,7 @@ class Trial:
         write_atomically(self.directory / FAILED, json.dumps(record, indent=1) + "\n")
 
     def failures(self) -> list[dict]:
-        """How the attempts at this trial failed so far, the first one first."""
+        """The failures of the attempts at this trial, as record_failure writes them, the first one first."""
         try:
             last = json.loads(read_regular(self.directory / FAILED, _MAX_FAILED_BYTES))
             return [*last.pop("earlier"), last]
@@ -201,25 +201,25 @@ class Trial:
             return []
 
     def check_not_taken_over(self) -> None:
-        """Raises LockedError if another process has taken over the lock that this one held."""
-        owner = read_lock(self.directory)
-        if owner is not None and owner != Owner.this_process():
-            raise LockedError(f"{str(self.directory)!r} was taken over by {owner}")
+        """Raises LockedError if another process has taken over this one's lock."""
+        holder = read_lock(self.directory)
+        if holder is not None and holder != Holder.this_process():
+            raise LockedError(f"{str(self.directory)!r} was taken over by {holder}")
 
     def forget_attempts(self, keep_checkpoint: bool = True) -> None:
-        """Once the trial is done: remove what only unfinished ones need. Their history is in the results. The checkpoint that
-        the trial has kept goes only if not `keep_checkpoint`."""
+        """Remove the files that only an unfinished trial needs; the results have their history. The checkpoint after the last
+        round stays if `keep_checkpoint`."""
         names = (FAILED, *CHECKPOINTS, *([] if keep_checkpoint else [KEPT]))
         for path in (*(self.directory / name for name in names), *self.directory.glob("clients.[0-9]*.npz")):
             path.unlink(missing_ok=True)
 
     def extras(self) -> dict[str, list[pathlib.Path]]:
-        """{option: the files that it had written beside the results}."""
+        """{option: the files that the trial has written because of it}."""
         return {"save_model": list(self.directory.glob(MODEL)), "tensorboard": list(self.directory.glob(EVENTS))}
 
     def write_results(self, results: dict, clients: dict[str, np.ndarray]) -> None:
-        """Write clients.npz and results.json, each whole or absent, and then the mark that the trial is done. Results of fewer
-        rounds are replaced as results.json gets its name; until then `clients_path` has what belongs to them."""
+        """Write clients.npz and results.json, each whole or not at all, and then `done`. Earlier results of fewer rounds stay
+        valid until the new results.json gets its name; until then `clients_path` returns their file."""
         done, present = self.rounds_done(), self.directory / CLIENTS
 
         def write(file: typing.BinaryIO) -> None:
@@ -238,11 +238,11 @@ def described(failure: dict) -> str:
     log = failure.get("log")
     last = [str(line) for line in log[-1:]] if isinstance(log, list) else []
     text = ": ".join([f"{failure.get('role', 'a process')} {failure.get('reason', 'failed')}", *last])
-    return text.encode(errors="replace").decode()  # half a character, which JSON allows, is none elsewhere
+    return text.encode(errors="replace").decode()  # JSON may hold half a surrogate pair, which UTF-8 cannot
 
 
 def clients_path(directory: pathlib.Path, rounds: int) -> pathlib.Path:
-    """The clients.npz that belongs to results of so many rounds: another file while results of more rounds take their place."""
+    """The file of the clients' metrics for results of `rounds` rounds: not clients.npz while longer results replace these."""
     path = _clients_of(directory, rounds)
     return path if path.exists() else directory / CLIENTS
 
@@ -252,8 +252,8 @@ def _clients_of(directory: pathlib.Path, rounds: int) -> pathlib.Path:
 
 
 def rounds_done(directory: pathlib.Path) -> float:
-    """How many rounds the results in a trial's directory have: 0 if it is not done, infinity if they cannot be read, which
-    collect_results.py reports. The settings come first in results.json, so that its curves need not be read."""
+    """The number of rounds of the results in a trial's directory: 0 if it is not done, infinity if they cannot be read, which
+    collect_results.py reports. Reads only the settings, which come first in results.json."""
     if not (directory / DONE).is_file():
         return 0
     try:
@@ -269,7 +269,7 @@ _MAX_SETTINGS_BYTES = 1 << 14
 
 
 def sets_there(sweep_dir: pathlib.Path) -> dict[str, set[int]]:
-    """What lies in a sweep's directory: the seeds of the trials of each hyper-parameter set, by the set's directory."""
+    """{name of a hyper-parameter set's directory: the seeds of its trials} of all sets in a sweep's directory."""
     found: dict[str, set[int]] = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(sweep_dir) as entries:
         for entry in entries:
@@ -283,7 +283,7 @@ _JOB_DIR, _TRIAL_DIR = re.compile("[0-9a-f]{32}"), re.compile("trial_(0|[1-9][0-
 
 
 def trial_seed_of(directory: pathlib.Path) -> int:
-    """The seed of the trial in a directory. Raises ValueError if it is no trial's."""
+    """The seed of the trial in a directory. Raises ValueError if the directory is no trial's."""
     if (name := _TRIAL_DIR.fullmatch(directory.name)) is None:
         raise ValueError(f"{str(directory)!r} is not the directory of a trial")
     return int(name[1])
@@ -296,7 +296,7 @@ def remove_job_dir(job_dir: pathlib.Path) -> None:
 
 
 def read_hparams(job_dir: pathlib.Path) -> tuple[int, dict] | None:
-    """The number and the hyper-parameters of the set in a directory; None if its file does not say."""
+    """The number and the hyper-parameters of the set in a directory; None if its file is missing or invalid."""
     try:
         known = json.loads(read_regular(job_dir / HPARAMS, _MAX_HPARAMS_BYTES))
         seed, hparams = known["hparams_seed"], known["hparams"]
@@ -308,7 +308,7 @@ def read_hparams(job_dir: pathlib.Path) -> tuple[int, dict] | None:
 _MAX_HPARAMS_BYTES = 1 << 20
 
 
-# How a whole file begins, how its end begins, and how many bytes that end has; of a zip file, the last record
+# The first bytes of a complete file, the first bytes of its end, and the end's length; a zip file ends in a record
 _FRAMES = {RESULTS: (b"{", b"}\n", 2), CLIENTS: (b"PK\x03\x04", b"PK\x05\x06", 22)}
 
 

@@ -1,4 +1,4 @@
-"""Which code runs. A digest of its content says so, as a revision says nothing of edits that are not committed."""
+"""Identifies the code that runs by a digest of its content: a Git revision does not show uncommitted edits."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ import typing
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = "pyproject.toml"  # names the version and the scripts
-REVISION = "REVISION"  # a file that only frozen copies have
+REVISION = "REVISION"  # a file that only snapshots have
 
 
 def _project(directory: pathlib.Path) -> dict:
@@ -21,7 +21,7 @@ def _project(directory: pathlib.Path) -> dict:
 
 def files_of(directory: pathlib.Path) -> list[pathlib.Path]:
     """The project's own Python files in a checkout: the scripts that pyproject.toml names, and the modules of the package.
-    What else lies around, such as an editor's lock files or a virtual environment, is not among them."""
+    Other files there, such as an editor's lock files or a virtual environment, do not count."""
     scripts = [directory / f"{name}.py" for name in _project(directory)["tool"]["setuptools"]["py-modules"]]
     return sorted([*scripts, *_modules(directory / "federated")])
 
@@ -43,16 +43,16 @@ def digest_of(directory: pathlib.Path) -> str:
 
 
 VERSION: str = _project(HERE)["project"]["version"]
-# Of the files as they are when this process, or the one it was forked from, imports them
+# The digest of the files as this process, or the one that it was forked from, imported them
 CODE = digest_of(HERE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
-    """A file of the user's own code that this process has loaded, with what it imports from its own directory.
+    """A file of the user's own code that this process has loaded, with the files that it imports from its own directory.
 
-    path    of the file, absolute
-    files   all of them, the content of each as it was loaded
+    path    the absolute path of the file
+    files   {path: content as it was loaded} of all these files
     """
 
     path: pathlib.Path
@@ -60,7 +60,7 @@ class Extension:
 
     @property
     def digest(self) -> str:
-        """Of the contents, and of where they lie below the file's directory: 16 hexadecimal digits."""
+        """A digest of the contents and of their paths below the file's directory: 16 hexadecimal digits."""
         digest = hashlib.sha256()
         for path, content in sorted(self.files.items()):
             digest.update(f"{path.relative_to(self.path.parent)}\0".encode() + content + b"\0")
@@ -68,14 +68,14 @@ class Extension:
 
     @property
     def origin(self) -> str:
-        """Where the user has the file. A frozen copy returns the path of what it was made from."""
+        """The path of the user's file. In a snapshot it is the path of the file that was copied."""
         if self.path.parent.parent == HERE / EXTENSIONS:
             with contextlib.suppress(FileNotFoundError):
                 return str(pathlib.Path(self.path.parent.with_suffix(ORIGIN).read_text(), self.path.name))
         return str(self.path)
 
 
-EXTENSIONS, ORIGIN = "extensions", ".origin"  # in frozen copies: directories 0, 1, …, and where each was
+EXTENSIONS, ORIGIN = "extensions", ".origin"  # in snapshots: directories 0, 1, …, and each one's original path
 LOADED: dict[str, Extension] = {}  # by path, in the order in which federated.extension loaded them
 
 
@@ -89,8 +89,8 @@ def code() -> str:
 
 @functools.cache
 def git_revision() -> str | None:
-    """The commit of the checkout, with "-dirty" if files differ from it; None if there is no checkout, whatever repository may
-    lie around it, or no git to ask. A frozen copy returns that of the checkout it was made from."""
+    """The commit of this Git checkout, with "-dirty" if files differ from it. None if this is no checkout, even if it lies in
+    another repository, or if git is missing. A snapshot returns the commit of the checkout that it was copied from."""
     with contextlib.suppress(FileNotFoundError):
         return (HERE / REVISION).read_text() or None
     if not (HERE / ".git").exists():

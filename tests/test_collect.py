@@ -107,7 +107,7 @@ def test_several_directories_make_one_row_for_each_sweep(tmp_path, capsys):
     assert collect_results.main(both) == 2
     (line,) = capsys.readouterr().err.splitlines()
     ours = tmp_path / "a" / theirs.relative_to(tmp_path / "b")
-    assert f"{str(ours)!r} and {str(theirs)!r} hold the same trial with unlike results" in line
+    assert f"{str(ours)!r} and {str(theirs)!r} hold the same trial with different results" in line
 
 
 def test_sweeps_with_other_settings_stand_in_rows_of_their_own(tmp_path, capsys):

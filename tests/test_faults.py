@@ -40,7 +40,7 @@ from federated.trial import hparams_hash
 from hparams_registry import default_hparams
 
 pytestmark = pytest.mark.process
-KILLED = "was killed by SIGKILL (by somebody, or by what limits memory and time here)"
+KILLED = "was killed by SIGKILL (by a user, or because of a limit of memory or time)"
 
 
 @both_launchers
@@ -630,4 +630,4 @@ def test_the_death_of_what_trials_are_forked_from_stops_none(tmp_path):
     assert "resumes" not in (undisturbed / "server.log").read_text()
     provenance = json.loads((disturbed / "results.json").read_text())["provenance"]
     (reason,) = [each["reason"] for each in provenance["failures"]]
-    assert reason == "ended, and so has what it was forked from, which would know how"
+    assert reason == "ended, and so did the process that it was forked from, which knew how"

@@ -331,7 +331,7 @@ def test_the_page_shows_all_sets_by_the_rung_that_all_have(call, tmp_path):
     assert sorted(each["y"][-1] for each in sets["curves"]) == ["0.3000", "0.5000", "0.9000", "0.9000"]
     rates = [each["y"][sets["axes"].index("learning_rate")] for each in sets["curves"]]
     assert rates[-1] == f"{random_hparams('Fedavg', 'digits', 3)['learning_rate']:.6g}"  # of the best, on top
-    assert "what it reached after 2 rounds" in (tmp_path / "page.html").read_text()
+    assert "its validation accuracy after 2 rounds" in (tmp_path / "page.html").read_text()
 
 
 def test_sweeps_that_were_halved_otherwise_are_not_compared(call, tmp_path):

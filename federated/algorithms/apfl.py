@@ -4,8 +4,8 @@ from federated.algorithms.fedavg import Fedavg
 
 
 class Apfl(Fedavg):
-    """Each client's own model is the mixture alpha v + (1 - alpha) w of its vector v and the global weights. A batch makes a
-    step of w along its gradient there, and one of v along the mixture's gradient, which is alpha times that at the mixture."""
+    """Each client's own model is the mixture alpha v + (1 - alpha) w of its vector v and the global weights. Each batch makes a
+    step of w along the gradient at w, and a step of v along alpha times the gradient at the mixture."""
 
     client_vectors = 1  # v
     optimizers = 2  # of w, of v

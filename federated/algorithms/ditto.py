@@ -4,8 +4,8 @@ from federated.algorithms.fedavg import Fedavg
 
 
 class Ditto(Fedavg):
-    """Besides taking part in FedAvg each client trains a model of its own, held near the global weights of the round's start
-    by lambda/2 |v - w_global|^2."""
+    """Each client takes part in FedAvg and also trains a model of its own, v. The term lambda/2 |v - w_global|^2 holds it near
+    the global weights at the start of the round."""
 
     client_vectors = 1  # v
     optimizers = 2  # of the global model, of its own

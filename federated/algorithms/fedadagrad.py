@@ -20,7 +20,7 @@ class Fedadagrad(Fedavg):
         m.mul_(beta1).add_(delta, alpha=1 - beta1)
         self.second_moment(v, delta.square())
         parameters = server.parameters.addcdiv(m, v.sqrt().add_(tau), value=self.hparams["server_learning_rate"])
-        server.weights.copy_(average[0])  # BatchNorm's statistics are averaged as they are
+        server.weights.copy_(average[0])  # BatchNorm's statistics are only averaged
         server.parameters.copy_(parameters)
 
     def second_moment(self, v, square) -> None:

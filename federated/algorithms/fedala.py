@@ -3,16 +3,16 @@
 from federated.algorithms.fedavg import Fedavg
 from federated.algorithms.lgfedavg import mask_of_last
 
-START_EPOCHS = 11  # the least that the official code makes until the loss has settled, and mostly all
+START_EPOCHS = 11  # the official code's minimum until the loss settles, and mostly all of them
 
 
 class Fedala(Fedavg):
     """A client starts from theta + (w_global - theta) * W, entry by entry, with theta the weights that its last training
-    reached. W is 1, so that the entry is the global one, but in the last weight_layers layers. There it is learned: with theta
-    and w_global fixed, W = clip(W - eta g * (w_global - theta), 0, 1) for each batch of weight_share of the samples.
+    reached. W is learned in the last weight_layers layers: W = clip(W - eta g * (w_global - theta), 0, 1) for each batch of
+    weight_share of the samples, with theta and w_global fixed. In all other layers W is 1, which gives the global weights.
 
-    W is learned for one pass a round, when there is a theta for the first time for START_EPOCHS; the paper goes on until it
-    converges. As in the official code a client is judged by the model that it would train next.
+    W is learned for one pass a round, but for START_EPOCHS passes when the client first has a theta; the paper continues until
+    it converges. As in the official code, a client is evaluated with the model that it would train next.
     """
 
     client_vectors = 2  # theta, W
@@ -32,7 +32,7 @@ class Fedala(Fedavg):
             self._aggregate(client)
 
     def _aggregate(self, client):
-        """Make client.weights what the client starts from, with BatchNorm's statistics of its own. Returns W [size]."""
+        """Set client.weights to the client's start, with its own BatchNorm statistics. Returns W [size]."""
         size = len(client.gradient)
         own, mixing = client.state[0].clone(), client.state[1].clone()
         learned, theta = mixing[:size], own[:size]

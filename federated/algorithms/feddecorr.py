@@ -4,8 +4,8 @@ from federated.algorithms.fedavg import Fedavg
 
 
 class Feddecorr(Fedavg):
-    """The loss has beta times a penalty on the correlations of what goes into the classifier, over the samples of a batch, so
-    that features do not collapse into a few dimensions.
+    """The loss adds beta times a penalty on the correlations of the features, which go into the classifier, over the samples
+    of a batch. It keeps features from collapsing into a few dimensions.
 
     The penalty is that of the official code, for which the published beta was chosen: with Z [n, d] the features normalised
     to mean 0 and deviation 1, the mean square of Z'Z off its diagonal, over n. That is about n times the paper's

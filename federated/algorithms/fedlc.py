@@ -4,11 +4,11 @@ from federated.algorithms.fedavg import Fedavg
 
 
 class Fedlc(Fedavg):
-    """In the loss the logit of each class is lowered by tau n^(-1/4), with n how many samples of it the client has: what is
-    rare there needs a larger margin, and what is missing is left alone.
+    """The loss lowers the logit of each class by tau n^(-1/4), with n the client's number of samples of the class. A rare class
+    gets a larger margin, and training hardly moves the logit of a missing one.
 
-    The paper's denominator leaves out the true class. Here, as in public implementations, the loss is cross-entropy, which
-    tau = 0 leaves as it is. A missing class counts as 1e-8 samples, whose margin is 100 tau.
+    The paper's denominator leaves out the true class. Here, as in public implementations, the loss is cross-entropy, unchanged
+    if tau = 0. A missing class counts as 1e-8 samples, which gives a margin of 100 tau.
     """
 
     def train(self, client) -> None:

@@ -4,8 +4,8 @@ from federated.algorithms.fedper import Fedper
 
 
 class Fedrep(Fedper):
-    """As FedPer, but the client trains its classifier first, with the layers below fixed, and then these, with the
-    classifier fixed: head_epochs, then --local_epochs."""
+    """As FedPer, but the client first trains its classifier for head_epochs, with the layers below fixed. It then trains these
+    layers for --local_epochs, with the classifier fixed."""
 
     optimizers = 2  # of the classifier, of the layers below
 

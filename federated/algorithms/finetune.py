@@ -4,9 +4,8 @@ from federated.algorithms.fedavg import Fedavg
 
 
 class Finetune(Fedavg):
-    """FedAvg. To be judged, each client trains the global model for finetune_epochs on its own data. That model is given up
-    afterwards: training goes on as if nothing had been evaluated. All clients train at each evaluation, also those that no
-    round has chosen."""
+    """FedAvg. For each evaluation, all clients train the global model for finetune_epochs on their own data, also clients that
+    no round has chosen. These models are then discarded: training continues as if there had been no evaluation."""
 
     personal = True
     trains_to_personalize = True

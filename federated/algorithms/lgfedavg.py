@@ -5,8 +5,8 @@ from federated.algorithms.fedper import Fedper
 
 class Lgfedavg(Fedper):
     """The last global_layers layers are averaged; those below, which make a client's representation of its data, stay with it.
-    A layer is a module with parameters of its own, a normalisation too. The paper's clients start from what FedAvg has trained,
-    here from the common initial weights. A client is judged by its own model."""
+    A layer is a module with parameters of its own, also a normalisation. The paper's clients start from a model that FedAvg has
+    trained, these from the common initial weights. A client is evaluated with its own model."""
 
     def kept(self, client):
         return ~mask_of_last(client, self.hparams["global_layers"])

@@ -7,7 +7,7 @@ class Moon(Fedavg):
     """A contrastive term draws a batch's features towards those of the global model and away from those of the client's
     previous one. A client that never trained has the global model as its previous one, so that the term is constant.
 
-    Features are what goes into the classifier; there is no projection head.
+    Features are the inputs of the classifier; there is no projection head.
     """
 
     client_vectors = 1  # the weights that its last training reached

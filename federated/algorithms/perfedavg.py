@@ -6,8 +6,8 @@ from federated.algorithms.fedsgd import gradient_over_all
 
 class Perfedavg(Fedavg):
     """The global model is trained to be good after one step of size alpha along a client's gradient. A local step goes along
-    the gradient at w - alpha g, with g the gradient of one batch at w and the other that of the next batch; a batch without
-    a next one serves for both. A client is judged after the step of size alpha along the gradient over all its samples."""
+    the next batch's gradient at w - alpha g, with g one batch's gradient at w. A last batch without a next one serves for
+    both. A client is evaluated after a step of size alpha along the gradient over all its samples."""
 
     local_optimizers = ("sgd",)
     personal = True

@@ -15,7 +15,7 @@ class Pfedme(Fedavg):
 
     def train(self, client) -> None:
         lambda_, rate = self.hparams["lambda"], self.hparams["personal_learning_rate"]
-        local = client.weights.clone()  # w; client.weights is theta, which the gradient is taken at
+        local = client.weights.clone()  # w; client.weights is theta, at which gradients are taken
         parameters = local[: len(client.gradient)]
         for batch in client.batches():
             for _ in range(self.hparams["inner_steps"]):

@@ -1,1 +1,1 @@
-"""The data sets, how they are split over clients, and the files that ship with the project."""
+"""The data sets, their partitions over clients, and the files that ship with the project."""

@@ -1,4 +1,4 @@
-"""Augmentation of training images: whole batches at once, on the device they are on."""
+"""Augmentation of training images, a whole batch at once and on its device."""
 
 import typing
 from collections.abc import Callable
@@ -16,9 +16,9 @@ Augment = typing.TypeVar("Augment", bound=Callable)
 
 
 def register(name: str) -> Callable[[Augment], Augment]:
-    """A decorator that lets options name an augmentation: a function of raw images [samples, channels, height, width] and the
-    CPU's generator that it has to draw from, which returns images of the same shape and type. Raises UsageError if the name
-    exists."""
+    """Decorator that lets options name an augmentation: a function of raw images [samples, channels, height, width] and of the
+    CPU's generator, from which it must draw. It returns images of the same shape and type. Raises UsageError if the name is
+    taken."""
 
     def decorate(augment: Augment) -> Augment:
         REGISTRY.require(callable(augment), name, "a function of images and a generator")
@@ -35,8 +35,8 @@ PADDING = 4  # pixels on each side, as in He et al. (CVPR 2016, section 4.2)
 def crop_flip(images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
     """A random crop of each image padded with zeros, mirrored left to right or not with equal chance.
 
-    images [samples, channels, height, width] are raw, so that zeros are black. What is drawn comes from the CPU's `generator`
-    and so is the same on every device. Returns images of the same shape and type.
+    images [samples, channels, height, width] are raw, so that zeros are black. All draws come from the CPU's `generator`, so
+    they are the same on every device. Returns images of the same shape and type.
     """
     import torch
     from torch.nn import functional
@@ -54,7 +54,7 @@ def crop_flip(images: "torch.Tensor", generator: "torch.Generator") -> "torch.Te
 
 
 def apply(name: str, images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
-    """`images` augmented. Raises UsageError if what comes back has another shape or type."""
+    """Augment `images`. Raises UsageError if the result has another shape or type."""
     augment = REGISTRY[name]
     if augment is None:
         return images

@@ -1,4 +1,4 @@
-"""What a partition looks like: labels by client, as a table and as a picture."""
+"""Shows a partition: labels by client, as a table and as a picture."""
 
 import pathlib
 
@@ -12,13 +12,13 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def label_counts(data: Dataset, parts: list[Part]) -> np.ndarray:
-    """int [clients, labels]: the training samples, held-out ones included, that each client has of each label."""
+    """int [clients, labels]: each client's number of training and validation samples of each label."""
     held = [np.concatenate([part.train, part.val]) for part in parts]
     return np.array([np.bincount(data.train_labels[samples], minlength=data.spec.num_classes) for samples in held])
 
 
 def table(data: Dataset, parts: list[Part]) -> str:
-    """A row a client, a column a label, then how many samples it trains on, validates on and tests on; last the sums."""
+    """A row for each client, and one of sums: label counts, then numbers of training, validation and test samples."""
     from tabulate import tabulate  # a launch does without
 
     sizes = np.array([[len(part.train), len(part.val), len(part.test)] for part in parts])
@@ -29,7 +29,7 @@ def table(data: Dataset, parts: list[Part]) -> str:
 
 
 def save_picture(data: Dataset, parts: list[Part], title: str, path: pathlib.Path) -> None:
-    """Draw the label counts, the darker the more, and write them to `path`, whose suffix says the format."""
+    """Write a heat map of the label counts to `path`, whose suffix names the format."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

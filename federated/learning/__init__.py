@@ -1,1 +1,1 @@
-"""What a trial computes: local training, evaluation and the record of both. It knows no process and no socket."""
+"""Local training, evaluation and the record of both. Nothing here knows of processes or sockets."""

@@ -1,8 +1,8 @@
 """Training steps on a GPU as captured graphs.
 
-A step of a small model is dozens of small kernels, and launching one takes longer than what it computes. A graph of forward,
-loss and backward is launched at once. It reads and writes fixed places of memory: the weights and the gradient are in the
-model's flat vectors anyway, and a batch is copied into inputs and labels of its own shape.
+A step of a small model is dozens of small kernels, and launching a kernel takes longer than running it. A graph launches
+forward, loss and backward at once. It reads and writes fixed addresses: the weights and the gradient are in the model's flat
+vectors anyway, and each batch is copied into inputs and labels of its shape.
 """
 
 import collections
@@ -17,17 +17,17 @@ from federated.algorithms.fedavg import Fedavg
 from federated.learning.local_model import LocalModel, Loss
 from federated.options import say
 
-# Shapes of batches that a process captures at most. A graph takes the time of about ten steps, and some memory.
+# The most batch shapes that a process captures. Capturing one takes the time of about ten steps, and some memory.
 MAX_SHAPES = 64
-# Steps before a shape is captured, in which libraries set up what they do once
+# Steps before a shape is captured, in which libraries do their one-time set-up
 WARM_UPS = 3
-# How far, of its length, a replayed gradient may be from one without a graph: libraries may choose kernels that round
-# otherwise. A graph that left something out is off by much more.
+# The largest relative distance of a replayed gradient from one without a graph: libraries may choose kernels that round
+# differently. A graph that misses an operation is off by much more.
 TOLERANCE = 1e-2
 
 
 def is_capturable(algorithm: Fedavg) -> bool:
-    """True if a batch's gradient is a function of the weights, the batch and dropout's draws, in fixed places of memory."""
+    """True if a batch's gradient depends only on the weights, the batch and dropout's draws, all at fixed addresses."""
     return type(algorithm).loss is Fedavg.loss and not algorithm.uses_features and algorithm.may_be_captured
 
 
@@ -38,7 +38,7 @@ def sizes_to_capture(sizes: Iterable[int]) -> set[int]:
 
 
 class Graphs(typing.Protocol):
-    """What captures work on a device. `generator` is the one that dropout draws from there."""
+    """Captures work on a device, where dropout draws from `generator`."""
 
     generator: torch.Generator
 
@@ -46,11 +46,11 @@ class Graphs(typing.Protocol):
         """Return a context in which work is warmed up and captured."""
 
     def capture(self, work: Callable[[], typing.Any]) -> tuple[Callable[[], object], typing.Any]:
-        """Return a function that does `work` again, and the tensors in which it leaves what `work` returned. Raises
+        """Return a function that replays `work`, and the tensors that each replay fills with the results of `work`. Raises
         RuntimeError if `work` cannot be captured."""
 
     def recover(self) -> None:
-        """Let the device compute without graphs after a capture that failed. Graphs made before are of no use then."""
+        """Let the device compute without graphs after a failed capture. Earlier graphs can no longer be replayed."""
 
 
 class CudaGraphs:
@@ -59,18 +59,18 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         torch.cuda.init()
         self._device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        # torch registers it with each graph: a replay draws from the seed and the offset that it has then, and moves the
-        # offset, as the same work without a graph would. register_generator_state is for other generators.
+        # torch registers it with each graph: a replay draws from its current seed and offset, and moves the offset as the
+        # same work without a graph does. register_generator_state is for other generators.
         self.generator = torch.cuda.default_generators[self._device.index]
-        # One stream for warming up and capturing, as libraries set up things by stream. The default one cannot be captured.
+        # One stream for warm-up and capture, as libraries set themselves up by stream. The default one cannot be captured.
         self._stream = torch.cuda.Stream(self._device)
-        # Graphs share their scratch memory: they never run at once, and what one returns is copied before the next one runs.
+        # Graphs share their scratch memory: only one runs at a time, and its results are copied before the next one runs.
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Within it the stream for captures is the current one. It waits for the one before, which then waits for it. The one
-        before is current again however this ends: torch.cuda.graph itself sees to that only if nothing fails."""
+        """Context in which the capture stream is current. It waits for the stream before, which afterwards waits for it. That
+        one is current again however the context ends: torch.cuda.graph itself restores it only if nothing fails."""
         before = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(before)
         try:
@@ -81,13 +81,13 @@ class CudaGraphs:
 
     def capture(self, work: Callable[[], typing.Any]) -> tuple[Callable[[], object], typing.Any]:
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do on the device meanwhile is not captured and breaks nothing
+        # thread_local: work of other threads on the device is neither captured nor breaks the capture
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             results = work()
         return graph.replay, results
 
     def recover(self) -> None:
-        # If a capture fails, torch 2.11 holds the generator's state for capturing ever after, and dropout raises an error
+        # After a failed capture torch 2.11 takes the generator's state for still capturing, and dropout raises an error
         self.generator.graphsafe_set_state(torch.Generator(self._device))
 
 
@@ -102,15 +102,15 @@ class CapturedStep(typing.NamedTuple):
 
 
 class CapturedSteps:
-    """LocalModel.backward for an algorithm that is_capturable, captured once for each shape of batch and replayed then. If
-    capturing fails, it says so once and computes as LocalModel.backward does."""
+    """LocalModel.backward for an algorithm that is_capturable. Captures each batch shape once, and then replays it. If
+    capturing fails, prints why, once, and computes as LocalModel.backward does."""
 
     def __init__(self, model: LocalModel, sizes: Collection[int], graphs: Graphs) -> None:
         """Capture batches of these `sizes` only."""
         self._model, self._sizes = model, sizes
         self._graphs: Graphs | None = graphs
         self._modules, self._parameters = list(model.module.modules()), list(model.module.parameters())
-        # What training changes besides the gradient: weights with BatchNorm's statistics, and its counters
+        # Training changes these besides the gradient: weights with BatchNorm's statistics, and its counters
         self._changed = [model.flat.weights, *(each for each in model.module.buffers() if not each.is_floating_point())]
         self._steps: dict[tuple, CapturedStep] = {}
 
@@ -120,7 +120,7 @@ class CapturedSteps:
         return self._graphs is not None
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
-        """Set the gradient to that of the loss of a batch at the weights. Returns the logits and the loss."""
+        """Set the gradient to that of a batch's loss at the weights. Returns the logits and the loss."""
         if self._graphs is None or len(labels) not in self._sizes or inputs.requires_grad:
             return self._model.backward(inputs, labels, loss)
         key = (
@@ -147,7 +147,7 @@ class CapturedSteps:
         return step.logits.clone(), step.loss.clone()
 
     def _captured(self, graphs: Graphs, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> CapturedStep:
-        """Capture the step of such a batch. Leaves no trace but the gradient. Raises RuntimeError if it cannot be captured."""
+        """Capture the step of such a batch. Changes nothing but the gradient. Raises RuntimeError if it cannot be captured."""
         inputs, labels = inputs.clone(), labels.clone()
         work = functools.partial(self._model.backward, inputs, labels, loss)
         passes, draws, values = self._model.passes, graphs.generator.get_state(), [each.clone() for each in self._changed]
@@ -174,7 +174,7 @@ class CapturedSteps:
         finally:
             restore()
             self._model.passes = passes
-        if difference > TOLERANCE:  # waits for the device, once for each shape; not so if the weights have diverged: it is NaN
+        if difference > TOLERANCE:  # waits for the device, once for each shape; false for NaN, from diverged weights
             graphs.recover()
             restore()
             raise RuntimeError(f"the replayed gradient differs from what was captured by {difference:.1e} of its length")

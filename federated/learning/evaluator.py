@@ -15,8 +15,8 @@ def evaluate_blocks(
     blocks: Iterable[Block], model: LocalModel, data: DeviceData, load_weights: Callable[[int | None], None]
 ) -> list[torch.Tensor]:
     """Return [2, samples] for each block: losses, then whether each sample was classified correctly. `load_weights(client)`
-    loads the client's own weights, for which it may train, or the global ones for None. The results are on the device and
-    nothing here waits for it."""
+    loads the client's own weights, and may train to get them; for None it loads the global ones. The results stay on the
+    device, and this function does not wait for it."""
     results = []
     for client, blocks_of_client in itertools.groupby(blocks, key=lambda block: block.client):
         load_weights(client)

@@ -9,7 +9,7 @@ from torch import nn
 from federated.learning.flat import Flat
 from federated.options import UsageError
 
-# From inputs to the logits and, if the algorithm uses features, what goes into the classifier
+# From inputs to the logits and, if the algorithm uses features, the inputs of the classifier
 Frozen = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 # From inputs, logits and labels to the loss, a scalar
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -22,12 +22,12 @@ class LocalModel:
 
     module    the torch module
     flat      its weights and its gradient as vectors
-    features  {classifier: what went into it in the last forward pass}, of the models whose features are noted
+    features  {classifier: its inputs in the last forward pass}, for models that record their features
     passes    how many forward passes `module` has made
     """
 
     def __init__(self, build: Callable[[], nn.Module], device: torch.device, precision: str, uses_features: bool) -> None:
-        """`build` makes one more model of the same kind on `device`. Note the features if `uses_features`."""
+        """`build` returns a new model of the same kind on `device`. If `uses_features`, models record their features."""
         self._build, self._device, self._precision, self._uses_features = build, device, precision, uses_features
         self.module = build()
         self.flat = Flat(self.module)
@@ -44,7 +44,7 @@ class LocalModel:
         return self.module(inputs)
 
     def backward(self, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
-        """Set the gradient to that of the `loss` of a batch at the weights. Returns the logits and the loss."""
+        """Set the gradient to that of a batch's `loss` at the weights. Returns the logits and the loss."""
         self.flat.gradient.zero_()
         with self.autocast():
             logits = self(inputs)
@@ -59,7 +59,7 @@ class LocalModel:
         return torch.autocast(self._device.type, torch.bfloat16)
 
     def frozen(self, weights: torch.Tensor) -> Frozen:
-        """Return a copy of the model with `weights` [size], in evaluation mode and without gradient. It holds until
+        """Return a copy of the model with `weights` [size], in evaluation mode and without gradient. It is valid until
         `release_copies`."""
         if self._copies_in_use == len(self._copies):
             copy = self._build().eval()

@@ -6,7 +6,7 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class RoundLine:
-    """Says how far a trial is and how good its global model is, on the test set and on what clients hold out."""
+    """A trial's last round, and the accuracy of its global model on the test set and on the clients' validation samples."""
 
     round: int
     rounds: int

@@ -26,8 +26,8 @@ class SharedMatrices:
     evaluation: np.ndarray
 
     def __init__(self, shapes: dict[str, tuple[int, int]], shared: bool = False, fd: int | None = None) -> None:
-        """Lay out matrices of these `shapes`, {name: (rows, columns)}: in a new file without a name if `shared`, whose `fd`
-        other processes then map; in the file `fd` if given; else in memory of this process."""
+        """Lay out matrices of these `shapes`, {name: (rows, columns)}. If `shared`, they lie in a new nameless file, whose `fd`
+        other processes map; if `fd` is given, in that file; else in this process's memory."""
         self.shapes = shapes
         starts, size = {}, 0
         for name, shape in shapes.items():
@@ -42,7 +42,7 @@ class SharedMatrices:
             setattr(self, name, np.ndarray(shape, np.float32, self._mapping, starts[name]))
 
     def row_bytes(self, name: str, row: int) -> memoryview:
-        """Return one row as bytes. Raises ValueError if there is none, as a name that a peer sent may be anything."""
+        """Return one row as bytes. Raises ValueError if there is none: a peer may have sent any name."""
         if name not in self.shapes or not isinstance(row, int) or not 0 <= row < self.shapes[name][0]:
             raise ValueError(f"this trial has no row {row!r} of {name!r}")
         return memoryview(getattr(self, name)[row]).cast("B")

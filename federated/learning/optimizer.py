@@ -40,13 +40,13 @@ class LocalOptimizer:
 
     @staticmethod
     def num_moments_of(settings: Settings, hparams: dict, num_parameters: int) -> int:
-        """Return how many float32 numbers the moments of a client are."""
+        """Return the number of float32 values in a client's moments."""
         if settings.local_optimizer == "adam":
             return 2 * num_parameters + 1  # two moments, and the count of steps
         return num_parameters if hparams.get("momentum") else 0
 
     def step(self, moments: torch.Tensor) -> None:
-        """Move the weights along the gradient and update `moments` [num_moments] in place, which are zeros at first."""
+        """Make a step along the gradient and update `moments` [num_moments] in place. Start with moments of zeros."""
         self._step(moments)
 
     def _adam(self, moments) -> None:

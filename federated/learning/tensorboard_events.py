@@ -16,7 +16,7 @@ from federated.trial import EVENTS, Trial
 
 
 class Events:
-    """The event file of one run of a trial. It replaces those of earlier runs, whose rounds are in the record."""
+    """The event file of one run of a trial. It replaces those of earlier runs, as the record has their rounds."""
 
     def __init__(self, trial: Trial, record: Record) -> None:
         """Create the file and write the trial's settings and hyper-parameters."""

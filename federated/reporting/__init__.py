@@ -1,1 +1,1 @@
-"""From finished trials to tables, pictures and pages. It imports no torch and runs none of the code that made the results."""
+"""Turns finished trials into tables, pictures and pages. Imports no torch and runs none of the code that made the results."""

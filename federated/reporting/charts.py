@@ -1,6 +1,6 @@
-"""The pictures of the page: compact SVG that reads by itself, and that page.js lets one hide and read off.
+"""The pictures of the page: compact SVG that needs no script. page.js lets a reader hide curves and read off points.
 
-Each picture is a <figure>. Its JSON has what the script says of a point: the values, as its lines have pixels alone.
+Each picture is a <figure>. Its JSON has the values that the script shows for a point, as the SVG has pixels only.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ ROW = 46  # the height of a row of `parallel` and `boxes`
 # in lightness, too
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#F0E442")
 DASHES = ("", "7 3", "2 3", "7 3 2 3")
-# Marks by which curves differ besides, around 0, 0
+# Marks that distinguish curves besides, centred at 0, 0
 MARKS = (
     "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0", "M-3-3h6v6h-6z", "M0-4L4 0L0 4L-4 0z", "M-4-3h8L0 4z", "M-4 3h8L0-4z",
     "M-1-4h2v3h3v2h-3v3h-2v-3h-3v-2h3z", "M-3-4v8L4 0z", "M3-4v8L-4 0z", "M-4-1h8v2h-8z", "M-1-4h2v8h-2z",
@@ -33,12 +33,12 @@ DEFINITIONS = (
 
 
 def escaped_json(value: object) -> str:
-    """JSON that may stand in an HTML script element, whatever strings it has."""
+    """JSON that is safe in an HTML script element, whatever strings it has."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def log_ticks(base: int, low: float, high: float) -> LogLocator:
-    """Places powers of `base`, and of ten also 2 and 5 times these if they are few."""
+    """Puts ticks at the powers of `base`, for base 10 also at 2 and 5 times these if there are few."""
     return LogLocator(base, subs=(1, 2, 5) if base == 10 and high < 30 * low else (1,), numticks=6)
 
 
@@ -58,7 +58,7 @@ class Scale:
         return values if self.log_base is None else np.log(values)
 
     def ticks(self, most: int = 6) -> np.ndarray:
-        """Those of the values themselves if they are few, else round numbers among them."""
+        """The values themselves if they are few, else round numbers in their range."""
         unique = np.unique(self.values)
         if len(unique) <= most:
             return unique
@@ -79,14 +79,14 @@ class Curve:
     deviation: np.ndarray | None = None
 
     def thinned(self, most: int) -> "Curve":
-        """At most that many of its points, the first and the last among them."""
+        """The curve with at most `most` of its points, the first and the last among them."""
         kept = _spread(len(self.x), most)
         deviation = None if self.deviation is None else self.deviation[kept]
         return Curve(self.name, self.place, self.x[kept], self.y[kept], deviation)
 
 
 def _spread(number: int, most: int) -> np.ndarray:
-    """At most `most` places among so many, evenly, with both ends."""
+    """At most `most` of the indices below `number`, spread evenly, both ends among them."""
     return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int))
 
 
@@ -110,7 +110,7 @@ def lines(curves: list[Curve], caption: str, x_label: str, y_label: str, unit: s
 
 
 def _text(x: float, y: float, text: str, look: str = "") -> str:
-    """A text around x or, as its `look` says, before it ("end") or behind it ("name")."""
+    """A text centred at x; with the `look` "end" it ends there, with "name" it starts there."""
     return f'<text x="{x:.4g}" y="{y:.4g}"' + f' class="{look}"' * bool(look) + f">{html.escape(text)}</text>"
 
 
@@ -130,10 +130,10 @@ def _points(across: np.ndarray, down: np.ndarray) -> str:
 
 
 def _look(place: int) -> str:
-    """The attributes of curve number `place`: 40 differ in more than their colour, with their marks."""
+    """The attributes of curve number `place`. With their marks, 40 curves differ in more than colour."""
     colour = COLOURS[place % len(COLOURS)]
     dashes = DASHES[(place + place // len(COLOURS)) % len(DASHES)]
-    colour = "var(--ink)" if colour == "#000000" else colour  # which is white where the page is dark
+    colour = "var(--ink)" if colour == "#000000" else colour  # white on a dark page
     return f'style="color:{colour}" stroke-dasharray="{dashes}"' if dashes else f'style="color:{colour}"'
 
 
@@ -156,9 +156,9 @@ def _legend(curves: list[Curve]) -> str:
 
 
 def parallel(axes: Sequence[tuple[str, Scale, Sequence[str]]], caption: str, best: int, most: int) -> str:
-    """Parallel coordinates, which lie so that long names fit: a row for each axis, (name, Scale of its values, those as texts),
-    and a line through the rows for each value, of which that at the place `best` stands out. At most `most` lines, spread
-    evenly, and that one."""
+    """Parallel coordinates, with horizontal axes so that long names fit. An axis, (name, Scale of its values, these as texts),
+    is a row. A line through the rows joins values with the same index: line `best`, which stands out, and at most `most`
+    others, spread evenly."""
     parts, heights = [], [ROW * row + 26 for row in range(len(axes))]
     for height, (name, scale, _) in zip(heights, axes):
         ticks = "".join(f"M{at:.4g} {height - 3}v6" for at in scale(scale.ticks()))
@@ -181,8 +181,8 @@ def parallel(axes: Sequence[tuple[str, Scale, Sequence[str]]], caption: str, bes
 
 
 def boxes(rows: list[tuple[str, np.ndarray]], caption: str, x_label: str, most: int) -> str:
-    """A row for each (name, values [trials, places]): quartiles as a box, the extremes as whiskers, and, if these are not more
-    than `most`, a point for each value, the places one below another. NaN is left out."""
+    """A row for each (name, values [trials, clients]): quartiles as a box, the extremes as whiskers, and, if there are at most
+    `most` values, a point for each, the clients one below another. NaN is left out."""
     x = Scale(np.concatenate([values[~np.isnan(values)] for _, values in rows]), 14, WIDTH - 14)
     bottom = ROW * len(rows) + 4
     grid = "".join(f"M{at:.1f} 4V{bottom}" for at in x(x.ticks()))

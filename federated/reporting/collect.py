@@ -1,4 +1,4 @@
-"""What finished trials say, as one table with a row for each trial and round."""
+"""Reads finished trials into one table with a row for each trial and round."""
 
 import collections
 import dataclasses
@@ -29,7 +29,7 @@ from federated.trial import Trial, hparams_hash
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What tables have to know of an algorithm, as its results say it."""
+    """The properties of an algorithm that tables depend on, from its results."""
 
     personal: bool  # whether each client ends up with a model of its own
     has_global_model: bool  # whether the weights on the server are a model to be used
@@ -37,22 +37,22 @@ class Kind:
 
 @dataclasses.dataclass
 class Collected:
-    """What the trials of the output directories say. A sweep goes by its name: that of its directory, followed by what else
-    differs from a sweep of the same name in another output directory.
+    """The results of all trials in the output directories. A sweep's name is that of its directory, followed by the settings in
+    which it differs from sweeps of the same name in other output directories.
 
     rounds      one row a trial and round, see COLUMNS, sweep by sweep
     directories {(sweep, hash, trial_seed): the directory of the trial}
     of_clients  {(sweep, hash, trial_seed): float32 [clients, rounds]}: each client's accuracy on its share of the test set,
                 NaN if it has none or nothing was evaluated
     held_out    {(sweep, hash, trial_seed): (float32 [clients, rounds], [clients])}: each client's accuracy on what it holds
-                out, NaN like the others, and how many samples that is
+                out, NaN like the others, and the number of these samples
     in_shares   {(sweep, hash, trial_seed): how many samples all clients' shares of the test set have}
-    stopped     {sweep: rows like those of `rounds`} of the first trials of sets that halving stopped, up to where it did
+    stopped     {sweep: rows like those of `rounds`} of the first trials of sets that halving stopped, up to that round
     first_rungs {sweep: the rounds that all sets had before any was stopped}
-    settings    {sweep: Settings}, in the order of tables: equal settings side by side, there as algorithms are registered
+    settings    {sweep: Settings}, in the order of tables: equal settings side by side, then as algorithms are registered
     spaces      {sweep: the search spaces of its hyper-parameter sets, the first one first}
     kinds       {algorithm: Kind}
-    data_dirs   {sweep: where the data lay}, if the results say so
+    data_dirs   {sweep: the directory of the data}, if the results say so
     extensions  {sweep: the files of own code that computed it}, if there were any
     not_done    directories of trials that are not done
     shorter     those of them that have results, but of fewer rounds than others of their sweep
@@ -94,9 +94,9 @@ class Collected:
         return with_settings(self.rounds, self.settings)
 
     def clients(self) -> pandas.DataFrame:
-        """One row a trial, client and round: train_loss, train_acc, val_loss, val_acc, local_loss, local_acc, NaN where the
-        client was not trained or evaluated, and its numbers of samples. Raises BrokenError or OSError if a trial is no longer
-        what it was."""
+        """One row a trial, client and round: train_loss, train_acc, val_loss, val_acc, local_loss, local_acc, NaN if the
+        client was not trained or evaluated, and its numbers of samples. Raises BrokenError or OSError if a trial's files have
+        changed since they were read."""
         frames = []
         for (sweep, hash, seed), directory in self.directories.items():
             _, arrays = read_trial(directory, self.settings[sweep])
@@ -115,8 +115,8 @@ class Collected:
 SWEEP = "sweep"  # the column that identifies a sweep
 TRIAL = [SWEEP, "hash", "trial_seed"]  # those that identify a trial
 
-# Of each row; the hyper-parameters follow, each in a column of its own, whose name keeps them apart from these and from what
-# statistics adds
+# The columns of each row. Each hyper-parameter has one more, whose prefix distinguishes it from these and from the columns of
+# statistics
 HPARAM = "hparams."
 COLUMNS = {
     "sweep": "its name",
@@ -136,7 +136,7 @@ COLUMNS = {
     "local_acc_mean": "the same, each client counting the same",
     "local_acc_worst": "of the worst client",
     "local_acc_std": "standard deviation over clients",
-    "accuracy": "local_acc_weighted if clients have models of their own, else test_acc; a report has the one that it judges by",
+    "accuracy": "local_acc_weighted if clients have models of their own, else test_acc; in a report the one of all sweeps",
     "round_seconds": "",
     "seconds": "so far",
     "bytes_sent": "so far, between server and clients, both ways",
@@ -145,7 +145,7 @@ COLUMNS = {
 
 def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None = None) -> Collected:
     """Read the finished trials of all sweeps, or of those that meet `where`. Raises UsageError if a directory is missing, no
-    sweep meets a condition, or two directories hold the same trial with unlike results."""
+    sweep meets a condition, or two directories hold the same trial with different results."""
     collected = Collected()
     found = _sweeps(list(map(pathlib.Path, output_dirs)), collected.broken)
     if where:
@@ -204,7 +204,7 @@ class _Sweep:
 
 
 def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[_Sweep]:
-    """All sweeps; `broken` gets lines on those that cannot be read."""
+    """All sweeps. Adds a line to `broken` for each that cannot be read."""
     found = []
     for output_dir in output_dirs:
         if not output_dir.is_dir():
@@ -221,7 +221,7 @@ def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[_Sweep]:
                     broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} is missing")
                 continue
             if settings.name != sweep_dir.name:
-                broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} is that of {settings.name}")
+                broken.append(f"{str(sweep_dir / SWEEP_FILE)!r} belongs to the sweep {settings.name}")
                 continue
             trials = {directory: trial.rounds_done(directory) for directory in sorted(sweep_dir.glob("*/trial_*"))}
             there = max((int(each) for each in trials.values() if 0 < each <= settings.rounds), default=settings.rounds)
@@ -230,7 +230,7 @@ def _sweeps(output_dirs: list[pathlib.Path], broken: list[str]) -> list[_Sweep]:
 
 
 def _names(sweeps: list[Settings]) -> list[str]:
-    """The names of sweeps, of which several may be of one directory's name in several output directories."""
+    """The names of sweeps. Sweeps of one directory name in several output directories get their differing settings added."""
     alike = collections.defaultdict(list)
     for sweep in sweeps:
         alike[sweep.name].append(sweep.values())
@@ -252,7 +252,7 @@ OF_ALGORITHM = ("algorithm", "local_optimizer", "optimizer_state")
 
 
 def _place(settings: Settings) -> list:
-    """By which sweeps are sorted."""
+    """Sort key of sweeps."""
     values = settings.values()
     order = list(algorithms.REGISTRY)
     algorithm = values["algorithm"]
@@ -262,7 +262,7 @@ def _place(settings: Settings) -> list:
 
 
 def _is_done(directory: pathlib.Path, rounds: float, settings: Settings, collected: Collected) -> bool:
-    """True if a trial has results of all rounds; else it is listed as not done. Raises BrokenError."""
+    """True if a trial has results of all rounds; else lists it as not done. Raises BrokenError."""
     if not directory.is_dir():
         raise BrokenError(f"{str(directory)!r} is no directory")
     if rounds >= settings.rounds:
@@ -279,8 +279,8 @@ def _is_done(directory: pathlib.Path, rounds: float, settings: Settings, collect
 
 
 def numbers_of(results: dict, clients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{name: [..., 1 + rounds]}: every curve of a trial but times, and every array of its clients; entry 0 is of the initial
-    model, and of what does not change."""
+    """{name: [..., 1 + rounds]}: every curve of a trial but times, and every array of its clients. Entry 0 is of the initial
+    model; constants have no other."""
     numbers = {name: curve for name, curve in results["curves"].items() if name != "round_seconds"}
     for name, curve in numbers.items():
         initial = results.get(f"initial_{name}")
@@ -292,14 +292,14 @@ def numbers_of(results: dict, clients: dict[str, np.ndarray]) -> dict[str, np.nd
 
 
 def _check_equal(first: pathlib.Path, second: pathlib.Path, settings: Settings, theirs: dict[str, np.ndarray]) -> None:
-    """Raises UsageError if two directories of the same trial have unlike numbers; `theirs` are those of the second."""
+    """Raises UsageError if two directories of the same trial have different numbers; `theirs` are those of the second."""
     ours = numbers_of(*read_trial(first, settings))
     if not all(np.array_equal(ours[name], theirs[name], equal_nan=True) for name in ours):
-        raise UsageError(f"{str(first)!r} and {str(second)!r} hold the same trial with unlike results: collect one of them")
+        raise UsageError(f"{str(first)!r} and {str(second)!r} hold the same trial with different results: collect one of them")
 
 
 def _note(collected: Collected, sweep: str, directory: pathlib.Path, results: dict) -> None:
-    """Note what a trial's results say besides numbers."""
+    """Add a trial's kind of algorithm and provenance to `collected`."""
     collected.kinds[collected.settings[sweep].registered_algorithm] = Kind(results["personal"], results["has_global_model"])
     if (data_dir := provenance_of(results).get("data_dir")) is not None:
         collected.data_dirs[sweep] = str(data_dir)
@@ -326,7 +326,7 @@ def _frame(trials: list[tuple[dict, dict]]) -> pandas.DataFrame:
 
 
 def with_settings(rows: pandas.DataFrame, settings: dict[str, Settings]) -> pandas.DataFrame:
-    """The rows with a column for each setting behind that of their sweep; the algorithm as it is registered."""
+    """The rows, with a column for each setting after that of the sweep. The algorithm has its registered name."""
     of_each = pandas.DataFrame([each.values() for each in settings.values()], columns=names_of(Settings), dtype=object)
     places = pandas.Index(settings).get_indexer(rows[SWEEP])
     columns = {name: of_each[name].infer_objects().to_numpy()[places] for name in of_each}
@@ -397,7 +397,7 @@ def _read_results(directory: pathlib.Path, settings: Settings) -> dict:
     for name, value in hparams.items():
         require(type(value) in (int, float), f"hparams.{name}", value)
     if hparams_hash(hparams) != directory.parent.name:
-        raise BrokenError(f"{str(path)!r} is of other hyper-parameters than its directory: {shown(hparams)}")
+        raise BrokenError(f"{str(path)!r} has other hyper-parameters than its directory is named by: {shown(hparams)}")
     curves: typing.Any = results.get("curves")
     require(isinstance(curves, dict), "curves", curves)
     for name in CURVES:
@@ -436,8 +436,8 @@ def _read_clients(path: pathlib.Path, settings: Settings) -> dict[str, np.ndarra
         raise BrokenError(f"{str(path)!r}: {error}") from error
     for name, values in arrays.items():
         largest = 1 if name.endswith("_acc") else np.finfo(np.float32).max
-        if np.fmin.reduce(values, axis=None) < 0 or np.fmax.reduce(values, axis=None) > largest:  # both pass over NaN
-            raise BrokenError(f"{str(path)!r}: {name} has values that cannot be")
+        if np.fmin.reduce(values, axis=None) < 0 or np.fmax.reduce(values, axis=None) > largest:  # both ignore NaN
+            raise BrokenError(f"{str(path)!r}: {name} has impossible values")
     return arrays
 
 
@@ -457,7 +457,7 @@ def _read_array(archive: zipfile.ZipFile, name: str, kind: type, shape: tuple[in
 
 @functools.cache
 def _header(kind: type, shape: tuple[int, ...]) -> bytes:
-    """What numpy's format has before the values of such an array."""
+    """The bytes that numpy's format puts before the values of such an array."""
     file = io.BytesIO()
     fields = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, fields)
@@ -465,7 +465,7 @@ def _header(kind: type, shape: tuple[int, ...]) -> bytes:
 
 
 def _check_clients(directory: pathlib.Path, curves: dict, clients: dict[str, np.ndarray], personal: bool) -> None:
-    """Raises BrokenError if the curves are not those of these clients, as if one of the files came from another trial."""
+    """Raises BrokenError if the curves do not follow from these clients' metrics, as if a file came from another trial."""
     train, val, local = (np.stack([clients[f"{name}_loss"], clients[f"{name}_acc"]], 1) for name in ("train", "val", "local"))
     test = np.stack([curves["test_loss"], curves["test_acc"]])
     samples = [clients[f"{name}_samples"] for name in ("train", "val", "local")]
@@ -475,7 +475,7 @@ def _check_clients(directory: pathlib.Path, curves: dict, clients: dict[str, np.
         is_near = (np.abs(theirs - ours) <= 1e-5 + 1e-4 * np.abs(ours)) | (np.isnan(theirs) & np.isnan(ours))
     if not is_near.all():
         name = list(columns)[int(np.flatnonzero(~is_near.all(axis=1))[0])]
-        raise BrokenError(f"{str(directory / trial.CLIENTS)!r} is not of the trial in {trial.RESULTS} beside it: {name}")
+        raise BrokenError(f"{str(directory / trial.CLIENTS)!r} belongs to another trial than {trial.RESULTS} beside it: {name}")
 
 
 def _columns(sweep: str, directory: pathlib.Path, results: dict) -> tuple[dict, dict]:
@@ -499,7 +499,7 @@ def provenance_of(results) -> dict:
 
 
 def _extensions(results) -> tuple[str, ...]:
-    """The paths of the extensions that the process which computed a trial last had loaded."""
+    """The paths of the extensions that a trial's last server process had loaded."""
     try:
         return tuple(str(each["path"]) for each in provenance_of(results).get("extensions", []))
     except (KeyError, TypeError):

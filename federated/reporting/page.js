@@ -1,10 +1,10 @@
-// What a reader can do on the page besides reading it: sort tables, hide curves, and read off points.
+// Lets a reader sort tables, hide curves, and read off points.
 "use strict";
 
 const NUMBER = /^(< )?-?\d+(\.\d+)?(e[-+]?\d+)?([ †]|$)/i;
 
 function sortable(table) {
-  const heads = []; // of each column, the lowest head that is its alone
+  const heads = []; // for each column, the lowest head that spans it alone
   for (const row of table.tHead.rows) {
     let column = 0;
     for (const th of row.cells) {
@@ -19,7 +19,7 @@ function sortable(table) {
     const isNumber = texts().every(text => text === "–" || NUMBER.test(text));
     const button = document.createElement("button");
     button.append(...th.childNodes);
-    button.dataset.label = body.rows[0].cells[column].dataset.label; // a narrow page shows all that the head stands for
+    button.dataset.label = body.rows[0].cells[column].dataset.label; // the full head, as a narrow page shows it
     button.setAttribute("aria-label", `Sort by ${button.dataset.label}`);
     th.append(button);
     button.addEventListener("click", () => {
@@ -69,7 +69,7 @@ function readable(figure) {
   cursor.setAttribute("r", "4");
   cursor.setAttribute("class", "cursor");
   svg.append(cursor);
-  let at = null; // the curve and the number of its point that are read off
+  let at = null; // the curve and the number of its point that a reader reads off
 
   function leave() {
     at?.curve.group.classList.remove("on");

@@ -1,7 +1,7 @@
-"""Results as one HTML page to show to others: it asks for no other file, and fits a phone.
+"""Results as one HTML page to show to others: it loads no other file, and fits a phone.
 
-Tables and pictures stand in it as HTML and SVG (charts.py), so that it reads and prints without a script, too. page.js, of
-6 kB, adds what a reader can do. No library draws it. plotly.js basic has 1.2 MB (MIT), Vega-Lite with Vega 0.8 MB (BSD),
+Tables and pictures are HTML and SVG (charts.py), so that the page can be read and printed without a script, too. page.js, of
+6 kB, makes it interactive. No library draws it. plotly.js basic has 1.2 MB (MIT), Vega-Lite with Vega 0.8 MB (BSD),
 Observable Plot with D3 0.5 MB (ISC), and all of them draw nothing without a script. uPlot has 50 kB (MIT), but draws on a
 canvas, which has nothing for a keyboard or a screen reader.
 """
@@ -25,9 +25,9 @@ if typing.TYPE_CHECKING:
     from federated.reporting.report import Report
 
 HERE = pathlib.Path(__file__).parent
-OPEN = 4  # sweeps; of more the hyper-parameters are folded away
-FAILURES = 200  # listed
-# What all sweeps share, so that a page of 100 stays below 2 MB: (at least and at most for each, all together)
+OPEN = 4  # sweeps; if there are more, their hyper-parameters are folded away
+FAILURES = 200  # failed trials that are listed
+# Limits that keep a page of 100 sweeps below 2 MB: (at least and at most for each sweep, for all together)
 POINTS, LINES, CLIENTS, SETTINGS = (40, 200, 4000), (20, 100, 3000), (0, 300, 6000), (5, 10, 500)
 
 
@@ -71,7 +71,7 @@ def html_of(report: "Report") -> str:
 </body>
 </html>
 """
-    return page.encode(errors="replace").decode()  # half a character, which JSON allows, is none in a file
+    return page.encode(errors="replace").decode()  # JSON may hold half a surrogate pair, which UTF-8 cannot
 
 
 def _share(report: "Report", least: int, most: int, together: int) -> int:
@@ -83,7 +83,7 @@ def _id(heading: str) -> str:
 
 
 def _title(report: "Report") -> str:
-    """What was compared on what."""
+    """The algorithms, and the data sets on which they were compared."""
     of_all = {name: dict.fromkeys(tables.value_of(each, name) for each in report.settings.values()) for name in tables.NAMED}
     return f"{_several(of_all['algorithm'], 'algorithms')} on {_several(of_all['dataset'], 'data sets')}"
 
@@ -93,7 +93,7 @@ def _several(names: typing.Collection[str], what: str) -> str:
 
 
 def _settings(report: "Report") -> str:
-    """How much was run, and every setting with its value or, if it was varied, its values."""
+    """The number of sweeps, sets and trials, and every setting with its value or, if it was varied, its values."""
     rows = []
     for name in names_of(Settings):
         values = list(dict.fromkeys(tables.value_of(each, name) for each in report.settings.values()))
@@ -102,7 +102,7 @@ def _settings(report: "Report") -> str:
             rows.append(f"<div><dt>{name}</dt><dd{varied}>{html.escape(', '.join(values))}</dd></div>")
     trials = report.rounds.groupby(["sweep", "hash"])["trial_seed"].nunique()
     counts = f"{len(report.settings)} sweeps, {len(trials)} hyper-parameter sets, {trials.sum()} finished trials."
-    chosen = f"What counts ({report.selection}): {selection.SELECTIONS[report.selection]}."
+    chosen = f"Selection ({report.selection}): {selection.SELECTIONS[report.selection]}."
     return f'<p>{html.escape(f"{counts} {chosen}")}</p>\n<dl class="settings">{"".join(rows)}</dl>'
 
 
@@ -120,7 +120,7 @@ def _results(report: "Report") -> str:
 
 
 def _columns(report: "Report") -> list[str]:
-    """The settings that tell the cells of the report apart, of which its table has a column each; none if it has one cell."""
+    """The settings that distinguish the cells of the report, for the columns of its table. Empty if it has one cell."""
     firsts = [report.settings[sweeps[0]] for sweeps in report.cells.values()]
     found: list[str] = []
     for name in ("dataset", "model_arch", *report.varying):
@@ -131,7 +131,7 @@ def _columns(report: "Report") -> list[str]:
 
 
 def _table(table: str) -> str:
-    """A table that scrolls by itself if it is wider than the page."""
+    """A table with its own scroll bar if it is wider than the page."""
     return f'<div class="table">{table}</div>'
 
 
@@ -140,7 +140,7 @@ def _paragraphs(notes: list[str]) -> str:
 
 
 def _cell(report: "Report", cell: str, sweeps: list[str]) -> str:
-    """The curves of what is compared with each other, and what its clients get."""
+    """The curves of sweeps that are compared with each other, and the accuracies of their clients."""
     most = _share(report, *POINTS)
     accuracy = tables.ACCURACY[report.judged_by]
     by_round = {sweep: selection.by_round(report.of_best[sweep]) for sweep in sweeps}
@@ -165,7 +165,7 @@ def _cell(report: "Report", cell: str, sweeps: list[str]) -> str:
         caption = "Each client of each trial of the best settings: quartiles, worst and best."
         parts.append(charts.boxes(clients, caption, "accuracy on the client's test samples", _share(report, *CLIENTS)))
     if draws:
-        caption = "What more draws are worth: the expected best of k random hyper-parameter sets (Dodge et al., EMNLP 2019)."
+        caption = "The expected best of k random hyper-parameter sets (Dodge et al., EMNLP 2019)."
         parts.append(charts.lines(draws, caption, "random draws", "validation accuracy"))
     return "\n".join(parts)
 
@@ -191,7 +191,7 @@ def _parallel(report: "Report", sweep: str) -> str:
     accuracy = charts.Scale(ranking["val_acc"], 14, charts.WIDTH - 14)
     axes.append(("validation accuracy", accuracy, [f"{value:.4f}" for value in ranking["val_acc"]]))
     after = f" after {report.first_rungs[sweep]} rounds" if sweep in report.stopped else ""
-    caption = f"Hyper-parameters of each setting, and what it reached{after}; the best one stands out."
+    caption = f"Hyper-parameters of each setting and its validation accuracy{after}; the best setting stands out."
     return charts.parallel(axes, caption, ranking["hash"].tolist().index(best), _share(report, *LINES))
 
 
@@ -210,12 +210,12 @@ def _failed(report: "Report") -> str:
         for directory, reason in shown
     )
     more = [f"And {len(failed) - FAILURES} more."] if len(failed) > FAILURES else []
-    note = "Trials that are not done, and how the last attempt at each ended; their logs lie in their directories."
+    note = "Trials that are not done, and why the last attempt at each failed. Their logs are in their directories."
     return _paragraphs([note]) + _table(tables.render(table, (), "html")) + _paragraphs(more)
 
 
 def _provenance(report: "Report") -> str:
-    """What computed the trials and made the page."""
+    """The code and the machines that computed the trials, and the code that made the page."""
     collected = report.collected
     lines = [f"{trials} trials computed by {what}." for what, trials in collected.computed_by.items()]
     lines += [f"{trials} trials computed on {what}." for what, trials in collected.computed_on.items()]

@@ -16,7 +16,7 @@ MARK = "†"
 
 def table(report: "Report", columns: list[str]) -> tuple[pandas.DataFrame, set[tuple[int, tuple]]]:
     """The accuracies in % of the best settings, with a column for each combination of the values of the settings `columns`; and
-    those cells, as (row, column), that are the best of what they are compared with."""
+    the (row, column) of each cell that is the best of its comparison."""
     down = _down(report, columns)
     cells, best = {}, set()
     is_best, is_close = _marks(report)
@@ -36,7 +36,7 @@ def table(report: "Report", columns: list[str]) -> tuple[pandas.DataFrame, set[t
 
 
 def _down(report: "Report", columns: list[str]) -> list[str]:
-    """The settings that tell rows apart: the algorithm, and what varies in other ways than along with `columns`."""
+    """The settings that distinguish rows: the algorithm, and settings whose values do not follow from `columns`."""
     values = [each.values() for each in report.settings.values()]
 
     def number_of(*names: str) -> int:
@@ -51,7 +51,7 @@ def _down(report: "Report", columns: list[str]) -> list[str]:
 
 
 def _marks(report: "Report") -> tuple[set[str], set[str]]:
-    """The sweeps that are the best of what they are compared with, and those that tests cannot tell from the best."""
+    """The sweeps that are the best of their comparison, and those that tests cannot distinguish from the best."""
     best, sweeps = report.best, list(report.settings)
     is_best = {sweeps[row] for row in best_rows(best)}
     references = best.loc[best.groupby("group")["accuracy"].idxmax()]
@@ -61,7 +61,7 @@ def _marks(report: "Report") -> tuple[set[str], set[str]]:
 
 
 def _order(text: str) -> tuple[bool, float, str]:
-    """By which the values of a setting are sorted: none, then numbers, then names."""
+    """Sort key for the values of a setting: none, then numbers, then names."""
     try:
         return text != NONE, 0.0 if text == NONE else float(text), ""
     except ValueError:
@@ -74,5 +74,5 @@ def notes(report: "Report") -> list[str]:
     return [
         f"{report.heading} in % of each sweep's best setting, mean ± sample standard deviation over {seeds} trials. Bold: the "
         f"best of those with equal settings and numbers of hyper-parameter sets. {MARK}: a paired, two-sided t-test over trial "
-        f"seeds, with Holm's correction at level {LEVEL}, does not tell it from the best, or cannot be made."
+        f"seeds, with Holm's correction at level {LEVEL}, does not distinguish it from the best, or cannot be made."
     ]

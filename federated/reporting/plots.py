@@ -1,4 +1,4 @@
-"""Pictures of results for a paper, each at two widths: as a column and across the page. What a caption says stands in none.
+"""Pictures of results for a paper, each at two widths: one column and the full page. They have no titles: a paper has captions.
 
 Lines and points differ by style and marker as well as by colour. The same results give the same bytes.
 """
@@ -25,7 +25,7 @@ if typing.TYPE_CHECKING:
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX<>*"
 WIDTHS = {"column": 3.3, "full": 6.9}  # inches, by the directory of the pictures
-METADATA = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # by format; none has a date
+METADATA = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # by format, without dates
 
 STYLE: typing.Any = {
     "font.size": 8, "axes.labelsize": 9, "figure.labelsize": 9,
@@ -33,7 +33,7 @@ STYLE: typing.Any = {
     "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 3.5, "grid.linewidth": 0.5, "grid.alpha": 0.3,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "legend.handlelength": 2.8, "savefig.dpi": 300,
     "pdf.fonttype": 42,  # TrueType: many publishers refuse Type 3
-    "svg.hashsalt": "federated",  # the same names of parts each time
+    "svg.hashsalt": "federated",  # makes the ids of elements the same each time
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def save_all(report: "Report", directory: pathlib.Path) -> None:
         with matplotlib.rc_context(STYLE):
             for name, figure in pictures(report, width):
                 figure.draw_without_rendering()
-                figure.set_layout_engine("none")  # it is laid out, for all formats
+                figure.set_layout_engine("none")  # all formats get this layout
                 for form in METADATA:
                     write_atomically(directory / place / f"{name}.{form}", functools.partial(_save, figure, form))
 
@@ -70,7 +70,7 @@ def _file_name(what: str, of: str) -> str:
 
 
 def style(place: int) -> dict:
-    """Of the curve or points number `place` of a picture; 40 are different in more than colour."""
+    """The look of curve number `place` of a picture. 40 looks differ in more than colour."""
     return {
         "color": COLOURS[place % len(COLOURS)],
         "linestyle": LINES[place % len(LINES)],
@@ -79,14 +79,14 @@ def style(place: int) -> dict:
 
 
 def _curve(axes: Axes, x: typing.Any, y: typing.Any, label: str, place: int) -> None:
-    """Draw a curve with about eight markers, those of neighbours apart."""
+    """Draw a curve with about eight markers, staggered between curves."""
     every = max(1, len(x) // 8)
     axes.plot(x, y, label=label, markevery=(place % every, every), **style(place))
 
 
 def _curves(axes: Axes, report: "Report", sweeps: list[str], value: str, band: bool) -> None:
-    """Draw the reported accuracy of each sweep's best setting against `value` of its rounds: mean over trials, with a band of
-    ± one sample deviation if asked for."""
+    """Draw the reported accuracy of each sweep's best setting against the column `value` of its rounds: the mean over trials,
+    and with `band` also ± one sample standard deviation."""
     for place, sweep in enumerate(sweeps):
         rounds = selection.by_round(report.of_best[sweep]).reset_index()
         x, mean, deviation = (rounds[name] for name in (value, "accuracy", "deviation"))
@@ -100,7 +100,7 @@ def _curves(axes: Axes, report: "Report", sweeps: list[str], value: str, band: b
 
 
 def _legend(axes: Axes) -> None:
-    """Above the axes, where it covers no curve, in as many columns as fit. The figure grows by its height."""
+    """Put the legend above the axes, in as many columns as fit. The figure grows by its height."""
     handles, labels = axes.get_legend_handles_labels()
     figure = typing.cast(Figure, axes.figure)
     width, height = figure.get_size_inches()
@@ -124,8 +124,8 @@ def accuracy_by_bytes(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
 
 
 def clients(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
-    """A point for each client of each trial of the best settings, the clients side by side in the order of their numbers, and
-    a box of them: quartiles, with the worst and the best as whiskers. Draws nothing if no client has test samples."""
+    """Draw a point for each client of each trial of the best settings, with clients side by side in the order of their numbers,
+    and a box of their quartiles, with whiskers to the worst and the best. Draws nothing if no client has test samples."""
     drawn: list[str] = []
     for sweep in sweeps:
         accuracies = report.of_clients[sweep]
@@ -180,7 +180,7 @@ OF_CELL = {
 
 
 def hparams(report: "Report", sweep: str, width: float) -> Figure | None:
-    """Each varied hyper-parameter of a sweep against the validation accuracy of its settings; None if none varies."""
+    """Draw the validation accuracy of a sweep's settings against each varied hyper-parameter. None if none varies."""
     ranking, best = report.comparable[sweep], report.rankings[sweep]["hash"][0]
     varied = [name for name in report.hparams[sweep] if ranking[name].nunique() > 1]
     if not varied:

@@ -1,4 +1,4 @@
-"""What tables and pictures say of finished trials: the choice of rounds and settings, means and intervals, comparisons.
+"""Statistics of finished trials for tables and pictures: the choice of rounds and settings, means and intervals, comparisons.
 
 scipy.stats, which takes two seconds to import, is imported where it is used.
 """
@@ -11,7 +11,7 @@ import pandas
 from federated.reporting.collect import HPARAM, SWEEP, TRIAL, hparams_of
 from federated.search import Space
 
-# What counts of a trial, and as the best setting; the first one is honest
+# Which rounds of a trial count, and which setting is the best; the first selection uses no test data
 SELECTIONS = {
     "validation": "the round, and then the setting, with the best validation accuracy",
     "last": "the last round; the setting with the best validation accuracy in it",
@@ -22,20 +22,20 @@ SELECTIONS = {
 DEFAULT_SELECTION = "validation"
 
 
-# Columns of the rounds, by one of which all rows of a table are judged
+# Columns of the rounds; all rows of a table report the same one as accuracy
 TEST_SET, SHARES = "test_acc", "local_acc_weighted"
 
 
 def judged_by(any_personal: bool) -> str:
-    """One quantity on one set of samples, which all sweeps have: where clients of some have models of their own, each test
-    sample can only be judged by the model of the client whose share it lies in."""
+    """The column of an accuracy that all sweeps have on the same samples. If clients of some sweep have models of their own, a
+    test sample can only be classified by the model of the client whose share it lies in."""
     return SHARES if any_personal else TEST_SET
 
 
 def judged(rounds: pandas.DataFrame, diverged: set[str]) -> pandas.DataFrame:
-    """The rows of one sweep's rounds that were evaluated, of the trial seeds that all sets have: means over unlike seeds would
-    not compare. Sets that have a trial that diverged are left out, unless all have; and those that lack the seed that most
-    sets have."""
+    """The rows of one sweep's rounds that were evaluated, for the trial seeds that all sets have: means over different seeds
+    cannot be compared. Leaves out sets with a diverged trial, unless all sets have one, and sets that lack the most common
+    seed."""
     evaluated = rounds.dropna(subset=["val_acc", "accuracy"])
     seeds = evaluated.groupby("hash", sort=False)["trial_seed"].agg(set)
     seeds = seeds[~seeds.index.isin(diverged)] if not set(seeds.index) <= diverged else seeds
@@ -47,8 +47,8 @@ def judged(rounds: pandas.DataFrame, diverged: set[str]) -> pandas.DataFrame:
 
 
 def chosen(evaluated: pandas.DataFrame, selection: str = DEFAULT_SELECTION) -> pandas.DataFrame:
-    """Those of one sweep's `judged` rows that count, with a column `score` by which settings are ranked: one row a trial, with
-    `original` all."""
+    """The rows that count of one sweep's `judged` rows: one for each trial, or all with `original`. Their column `score` ranks
+    the settings."""
     trials = evaluated.groupby(["hash", "trial_seed"], sort=False)
     if selection == "original":
         rows = evaluated
@@ -90,9 +90,9 @@ RESAMPLES = 1000
 
 
 def certainty(ranking: pandas.DataFrame, rows: pandas.DataFrame, held_out: dict) -> pandas.DataFrame:
-    """How sure the choice of the best setting is, for each row of one sweep's `ranked` settings: in what share of bootstrap
-    resamples it is `best`, and in what share it is `as_good` as the one that is best here. A resample draws trial seeds, and in
-    each of them clients, with replacement, the same for all settings. The rounds of the `chosen` rows stay. `held_out`: see
+    """How certain the choice of the best setting is. For each of a sweep's `ranked` settings: the share of bootstrap resamples
+    in which it is `best`, and the share in which it is `as_good` as the setting of rank 1. A resample draws trial seeds, and in
+    each of them clients, with replacement, the same for all settings. It keeps the rounds of the `chosen` rows. `held_out`: see
     Collected. NaN if there is one seed."""
     seeds = sorted(rows["trial_seed"].unique())
     if len(seeds) < 2:
@@ -115,7 +115,7 @@ def certainty(ranking: pandas.DataFrame, rows: pandas.DataFrame, held_out: dict)
         totals = np.add.reduceat(weights[drawn], np.cumsum(repeats) - repeats)
         shares = np.bincount(drawn, weights[drawn] / np.repeat(totals, repeats), len(weights))
         score[:] = shares @ accuracies
-    scores = scores.round(12)  # sums of equal values in another order are equal
+    scores = scores.round(12)  # so that sums of the same values in another order are equal
     best = np.bincount(scores.argmax(axis=1), minlength=len(ranking)) / RESAMPLES
     return pandas.DataFrame({"best": best, "as_good": (scores >= scores[:, :1]).mean(axis=0)}, index=ranking.index)
 
@@ -140,16 +140,15 @@ def by_round(of_best: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def of_clients(rows: pandas.DataFrame, accuracies: dict) -> np.ndarray:
-    """The accuracy of each client of each trial of one setting's `chosen` rows, [trials, clients], from what
-    Collected.of_clients has: its mean over the rounds that count, of which `original` alone has several.
-    NaN if a client has no test samples."""
+    """[trials, clients]: each client's accuracy in the trials of one setting's `chosen` rows, from Collected.of_clients. It is
+    the mean over the rounds that count, of which only `original` has several. NaN if a client has no test samples."""
     trials = rows.groupby(TRIAL, sort=False)["round"]
     return np.array([accuracies[trial][:, rounds.to_numpy() - 1].mean(axis=1, dtype=float) for trial, rounds in trials])
 
 
 def mean_and_interval(values: pandas.Series, independent: bool = True) -> tuple[float, float, float, float]:
-    """Mean, sample standard deviation, and the bounds of the 95 % interval of the mean by Student's t; NaN if there is
-    one value, and the bounds where values are not `independent` of each other."""
+    """Mean, sample standard deviation, and the bounds of the 95 % interval of the mean by Student's t. For one value all but
+    the mean are NaN; if values are not `independent` of each other, the bounds are."""
     from scipy.special import stdtrit  # the quantiles of t, without the rest of scipy.stats
 
     n, mean, deviation = len(values), values.mean(), values.std(ddof=1)
@@ -158,9 +157,9 @@ def mean_and_interval(values: pandas.Series, independent: bool = True) -> tuple[
 
 
 def cost(rounds: pandas.DataFrame, of_best: pandas.DataFrame, target: float | None = None) -> dict:
-    """What one sweep took: seconds of training of all trials and of one; of the best setting, with the judged rounds `of_best`,
-    the bytes sent by a trial, and the rounds, seconds and bytes until the reported accuracy first was `target`, means over
-    those trials that got there."""
+    """The cost of one sweep: seconds of training, of all trials and the mean of one. For the best setting, with the judged
+    rounds `of_best`: bytes sent by a trial, and the rounds, seconds and bytes until the reported accuracy first reached
+    `target`, as means over the trials that reached it."""
     ends = rounds.groupby(["hash", "trial_seed"])["seconds"].max()
     spent = {
         "seconds_total": ends.sum(),
@@ -175,7 +174,7 @@ def cost(rounds: pandas.DataFrame, of_best: pandas.DataFrame, target: float | No
 
 
 def differences(ours: dict, theirs: dict) -> list[str]:
-    """What makes two sweeps unlike, by what has to be equal for them to be compared. What takes effect in one alone follows
+    """How two sweeps differ in the values that have to be equal for a comparison. A value that only one of them has follows
     from another difference."""
     both = [name for name in ours if name in theirs]
     return [f"{name} {ours[name]} instead of {theirs[name]}" for name in both if ours[name] != theirs[name]]
@@ -183,8 +182,8 @@ def differences(ours: dict, theirs: dict) -> list[str]:
 
 def compare(chosen: dict[str, pandas.DataFrame], groups: list[int], references: dict[int, str]) -> pandas.DataFrame:
     """Paired t-tests of the chosen rows of each sweep's best setting against those of the reference of its group, over the
-    trial seeds that both have. `groups` has a number for each sweep; only those with equal ones are compared, and none of a
-    group without reference. p_holm is corrected for the tests of the group (Holm, 1979)."""
+    trial seeds that both have. `groups` has a number for each sweep; sweeps with the same number are compared if their
+    group has a reference. p_holm is corrected for the tests of the group (Holm, 1979)."""
     tests = []
     accuracies = {sweep: rows.set_index("trial_seed")["accuracy"] for sweep, rows in chosen.items()}
     for (sweep, accuracy), group in zip(accuracies.items(), groups):
@@ -213,7 +212,7 @@ def compare(chosen: dict[str, pandas.DataFrame], groups: list[int], references: 
 
 
 def _paired_p(ours, theirs) -> float:
-    """The p-value of the two-sided test; NaN if the differences do not vary, on which it cannot be based."""
+    """The p-value of the two-sided test; NaN if the differences do not vary, as t is undefined then."""
     from scipy.stats import ttest_rel
 
     if (ours - theirs).nunique() < 2:
@@ -222,7 +221,7 @@ def _paired_p(ours, theirs) -> float:
 
 
 def holm(p: pandas.Series) -> pandas.Series:
-    """p-values corrected for their number (Holm, Scandinavian Journal of Statistics 1979); NaN is no test."""
+    """p-values corrected for their number (Holm, Scandinavian Journal of Statistics 1979). NaN does not count as a test."""
     ascending = p.dropna().sort_values()
     factors = np.arange(len(ascending), 0, -1)
     return (ascending * factors).cummax().clip(upper=1).reindex(p.index)
@@ -238,7 +237,7 @@ def detectable(n: int) -> float:
     return brentq(lambda size: nct.sf(bound, n - 1, size * np.sqrt(n)) - 0.8, 0.01, 100)
 
 
-ENOUGH_PAIRS = 10  # of which a paired t-test finds a difference as large as its deviation in 80 % of cases
+ENOUGH_PAIRS = 10  # so many let a paired t-test find a difference as large as its deviation in 80 % of cases
 
 
 def importance(ranking: pandas.DataFrame, hparams: list[str]) -> pandas.DataFrame:

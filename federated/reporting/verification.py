@@ -1,4 +1,4 @@
-"""Whether trials that are computed again give the same bits."""
+"""Compares trials with the same trials computed again: all bits have to be the same."""
 
 import math
 import pathlib
@@ -13,7 +13,7 @@ from federated.version import code
 
 
 def done_trials(sweeps: list[Settings], output_dir: pathlib.Path) -> list[tuple[pathlib.Path, Settings]]:
-    """The directory of each trial of `sweeps` that has results, and its settings, with the rounds that these have."""
+    """(directory, settings) of each trial of `sweeps` that has results; the settings have the results' number of rounds."""
     found = []
     for settings in sweeps:
         for name, seeds in sorted(sets_there(output_dir / settings.name).items()):
@@ -25,15 +25,15 @@ def done_trials(sweeps: list[Settings], output_dir: pathlib.Path) -> list[tuple[
 
 
 def share_of(trials: list[tuple[pathlib.Path, Settings]], fraction: float) -> list[tuple[pathlib.Path, Settings]]:
-    """A random share of `trials`, at least one, in their order. It is a function of what they are, and part of any larger share
-    of them."""
+    """A random share of `trials`, at least one, in their order. It depends on nothing but the trials, and a larger share of
+    them includes it."""
     drawn = sorted(trials, key=lambda each: seed_hash(*each[0].parts[-3:], "verify", modulus=2**63))
     chosen = {directory for directory, _ in drawn[: max(1, round(fraction * len(trials)))]}
     return [each for each in trials if each[0] in chosen]
 
 
 class TrialResults:
-    """What a done trial has written."""
+    """The results of a done trial."""
 
     def __init__(self, directory: pathlib.Path, settings: Settings) -> None:
         """Raises BrokenError or OSError if they cannot be read."""
@@ -55,7 +55,7 @@ class TrialResults:
 
 
 def read(trials: list[tuple[pathlib.Path, Settings]]) -> tuple[list[TrialResults], dict[pathlib.Path, list[str]]]:
-    """What `trials` have written, and {directory: a line that says why} of those that cannot be read."""
+    """The results of `trials`, and {directory: a line that says why} for those that cannot be read."""
     found, unreadable = [], {}
     for directory, settings in trials:
         try:
@@ -66,8 +66,8 @@ def read(trials: list[tuple[pathlib.Path, Settings]]) -> tuple[list[TrialResults
 
 
 def compare(original: TrialResults, trial: Trial) -> list[str]:
-    """How `trial`, which has computed `original` again, differs: a line for each curve and each array of clients whose values
-    are not the same, then what computed both. Empty if all are."""
+    """How `trial`, which has computed `original` again, differs: a line for each curve and each array of clients with other
+    values, then the origins of both. Empty if nothing differs."""
     if not trial.is_done():
         return [": ".join(["could not be computed again", *map(described, trial.failures()[-1:])])]
     again = TrialResults(trial.directory, trial.settings)
@@ -78,7 +78,7 @@ def compare(original: TrialResults, trial: Trial) -> list[str]:
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> str:
-    """Since which round two arrays of the same shape [..., rounds] differ, and by how much at most."""
+    """The first round in which two arrays of the same shape [..., rounds] differ, and the largest difference, as a text."""
     only_one = np.isnan(first) != np.isnan(second)
     apart = np.where(np.isnan(first) | np.isnan(second), 0, np.abs(first - second))
     rounds = np.flatnonzero((only_one | (apart > 0)).reshape(-1, first.shape[-1]).any(axis=0))

@@ -1,8 +1,8 @@
 """How client processes join a trial.
 
-Those that a launcher starts on one machine join through a socket that they and the server inherit: it has no file, and no name
-that another trial could have too. Others connect to an address, which is a Unix socket in a private directory, or HOST:PORT
-with a key from the environment, and a handshake shows who has the key.
+Those that a launcher starts on one machine join through a socket that they and the server inherit. It has no file and no name,
+so no other trial can have the same. Others connect to an address: a Unix socket in a private directory, or HOST:PORT with a
+key from the environment. A handshake proves that both sides have the key.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class InheritedListener:
         self._trial = os.environ.get(TRIAL_VARIABLE)
 
     def accept(self, count: int, timeout: float) -> list[Channel]:
-        """As Listener.accept. Each client process has sent one end of a connection of its own."""
+        """As Listener.accept. Each client process sends one end of its own connection through the socket."""
         joined: dict[int, Channel] = {}
         clock = RunningTime()
         heard = clock()
@@ -83,11 +83,11 @@ class Listener:
         missing."""
         self._directory, self._trial = None, os.environ.get(TRIAL_VARIABLE)
         if address is not None and is_remote(address):
-            self.address, self._key, place = address, key_from_environment(), _host_and_port(address)
+            self.address, self._key, endpoint = address, key_from_environment(), _host_and_port(address)
         else:
-            self.address = place = address or unix_address()
+            self.address = endpoint = address or unix_address()
             self._key = secrets.token_hex(32).encode()
-            self._directory = pathlib.Path(place).parent
+            self._directory = pathlib.Path(endpoint).parent
         try:
             if self._directory is not None:
                 _make_private(self._directory)
@@ -96,7 +96,7 @@ class Listener:
                 self._key_file.truncate(0)
                 self._key_file.write(self._key)
                 self._key_file.flush()
-            self._socket = _listen(place)
+            self._socket = _listen(endpoint)
             self._socket.setblocking(False)
         except OSError as error:
             raise UsageError(f"cannot listen at {self.address}: {error.strerror or error}") from error
@@ -151,8 +151,8 @@ class Listener:
         return [joined[process] for process in range(count)]
 
     def _accept_one(self, pending, finish) -> None:
-        """Start to authenticate the next connection. If too many are pending, evict one first: the next call is the next
-        connection's."""
+        """Start to authenticate the next connection. If too many are pending, only evict one: the next call accepts the
+        connection."""
         if len(pending) == MAX_PENDING:
             min(pending.values(), key=lambda connection: connection.has_key).drop()  # its thread ends and wakes the selector
             return
@@ -173,8 +173,8 @@ AnyListener = Listener | InheritedListener
 
 
 def make_listener(address: str | None) -> AnyListener:
-    """The listener of this process: with the socket that it has inherited from its launcher if there is one, else at `address`,
-    see Listener."""
+    """The listener of this process: on the socket that it inherited from its launcher if there is one, else at `address`, see
+    Listener."""
     descriptor = inherited(JOIN_VARIABLE)
     return Listener(address) if descriptor is None else InheritedListener(descriptor)
 
@@ -225,22 +225,22 @@ class PendingConnection(threading.Thread):
             self.has_key = True
             answer_challenge(self._connection, self._key)
             self.hello = self.channel.receive()
-        except Exception as error:  # the library's handshake may fail in any way on what a peer sends
+        except Exception as error:  # a peer may send anything, on which the library's handshake may fail in any way
             self.error = " ".join(str(error).split())[:200] or type(error).__name__
         self._finish.sendall(self.channel.fileno().to_bytes(4))
 
     def drop(self) -> None:
-        """Have the thread end at once."""
+        """Make the thread end at once."""
         with contextlib.suppress(OSError), socket_of(self._connection) as connected:
             connected.shutdown(socket.SHUT_RDWR)
 
 
-def _listen(place):
-    if not isinstance(place, str):
-        return socket.create_server(place, backlog=BACKLOG)
+def _listen(endpoint):
+    if not isinstance(endpoint, str):
+        return socket.create_server(endpoint, backlog=BACKLOG)
     listening = socket.socket(socket.AF_UNIX)
     try:
-        listening.bind(place)
+        listening.bind(endpoint)
         listening.listen(BACKLOG)
     except OSError:
         listening.close()
@@ -254,8 +254,8 @@ def join(process: int | None, descriptor: int) -> Channel:
     channel = Channel(Connection(ours.detach()))
     channel.send(protocol.hello(process, os.environ.get(TRIAL_VARIABLE)))
     try:
-        with theirs, socket.socket(fileno=descriptor) as door:
-            socket.send_fds(door, [b"\0"], [theirs.fileno()])
+        with theirs, socket.socket(fileno=descriptor) as inherited_socket:
+            socket.send_fds(inherited_socket, [b"\0"], [theirs.fileno()])
     except OSError as error:
         raise PeerLostError(f"the connection broke ({error.strerror or error})") from error
     return channel
@@ -265,19 +265,19 @@ def connect(address: str, process: int | None, timeout: float) -> Channel:
     """Connect to the server at `address` as client process `process`. Try for up to `timeout` seconds, as the server may not
     listen yet. Raises PeerLostError or UsageError."""
     remote = is_remote(address)
-    place = _host_and_port(address) if remote else address
+    endpoint = _host_and_port(address) if remote else address
     deadline = time.monotonic() + timeout
     while True:
         try:
             key = key_from_environment() if remote else (pathlib.Path(address).parent / KEY).read_bytes()
-            channel = _connect_once(place, key, max(1.0, deadline - time.monotonic()))
+            channel = _connect_once(endpoint, key, max(1.0, deadline - time.monotonic()))
             break
         except AuthenticationError as error:
             raise UsageError(
                 f"the server at {address} has another key: set {KEY_VARIABLE} to the same on both sides"
             ) from error
         except (AssertionError, ValueError) as error:
-            raise UsageError(f"what answers at {address} is no server of a trial") from error
+            raise UsageError(f"no trial's server answers at {address}, but something else") from error
         except (OSError, EOFError) as error:
             if time.monotonic() > deadline:
                 raise PeerLostError(f"no server answered at {address} within {timeout:g} s ({error})") from error
@@ -286,15 +286,15 @@ def connect(address: str, process: int | None, timeout: float) -> Channel:
     return channel
 
 
-def _connect_once(place, key, timeout):
+def _connect_once(endpoint, key, timeout):
     """Return a channel to a server that has proved that it has the key. Raises OSError, EOFError, or what the handshake
     raises."""
-    if isinstance(place, str):
+    if isinstance(endpoint, str):
         with socket.socket(socket.AF_UNIX) as connecting:
-            connecting.connect(place)
+            connecting.connect(endpoint)
             connection = Connection(connecting.detach())
     else:
-        connecting = socket.create_connection(place, timeout)
+        connecting = socket.create_connection(endpoint, timeout)
         connecting.settimeout(None)
         connection = Connection(connecting.detach())
     channel = Channel(connection)
@@ -337,7 +337,7 @@ def unix_address() -> str:
 
 
 def _make_private(directory) -> None:
-    """Make `directory`. Raises UsageError if other users can get at what lies in it."""
+    """Make `directory`. Raises UsageError if other users can access its files."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -345,8 +345,8 @@ def _make_private(directory) -> None:
 
 
 def _claim(path: pathlib.Path) -> typing.BinaryIO:
-    """The file of a key, made if missing, locked while a server listens. Raises UsageError if another server does, or if the
-    file is not of a key."""
+    """Open a key's file, or make it, and lock it while this server listens. Raises UsageError if another server listens, or if
+    the file is no key's."""
     while True:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b"))
