@@ -22,7 +22,7 @@ import typing
 import numpy as np
 
 from federated.files import open_regular, read_regular, write_atomically
-from federated.lock import Lock, LockedError, Holder, is_held, read_lock
+from federated.lock import Holder, Lock, LockedError, is_held, read_lock
 from federated.search import Space
 from federated.settings import Settings, write_sweep_file
 
