@@ -27,16 +27,16 @@ def run(hparams, trial_seed):
     last = {}
 
     def client(number):
-        from work import client_of  # by name, so that what is sent to an actor each round is small
+        from work import client_of  # by name, so that little is sent to an actor each round
 
         return client_of(work, data_dir, json.dumps(hparams), trial_seed, number)
 
     @client_app.train()
     def train(message, context):
-        this = client(int(context.node_config["partition-id"]))
+        member = client(int(context.node_config["partition-id"]))
         round = message.content["config"]["server-round"] - 1
-        state = this.train(message.content["arrays"].to_torch_state_dict(), round)
-        metrics = MetricRecord({"num-examples": len(this.labels)})
+        state = member.train(message.content["arrays"].to_torch_state_dict(), round)
+        metrics = MetricRecord({"num-examples": len(member.labels)})
         return Message(content=RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
 
     def evaluate(round, arrays):
