@@ -14,6 +14,7 @@ from federated.learning import compression
 from federated.learning.flat import Flat
 from federated.settings import Settings
 from federated.study import combinations, sweeps_of
+from federated.trial import RESULTS
 
 SIZE = 26_122  # parameters of the mlp on digits
 ONE_VECTOR = [name for name in algorithms.REGISTRY if algorithms.load(name).uploads == 1]
@@ -69,6 +70,13 @@ def test_ratio_1_and_32_bits_are_no_compression(train):
         assert run.rounds[-1].keys() == plain.rounds[-1].keys()  # clients keep no more
     for settings in ({"compression": "topk"}, {"compression": "quantize", "bits": 2}):
         assert not torch.allclose(train(**settings).broadcast, plain.broadcast)
+
+
+def test_pooled_data_are_not_sent(train):
+    plain, compressed = train("Centralized"), train("Centralized", compression="topk")
+    assert torch.equal(compressed.broadcast, plain.broadcast)
+    sent = [json.loads((run.trial.directory / RESULTS).read_text())["curves"]["bytes_sent"] for run in (plain, compressed)]
+    assert sent[0] == sent[1]
 
 
 def test_many_bits_are_near_no_compression(train):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -170,6 +171,21 @@ def test_a_study_elsewhere_runs_and_is_read_without_it(study, launch_here, call,
     assert shown.returncode == 0 and shown.stdout.count("stopped after 1 of 4 rounds") == 2, shown.stderr
 
 
+def test_a_sweep_of_a_version_that_lacked_a_setting_is_read_without_it(study, launch, call, tmp_path):
+    out = tmp_path / "out"
+    assert launch(out, "--extension", study, "--algorithm", "Halfway", "--num_hparams", 1).returncode == 0
+    (path,) = out.glob("*/sweep.json")
+    content = json.loads(path.read_text())
+    for name in ("compression", "compression_ratio", "dp_clip"):
+        del content["settings"][name], content["extension"]["defaults"][name]
+    path.write_text(json.dumps(content))
+    found = call("collect_results.py", "--output_dir", out)
+    assert found.returncode == 0 and "| Halfway " in found.stdout, found.stderr
+    del content["settings"]["bits"]
+    path.write_text(json.dumps(content))
+    assert "(it lacks settings)" in call("collect_results.py", "--output_dir", out).stderr
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("unloaded")
 def test_the_best_command_and_dry_runs_lines_name_it(study, launch_here, call, tmp_path):
@@ -311,6 +327,9 @@ def test_trials_run_what_was_there_at_the_launch_and_an_edit_is_another_code(stu
         ("@models.register('a b')\ndef f(spec, rate): pass", "model 'a b' is not a name"),
         ("datasets.register('mine', 3)", "dataset 'mine' is not a Spec"),
         ("datasets.register('mine', datasets.Spec((), 2, print))", "dataset 'mine' is not of whole numbers"),
+        ("datasets.register('mine', datasets.Spec((3,), 2, print, num_tokens=0))", "0 tokens"),
+        ("datasets.register('mine', datasets.Spec((3, 1), 2, print, num_tokens=9))", "their shape is (3, 1)"),
+        ("@algorithms.register\nclass Mine(Fedavg): sends_change = 1", "its sends_change is 1 and has to be True or False"),
         ("partition.register('mine')(3)", "partition 'mine' is not a function"),
         ("augmentation.register('none')(print)", "augmentation 'none' is not a new name"),
         ("@command_launchers.register('mine')\nclass L(Launcher): pass", "launcher 'mine' is not a class"),
@@ -543,6 +562,82 @@ def test_faults_of_ones_own_code_are_named_and_nothing_else_is_hurt(launch, tmp_
     child = int(re.search(r"^child (\d+)$", log.read_text(), re.MULTILINE)[1])
     wait_until_dead([child])
     wait_until(lambda: not processes_of(log.parent))
+
+
+UPDATES = """
+import numpy as np
+from torch import nn
+from federated import algorithms, models
+from federated.algorithms.fedavg import Fedavg
+from federated.data import datasets
+
+
+@algorithms.register
+class Silent(Fedavg):
+    def upload(self, client, updates):
+        updates[0].copy_(client.weights)
+
+
+@algorithms.register
+class Sends(Silent):
+    sends_change = True
+
+    def upload(self, client, updates):
+        updates[0].copy_(client.weights).sub_(client.global_weights)
+
+    def step(self, server, average):
+        server.weights.add_(average[0])
+
+
+@algorithms.register
+class Weighs(Fedavg):
+    def weights(self, server):
+        return [[1 / len(server.samples)] * len(server.samples)]
+
+
+@models.register("bag", of_sequences=True)
+def bag(spec, dropout_rate):
+    return nn.Sequential(nn.Embedding(spec.num_tokens, 4), nn.Flatten(), nn.Linear(4 * spec.shape[0], spec.num_classes))
+
+
+def read(data_dir):
+    words = np.random.default_rng(0).integers(0, 50, (240, 5))
+    values = {"inputs": words, "labels": words[:, 0] % 3, "owners": np.array([f"author {i // 2 % 8}" for i in range(240)])}
+    return {f"{part}_{name}": array[place::2] for place, part in enumerate(("train", "test")) for name, array in values.items()}
+
+
+datasets.register("books", datasets.Spec((5,), 3, read, many_owners=True, num_tokens=50))
+"""
+
+
+def test_ones_own_updates_are_compressed_and_private_if_it_is_said_what_they_are(launch, tmp_path):
+    """On sequences of owners whom only the data name, by a model for them."""
+    (tmp_path / "mine.py").write_text(UPDATES)
+
+    def launched(*options):
+        return launch(
+            tmp_path / "out", "--extension", tmp_path / "mine.py", "--dataset", "books", "--model_arch", "bag",
+            "--num_clients", 4, "--samples_per_client", 10, "--local_optimizer", "sgd", "--num_trials", 1, *options,
+        )  # fmt: skip
+
+    for options, message in (
+        (("--algorithm", "Silent", "--compression", "topk"), "--compression topk: Silent has an upload() of its own: say by"),
+        (("--algorithm", "Silent", "--dp_clip", 1), "--dp_clip 1.0: Silent has an upload() of its own: say by sends_change"),
+        (("--algorithm", "Sends", "--dp_clip", 1), "Sends is not among the algorithms whose server takes no more"),
+        (("--algorithm", "Weighs", "--dp_clip", 1), "Weighs is not among the algorithms whose server takes no more"),
+        (("--model_arch", "mlp"), "--model_arch mlp does not fit sequences of 5: it takes no sequences"),
+        (("--num_clients", 9), "8 owners of books have enough samples to train on"),
+    ):
+        refused = launched(*options)
+        assert refused.returncode == 2 and message in refused.stderr.splitlines()[-1] and not (tmp_path / "out").exists()
+    both = launched("--algorithm", "Sends", "Fedavg", "--compression", "topk", "quantize", "--dropout_fraction", 0, 0.5)
+    assert both.returncode == 0, both.stderr
+    for path in map(str, (tmp_path / "out").glob("*_Sends,*/*/*/results.json")):
+        ours, plain = (one([pathlib.Path(path.replace("_Sends,", name))]) for name in ("_Sends,", "_Fedavg,"))
+        for name, curve in plain["curves"].items():
+            if name != "round_seconds":
+                assert ours["curves"][name] == pytest.approx(curve, rel=1e-4)
+    assert launched("--dp_clip", 1).returncode == 0
 
 
 @pytest.mark.slow

@@ -70,6 +70,27 @@ def test_each_client_takes_part_independently_with_the_chance_that_is_accounted_
     assert all(chosen == sorted(set(chosen)) for chosen in rounds)
 
 
+def test_nobody_straggles_or_is_lost_because_of_another_client():
+    """Else adding a client would change the updates of others."""
+    trouble = {"num_clients": 40, "straggler_fraction": 0.5, "dropout_fraction": 0.3, "dp_clip": 1.0}
+    few, all_of_them = (Settings(**trouble, participation=participation) for participation in (0.3, 1.0))
+    stragglers = lost = asked = 0
+    for round in range(300):
+        chosen, some = participants.receivers(few, 0, round).tolist(), participants.draw(few, 0, round)
+        everybody = participants.draw(all_of_them, 0, round)
+        assert some == {client: part for client, part in everybody.items() if client in chosen}
+        asked, lost = asked + len(chosen), lost + len(chosen) - len(some)
+        stragglers += sum(part < 1 for part in some.values())
+    assert lost / asked == pytest.approx(0.3, abs=0.03) and stragglers / (asked - lost) == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_sum_is_divided_by_the_updates_that_are_expected_to_arrive():
+    settings = Settings(num_clients=40, participation=0.25, dropout_fraction=0.2, dp_clip=2.0, dp_noise_multiplier=0.0)
+    total, start = torch.full((5,), 4.0), torch.ones(5)
+    private_average.finish(total, start, settings, 0, 0)
+    assert total.tolist() == [1.5] * 5
+
+
 @pytest.mark.parametrize(
     "algorithm", [name for name in algorithms.REGISTRY if algorithms.can_be_private(algorithms.load(name))]
 )
@@ -91,14 +112,18 @@ def test_clients_of_unequal_size_count_the_same(train):
 
 
 def test_a_round_in_which_nobody_takes_part_adds_noise_alone(train):
-    """As its emptiness must not show."""
-    run = train("Fedavgm", num_clients=4, participation=0.25, rounds=8, dp_clip=0.01, samples_per_client=40)
-    taking = [participants.receivers(run.settings, run.trial.trial_seed, round).tolist() for round in range(8)]
-    assert [] in taking
+    """As its emptiness must not show; nor that all updates are lost."""
+    options = {"num_clients": 4, "participation": 0.25, "rounds": 8, "samples_per_client": 40, "dropout_fraction": 0.6}
+    run = train("Fedavgm", dp_clip=0.01, **options)
+    sent, taking = (
+        [list(each(run.settings, run.trial.trial_seed, round)) for round in range(8)]
+        for each in (participants.receivers, participants.draw)
+    )
+    assert [] in sent and any(ours and not arrived for ours, arrived in zip(sent, taking))
     weights = [arrays["broadcast"][0] for arrays in run.rounds]
     assert all(not np.array_equal(one, other) for one, other in itertools.pairwise(weights))
     curves = json.loads((run.trial.directory / "results.json").read_text())["curves"]
-    assert curves["bytes_sent"] == [len(chosen) * 2 * 4 * SIZE for chosen in taking]
+    assert curves["bytes_sent"] == [(len(ours) + len(arrived)) * 4 * SIZE for ours, arrived in zip(sent, taking)]
     assert [value is None for value in curves["train_loss"]] == [not chosen for chosen in taking]
 
 

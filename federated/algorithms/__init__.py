@@ -109,7 +109,8 @@ def load(name: str) -> type[Fedavg]:
 def can_be_private(algorithm: type[Fedavg]) -> bool:
     """True if the server takes no more from clients than the average of whole models."""
     takes_more = any(getattr(algorithm, name) is not getattr(Fedavg, name) for name in ("weights", "receive"))
-    return algorithm.uses_average_alone and algorithm.uploads == 1 and not algorithm.sends_change and not takes_more
+    sends_models = algorithm.uploads == 1 and not algorithm.sends_change and not does_not_say_what_it_sends(algorithm)
+    return algorithm.uses_average_alone and sends_models and not takes_more
 
 
 def does_not_say_what_it_sends(algorithm: type[Fedavg]) -> bool:
