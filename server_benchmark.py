@@ -1,6 +1,6 @@
 """The server of one trial: it makes the model, leads the rounds, and writes the results.
 
-By hand, in a terminal each, with any of the settings below:
+Started by hand, each command in a terminal of its own, with any settings below:
 
     python server_benchmark.py --output_dir my_trial --client_processes 2
     python client_benchmark.py --host ADDRESS          (twice; the server prints ADDRESS)
@@ -29,7 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     extension.load_given("server_benchmark.py", argv)
     parser = Parser(prog="server_benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=directory, required=True, metavar="DIR", help="the trial's directory")
-    parser.add_argument("--trial_seed", type=integer(0), default=0, metavar="INT", help="seed of all that is random in it")
+    parser.add_argument("--trial_seed", type=integer(0), default=0, metavar="INT", help="seed of all its random draws")
     parser.add_argument(
         "--hparams", type=json_object, default={}, metavar="JSON", help="hyper-parameters; default: the registry's defaults"
     )
@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--client_processes",
         type=integer(1, MAX_PROCESSES),
         metavar="INT",
-        help="client processes to wait for; default: one a participant",
+        help="client processes to wait for; default: one per participant",
     )
     add_options(parser.add_argument_group("how it is run"), ServerOptions)
     add_options(parser.add_argument_group("what it computes"), Settings)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Hold the trial's lock and listen for client processes while the trial is served."""
+    """Hold the trial's lock and listen for client processes while the server runs the trial."""
     settings, options = options_from(Settings, args), options_from(ServerOptions, args)
     key = settings.hparams_key
     hparams = default_hparams(*key) | check_hparams(args.hparams, *key)

@@ -119,7 +119,7 @@ def test_data_that_are_cut_while_they_are_mapped_are_named(tmp_path):
     np.save(array, np.ones(1 << 20, np.uint8))
     program = "import os, sys, numpy; a = numpy.load(sys.argv[1], mmap_mode='c'); os.truncate(sys.argv[1], 0); a.sum()"
     ended = subprocess.run([sys.executable, "-c", program, array], check=False)
-    assert meaning_of(ended.returncode).startswith("was killed by SIGBUS (a file that it reads was cut meanwhile")
+    assert meaning_of(ended.returncode).startswith("was killed by SIGBUS (a file that it reads was truncated")
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ from federated.trial import hparams_hash
 from hparams_registry import default_hparams
 
 pytestmark = pytest.mark.process
-KILLED = "was killed by SIGKILL (by somebody, or by what limits memory and time here)"
+KILLED = "was killed by SIGKILL (by a user, or because of a limit of memory or time)"
 
 
 @both_launchers
@@ -615,4 +615,4 @@ def test_an_orphan_of_the_fork_server_that_dies_is_an_accident(tmp_path):
     assert code == 0 and "Traceback" not in output, output
     provenance = json.loads((trial_of(tmp_path / "out") / "results.json").read_text())["provenance"]
     (reason,) = [each["reason"] for each in provenance["failures"]]
-    assert reason == "ended, and so has what it was forked from, which would know how"
+    assert reason == "ended, and so did the process that it was forked from, which knew how"

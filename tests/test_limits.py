@@ -92,7 +92,7 @@ def test_too_few_file_descriptors_for_so_many_trials(launch, tmp_path):
     many = ("--num_trials", 16, "--jobs", 16, "--num_clients", 4, "--client_processes", 4, "--num_hparams", 1)
     result = launch(tmp_path / "out", *many, preexec_fn=limit)
     assert result.returncode == 2
-    assert "Too many open files: 16 trials at once need 368, of 44" in result.stderr.splitlines()[-1]
+    assert "Too many open files: 16 trials at once need 368, the limit is 44" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 

@@ -107,9 +107,9 @@ class Channel:
             raise PeerLostError(f"it sent a message that it was not asked for: {shown(message)}")
         schema, due_rows = self._expected.popleft()
         if not matches(message, schema):
-            raise PeerLostError(f"it sent {shown(message)} where {{{', '.join(schema)}}} was due")
+            raise PeerLostError(f"it sent {shown(message)} although {{{', '.join(schema)}}} was due")
         if rows != ([] if self.local else list(due_rows)):
-            raise PeerLostError(f"it sent rows {shown(rows)} with {shown(message)}, which are not those it was asked for")
+            raise PeerLostError(f"it sent rows {shown(rows)} with {shown(message)}, but was asked for others")
 
     def send_memory(self, memory: SharedMatrices) -> None:
         """Use `memory` for rows, and hand its file over to a local peer, which calls receive_memory. Raises PeerLostError."""
@@ -167,10 +167,10 @@ def _is_local(connection) -> bool:
 
 
 class RunningTime:
-    """Seconds in which this process could run, so that others had time to answer. A container that is paused, a machine that
-    sleeps, or all processes stopped is time that nobody had."""
+    """A clock of the seconds in which this process could run, and others could answer. It does not count time in which the
+    container was paused, the machine slept, or all processes were stopped."""
 
-    STEP = 1.0  # seconds: who waits looks again at least as often; longer pauses count as twice this
+    STEP = 1.0  # seconds: a waiting process calls it at least as often; a longer pause counts as twice this
 
     def __init__(self) -> None:
         self._last, self._seconds = time.monotonic(), 0.0

@@ -1,4 +1,4 @@
-"""What a trial needs to resume after its processes were killed: one file, whole or absent, and the one before it.
+"""Checkpoints, from which a trial resumes after its processes were killed: the latest, whole or absent, and the one before it.
 
 The file is numpy's .npz, whose members carry checksums; nothing in it is pickled.
 """
@@ -34,7 +34,7 @@ def save(directory: pathlib.Path, state: dict, arrays: dict[str, np.ndarray], na
 
 
 def rounds_asked(directory: pathlib.Path) -> int:
-    """How many rounds the trial was to have whose checkpoint lies in a directory, before it was done; 0 if none can be read."""
+    """The number of rounds that the unfinished trial of a checkpoint was started for; 0 if none can be read."""
     for name in (CHECKPOINT, PREVIOUS):  # a kill may have fallen between the two renames
         try:
             with open_regular(directory / name) as file, np.load(file, allow_pickle=False) as members:
@@ -45,8 +45,8 @@ def rounds_asked(directory: pathlib.Path) -> int:
 
 
 def load(directory: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]] | None:
-    """Return the state and arrays of the latest whole checkpoint, None if there is none. A damaged one is set aside. The one
-    that was kept when the trial was done with fewer rounds comes last."""
+    """Return the state and arrays of the latest whole checkpoint, None if there is none. Sets damaged ones aside. Tries the
+    one that the trial kept when it was done with fewer rounds last."""
     for name in (CHECKPOINT, PREVIOUS, KEPT):
         path = directory / name
         try:

@@ -1,5 +1,5 @@
-"""How many trials run at once on one device. What a trial needs of a device's memory is known once it has run, so a trial that
-ran out of it waits until it may run beside fewer."""
+"""Limits how many trials share a device. A trial's need of device memory is known only once it has run, so a trial that ran out
+of it waits until it may run beside fewer."""
 
 import collections
 import pathlib
@@ -8,13 +8,13 @@ from federated.trial import Trial
 
 
 class Company:
-    """The trials that run, by the device that they share. Slots with the same remainder by the number of devices share one."""
+    """The running trials, by device. Slots with the same remainder modulo the number of devices share a device."""
 
     def __init__(self, devices: int) -> None:
         self._devices = max(1, devices)
         self._running: dict[int, Trial] = {}
-        self._beside: dict[int, int] = {}  # how many others were there, at most, when the trial of a slot began or ended
-        self._most: dict[pathlib.Path, int] = {}  # beside how many others a trial may run, of those that ran out of memory
+        self._beside: dict[int, int] = {}  # by slot: how many others shared the device when its trial began
+        self._most: dict[pathlib.Path, int] = {}  # beside how many others each trial that ran out of memory may run
 
     def next_start(self, waiting: collections.deque[Trial], slots: list[int]) -> tuple[Trial, int] | None:
         """Take the first trial of `waiting` that may start in one of the free `slots`, and return it with its slot."""
@@ -32,8 +32,8 @@ class Company:
         self._running[slot] = trial
 
     def ended(self, slot: int, lacked_memory: bool) -> int | None:
-        """Note that the trial in `slot` has ended. If it lacked memory on a device that it shared, return beside how many
-        others it may run from now on, else None."""
+        """Note that the trial in `slot` has ended. If it lacked memory on a shared device, return beside how many others it may
+        run from now on, else None."""
         trial = self._running.pop(slot)
         beside = max(self._beside.pop(slot), len(self._others(slot)))
         if not lacked_memory or not beside:

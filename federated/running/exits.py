@@ -1,4 +1,4 @@
-"""How a trial's process ends: its exit codes, and what they and signals say of the cause."""
+"""The exit codes of a trial's processes, and the causes that they and signals indicate."""
 
 import contextlib
 import errno
@@ -15,22 +15,22 @@ from federated.options import FAILED, USAGE_ERROR, UsageError, system_error_behi
 from federated.running.channel import PeerLostError
 from federated.trial import DivergedError
 
-# Exit codes of a trial's process, besides 0, USAGE_ERROR and what Python itself has
+# Exit codes of a trial's process, besides 0, USAGE_ERROR and Python's own
 LOCKED_EXIT, LOST_PEER_EXIT, DIVERGED_EXIT, DEVICE_MEMORY_EXIT = 3, 4, 5, 6
-SYSTEM_ERROR_EXIT = 64  # and more: an error of the operating system, such as a full disk, by its number
+SYSTEM_ERROR_EXIT = 64  # plus errno: an error of the operating system, such as a full disk
 OUT_OF_MEMORY_EXIT = SYSTEM_ERROR_EXIT + errno.ENOMEM
-UNKNOWN_EXIT = 255  # what multiprocessing says if the process that knew is gone
+UNKNOWN_EXIT = 255  # multiprocessing's own if the fork server, which knew the code, is gone
 _PYTHON_FAILED, _LOG_FAILED = 1, 120
 
-# What the words of the system leave open
+# Hints that the system's texts lack
 _ERRORS = {
     errno.ENOSPC: "space or inodes are used up where the trial lies: see `df -h` and `df -i`",
     errno.EDQUOT: "your space or number of files is used up where the trial lies",
-    errno.EFBIG: "`ulimit -f`, or what the file system can hold",
-    errno.EROFS: "the system does so after an error of the disk",
+    errno.EFBIG: "`ulimit -f`, or the largest file of the file system",
+    errno.EROFS: "the system makes it so after an error of the disk",
     errno.EIO: "the disk or the file server has failed",
     errno.ESTALE: "the file server has lost the file",
-    errno.ENOTCONN: "what serves the file system has ended",
+    errno.ENOTCONN: "the process that serves the file system has ended",
     errno.EACCES: "permissions have changed, or your ticket for the file server has expired",
     errno.EPERM: "permissions have changed",
     errno.EMFILE: "raise `ulimit -n` or lower --jobs",
@@ -39,23 +39,23 @@ _ERRORS = {
     errno.ENOMEM: "the machine's, the cgroup's or `ulimit -v`: lower --jobs or --client_processes",
 }
 _SIGNALS = {
-    signal.SIGKILL: "by somebody, or by what limits memory and time here",
-    signal.SIGTERM: "by somebody, or by a batch system",
-    signal.SIGBUS: "a file that it reads was cut meanwhile, or where it lies memory or space is used up",
+    signal.SIGKILL: "by a user, or because of a limit of memory or time",
+    signal.SIGTERM: "by a user, or by a batch system",
+    signal.SIGBUS: "a file that it reads was truncated, or memory or disk space is used up",
     signal.SIGSEGV: "a fault of a library or of the memory",
     signal.SIGILL: "a library is built for another processor",
     signal.SIGXCPU: "`ulimit -t` is used up",
 }
 _CODES = {
     _PYTHON_FAILED: "ended with an error of its program",
-    USAGE_ERROR: "refused what it was given",
+    USAGE_ERROR: "refused its options",
     LOST_PEER_EXIT: "lost another process of its trial",
     DIVERGED_EXIT: "diverged",
-    DEVICE_MEMORY_EXIT: "ran out of the GPU's memory (what others hold there counts: see nvidia-smi; else try a smaller "
+    DEVICE_MEMORY_EXIT: "ran out of the GPU's memory (others may hold some: see nvidia-smi; else try a smaller "
     "batch_size, a smaller model or --precision bf16)",
     OUT_OF_MEMORY_EXIT: f"ran out of memory ({_ERRORS[errno.ENOMEM]})",
     _LOG_FAILED: "could not write the end of its log",
-    UNKNOWN_EXIT: "ended, and so has what it was forked from, which would know how",
+    UNKNOWN_EXIT: "ended, and so did the process that it was forked from, which knew how",
 }
 # How torch and CUDA's libraries say that the device's memory is used up
 _DEVICE_MEMORY = (
@@ -65,7 +65,7 @@ _DEVICE_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-# Errors that leave room for fewer trials, or that may well be over at the next attempt
+# Errors that fewer trials at once may avoid, and errors that may well be over at the next attempt
 _NO_ROOM = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _PASSING = (errno.EIO, errno.ESTALE, *_NO_ROOM)
 
@@ -76,7 +76,7 @@ def system_error_exit(error: OSError) -> int:
 
 
 def meaning_of(code: int) -> str:
-    """What the exit code of a trial's process says; a signal is a negative number."""
+    """The meaning of an exit code of a trial's process. A signal is a negative number."""
     if code in _CODES:
         return _CODES[code]
     if code < 0:
@@ -88,7 +88,7 @@ def meaning_of(code: int) -> str:
 
 
 def with_hint(error: OSError) -> str:
-    """The text of an error, and what it leaves open."""
+    """The text of an error, with a hint if there is one."""
     return f"{error}{_hint(_ERRORS, error.errno)}"
 
 
@@ -101,17 +101,17 @@ def _hint(hints: dict, key: int | None) -> str:
 
 
 def is_accident(code: int | None) -> bool:
-    """True if a trial whose process ended so, or fell silent (None), may well succeed next time."""
+    """True if a trial whose process ended with `code`, or fell silent (None), may well succeed next time."""
     return code is None or code < 0 or code in (LOST_PEER_EXIT, UNKNOWN_EXIT) or code - SYSTEM_ERROR_EXIT in _PASSING
 
 
 def lacks_room(code: int | None) -> bool:
-    """True if a process that ended so lacked what fewer trials at once would leave it, or probably so."""
+    """True if a process that ended with `code` lacked, or probably lacked, resources that fewer trials would leave free."""
     return code == UNKNOWN_EXIT or (code is not None and code - SYSTEM_ERROR_EXIT in _NO_ROOM)
 
 
 def exit_code_of(work: typing.Callable[[], object]) -> int:
-    """Do the `work` of a trial's process. What ends it becomes its last line on stderr and the exit code."""
+    """Do the `work` of a trial's process. An error that ends it becomes the last line on stderr and the exit code."""
     try:
         work()
         return 0
@@ -124,7 +124,7 @@ def exit_code_of(work: typing.Callable[[], object]) -> int:
     except DivergedError as error:
         reason, code = str(error), DIVERGED_EXIT
     except BrokenPipeError:
-        raise  # of stdout, as those of channels are PeerLostErrors: see exit_with
+        raise  # of stdout, see exit_with; those of channels are PeerLostErrors
     except (Exception, SystemExit) as error:
         cause = system_error_behind(error)
         if any(words in str(error) for words in _DEVICE_MEMORY):
@@ -137,7 +137,7 @@ def exit_code_of(work: typing.Callable[[], object]) -> int:
         else:
             reason, code = str(cause), system_error_exit(cause)
     finally:
-        for child in multiprocessing.active_children():  # of one's own code: Python would wait for it
+        for child in multiprocessing.active_children():  # started by an extension: Python would wait for it
             child.kill()
     with contextlib.suppress(OSError):  # on a full disk the log takes nothing
         print(reason, file=sys.stderr, flush=True)

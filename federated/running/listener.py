@@ -1,8 +1,8 @@
 """How client processes join a trial.
 
-Those that a launcher starts on one machine join through a socket that they and the server inherit: it has no file, and no name
-that another trial could have too. Others connect to an address, which is a Unix socket in a private directory, or HOST:PORT
-with a key from the environment, and a handshake shows who has the key.
+Those that a launcher starts on one machine join through a socket that they and the server inherit. It has no file and no name,
+so no other trial can have the same. Others connect to an address: a Unix socket in a private directory, or HOST:PORT with a
+key from the environment. A handshake proves that both sides have the key.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class InheritedListener:
         self._trial = os.environ.get(TRIAL_VARIABLE)
 
     def accept(self, count: int, timeout: float) -> list[Channel]:
-        """As Listener.accept. Each client process has sent one end of a connection of its own."""
+        """As Listener.accept. Each client process sends one end of its own connection through the socket."""
         joined: dict[int, Channel] = {}
         clock = RunningTime()
         heard = clock()
@@ -151,8 +151,8 @@ class Listener:
         return [joined[process] for process in range(count)]
 
     def _accept_one(self, pending, finish) -> None:
-        """Start to authenticate the next connection. If too many are pending, evict one first: the next call is the next
-        connection's."""
+        """Start to authenticate the next connection. If too many are pending, only evict one: the next call accepts the
+        connection."""
         if len(pending) == MAX_PENDING:
             min(pending.values(), key=lambda connection: connection.has_key).drop()  # its thread ends and wakes the selector
             return
@@ -173,8 +173,8 @@ AnyListener = Listener | InheritedListener
 
 
 def make_listener(address: str | None) -> AnyListener:
-    """The listener of this process: with the socket that it has inherited from its launcher if there is one, else at `address`,
-    see Listener."""
+    """The listener of this process: on the socket that it inherited from its launcher if there is one, else at `address`, see
+    Listener."""
     descriptor = inherited(JOIN_VARIABLE)
     return Listener(address) if descriptor is None else InheritedListener(descriptor)
 
@@ -225,12 +225,12 @@ class PendingConnection(threading.Thread):
             self.has_key = True
             answer_challenge(self._connection, self._key)
             self.hello = self.channel.receive()
-        except Exception as error:  # the library's handshake may fail in any way on what a peer sends
+        except Exception as error:  # a peer may send anything, on which the library's handshake may fail in any way
             self.error = " ".join(str(error).split())[:200] or type(error).__name__
         self._finish.sendall(self.channel.fileno().to_bytes(4))
 
     def drop(self) -> None:
-        """Have the thread end at once."""
+        """Make the thread end at once."""
         with contextlib.suppress(OSError), socket_of(self._connection) as connected:
             connected.shutdown(socket.SHUT_RDWR)
 
@@ -277,7 +277,7 @@ def connect(address: str, process: int | None, timeout: float) -> Channel:
                 f"the server at {address} has another key: set {KEY_VARIABLE} to the same on both sides"
             ) from error
         except (AssertionError, ValueError) as error:
-            raise UsageError(f"what answers at {address} is no server of a trial") from error
+            raise UsageError(f"no trial's server answers at {address}, but something else") from error
         except (OSError, EOFError) as error:
             if time.monotonic() > deadline:
                 raise PeerLostError(f"no server answered at {address} within {timeout:g} s ({error})") from error
@@ -337,7 +337,7 @@ def unix_address() -> str:
 
 
 def _make_private(directory) -> None:
-    """Make `directory`. Raises UsageError if other users can get at what lies in it."""
+    """Make `directory`. Raises UsageError if other users can access its files."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -345,8 +345,8 @@ def _make_private(directory) -> None:
 
 
 def _claim(path: pathlib.Path) -> typing.BinaryIO:
-    """The file of a key, made if missing, locked while a server listens. Raises UsageError if another server does, or if the
-    file is not of a key."""
+    """Open a key's file, or make it, and lock it while this server listens. Raises UsageError if another server listens, or if
+    the file is no key's."""
     while True:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b"))

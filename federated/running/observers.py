@@ -1,4 +1,4 @@
-"""Observers of a trial's rounds do what is not learning: time, checkpoints, event files, the best model."""
+"""Observers of a trial's rounds, for all that is not learning: times, checkpoints, event files, the best model."""
 
 import time
 import typing
@@ -16,7 +16,7 @@ from federated.running import checkpoint
 from federated.settings import ServerOptions
 from federated.trial import CHECKPOINT, KEPT, MODEL, Trial
 
-# Of a trial's time, the largest share that checkpoints may take, unless each round makes one
+# The largest share of a trial's time that checkpoints may take, unless each round makes one
 CHECKPOINT_SHARE = 0.05
 
 
@@ -34,7 +34,7 @@ class Observer:
 
 
 class Clock(Observer):
-    """Counts the seconds of a trial: by stage of the server and, within its rounds, by what client processes computed."""
+    """Counts the seconds of a trial by stage of the server and, within the rounds, by stage of the client processes."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -62,8 +62,8 @@ Snapshot = Callable[[int], tuple[dict, dict[str, np.ndarray]]]
 
 
 class Checkpoints(Observer):
-    """Saves what a trial needs to resume, after a round, if the last checkpoint is old enough. The one after the last round is
-    that from which more rounds go on: the model is not evaluated yet, as it may not be if it is not the last."""
+    """Saves a checkpoint after a round if the last one is old enough. A trial that is given more rounds resumes from the one
+    after the last round. It is saved before that round's model is evaluated, as a longer trial may not evaluate it."""
 
     def __init__(self, trial: Trial, snapshot: Snapshot, options: ServerOptions, clock: Clock, first: int) -> None:
         """snapshot(round) returns the state and the arrays to save; this run begins after round `first`. With
@@ -93,7 +93,7 @@ class EventFile(Observer):
     """Writes TensorBoard's event file while the trial runs."""
 
     def __init__(self, trial: Trial, record: Record) -> None:
-        from federated.learning.tensorboard_events import Events  # needs a package that not everybody has
+        from federated.learning.tensorboard_events import Events  # needs the optional package tensorboard
 
         self._events = Events(trial, record)
 

@@ -1,7 +1,7 @@
 """Start a trial's processes and end them.
 
-Every process that is started here ends when the process that started it does, however that ends: it holds one end of
-something whose other end only its parent holds, and leaves when that is closed.
+Every process that is started here ends when its parent ends, in whatever way: it has one end of a socket whose other end only
+its parent has, and ends when that is closed.
 """
 
 import atexit
@@ -72,8 +72,8 @@ def script_command(script: str, options: dict[str, typing.Any], *arguments: str)
 
 
 def trial_commands(trial: Trial, address: str | None, client_processes: int, run: ServerOptions) -> dict[str, list[str]]:
-    """{role: command} of a trial's processes, each a list of arguments. The server comes first. They meet at `address`, or if
-    that is None, through a socket that they inherit."""
+    """{role: command} of a trial's processes, each a list of arguments. The server comes first. They connect through
+    `address`, or if it is None, through a socket that they inherit."""
 
     def of(options: type) -> dict:
         return {"host": address} | {name: getattr(run, name) for name in names_of(options)}
@@ -100,7 +100,7 @@ class Process(typing.Protocol):
         """Wait for the end. A signal is a negative number."""
 
     def kill(self) -> None:
-        """Kill it if it still runs, and what it has started and left behind."""
+        """Kill it if it still runs, and the processes that it has started and left behind."""
 
     def close(self) -> None: ...
 
@@ -143,11 +143,11 @@ class SpawnedProcess:
 
 
 class ForkedProcess:
-    """A fork of a process that has imported what trials need. It outlives that one, if somebody kills it."""
+    """A fork of the fork server, which has imported what trials need. It survives if somebody kills the fork server."""
 
     _context = multiprocessing.get_context("forkserver")
-    extensions: tuple[str, ...] = ()  # which that process loads
-    code: str | None = None  # that it has, see version.code()
+    extensions: tuple[str, ...] = ()  # that the fork server loads
+    code: str | None = None  # of the fork server, see version.code()
 
     def __init__(self, command: list[str], log: pathlib.Path, environment: Environment) -> None:
         self._socket, theirs = socket.socketpair()
@@ -170,12 +170,12 @@ class ForkedProcess:
 
     @property
     def exitcode(self) -> int | None:
-        wait_for_any([self.sentinel])  # the fork server would report no end if it was killed
+        wait_for_any([self.sentinel])  # a fork server that was killed would report no end
         self._process.join()
         return self._process.exitcode
 
     def kill(self) -> None:
-        if not wait_for_any([self.sentinel], 0):  # else its number may be another's
+        if not wait_for_any([self.sentinel], 0):  # else its number may be another process's
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGKILL)
         _kill_group(self._process.pid)
@@ -187,8 +187,8 @@ class ForkedProcess:
 
 
 def _sentinel(pid: int, socket: socket.socket) -> int:
-    """A file descriptor that is readable once the process `pid` has ended. If the system has none, that is the `socket` whose
-    other end the process has, which what it forks and leaves behind keeps open. Raises ProcessLookupError if it has ended."""
+    """A file descriptor that is readable once the process `pid` has ended. If the system has none, it is one of `socket`, whose
+    other end the process has; children that outlive it keep that end open. Raises ProcessLookupError if it has ended."""
     if hasattr(os, "pidfd_open"):
         try:
             return os.pidfd_open(pid)
@@ -199,16 +199,16 @@ def _sentinel(pid: int, socket: socket.socket) -> int:
 
 
 def _kill_group(pid: int) -> None:
-    """Kill what is left of the process group that a process led. It keeps its number as long as anything is."""
+    """Kill what is left of the process group that process `pid` led. The group keeps this number until it is empty."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = (), extensions: tuple[str, ...] = ()) -> None:
-    """Start the process that trials are forked from, with what they need and the modules `more` imported, and the `extensions`
-    loaded. It looks for modules on PYTHONPATH and in no current directory, which may hold another version, and skips those it
-    does not find. That of an earlier launch serves again if its extensions are the same. Raises UsageError if no trial could be
-    started."""
+    """Start the fork server. It imports what trials need and the modules `more`, and loads the `extensions`. It looks for
+    modules on PYTHONPATH and not in the current directory, which may hold another version, and skips those it does not find.
+    The fork server of an earlier launch is used again if it has the same code and extensions. Raises UsageError if no trial
+    could be started."""
     check_open_files()
     modules = dict.fromkeys(
         ("server_benchmark", "client_benchmark", "federated.running.rounds", "federated.learning.worker", *more)
@@ -230,8 +230,8 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = (), ext
 
 
 def start_fork(process: typing.Any) -> None:
-    """Start a process of multiprocessing. If somebody has killed the one that it is forked from, start that anew. Raises
-    OSError if it ends by itself."""
+    """Start a process of multiprocessing. If somebody has killed the fork server, start a new one. Raises OSError if the fork
+    server ends by itself."""
     server: typing.Any = forkserver._forkserver
     for _ in range(2):
         if server._forkserver_pid is None or _exit_code(server, os.WNOHANG) is not None:
@@ -245,7 +245,7 @@ def start_fork(process: typing.Any) -> None:
             if code > SYSTEM_ERROR_EXIT:
                 break
     number = code - SYSTEM_ERROR_EXIT if code > SYSTEM_ERROR_EXIT else errno.ENOMEM
-    raise OSError(number, f"what trials are forked from has ended: {os.strerror(number)}")
+    raise OSError(number, f"the process that trials are forked from has ended: {os.strerror(number)}")
 
 
 def _exit_code(server: typing.Any, options: int) -> int | None:
@@ -261,7 +261,7 @@ def _exit_code(server: typing.Any, options: int) -> int | None:
 def _end_fork_server(server: typing.Any) -> None:
     if server._forkserver_pid is not None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(server._forkserver_pid, signal.SIGKILL)  # if it was only asked to end, it would wait for what trials left
+            os.kill(server._forkserver_pid, signal.SIGKILL)  # on a milder signal it would wait for what trials left running
         _exit_code(server, 0)
 
 
@@ -285,8 +285,8 @@ def _start_fork_server(server: typing.Any) -> None:
 
 @contextlib.contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Within it, multiprocessing finds no main module that it would run again in each process: trials need none, a notebook has
-    none that could be run, and a script that calls sweep.main() would launch again."""
+    """Context that hides the main module from multiprocessing, which would run it again in each process. Trials need none, a
+    notebook's cannot be run, and a script that calls sweep.main() would launch again."""
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     try:
         yield
@@ -295,8 +295,8 @@ def _no_main_module() -> Iterator[None]:
 
 
 def _keep_reachable(server: typing.Any) -> None:
-    """Connect to the fork server through a file descriptor of its socket, which stays what it is if its name is removed, as by
-    what tidies the directory for temporary files."""
+    """Connect to the fork server through a file descriptor of its socket. It stays valid if the socket's file is removed, as by
+    a job that tidies the directory for temporary files."""
     address = server._forkserver_address
     if hasattr(os, "O_PATH") and not address.startswith("/proc/"):
         server._forkserver_address = f"/proc/self/fd/{os.open(address, os.O_PATH | os.O_CLOEXEC)}"
@@ -310,11 +310,11 @@ def files_needed(jobs: int = 0, processes: int = 0) -> int:
 
 def check_open_files(jobs: int = 0, processes: int = 0) -> None:
     """Raises UsageError if `jobs` trials at once, of `processes` client processes each, need more open files than the limit:
-    the process to fork from would end in the middle of a sweep."""
+    the fork server would end in the middle of a sweep."""
     needed, limit = files_needed(jobs, processes), max_open_files()
     if limit < needed:
         raise UsageError(
-            f"Too many open files: {jobs} trials at once need {needed}, of {limit}: raise `ulimit -n` or lower --jobs"
+            f"Too many open files: {jobs} trials at once need {needed}, the limit is {limit}: raise `ulimit -n` or lower --jobs"
         )
 
 
@@ -334,9 +334,9 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def interrupted_by_signals(message: str) -> Iterator[None]:
-    """Within it, print `message` and raise Interrupted on the first SIGINT, SIGTERM or SIGHUP. Ignore further ones: what
-    follows is killing the trials' processes and tidying up, which is as fast as ending without. A signal that this process was
-    started to ignore, such as nohup's SIGHUP, stays ignored."""
+    """Context in which the first SIGINT, SIGTERM or SIGHUP prints `message` and raises Interrupted. Further ones are ignored:
+    killing the trials' processes and tidying up is as fast as ending without. A signal that this process was started to
+    ignore, such as nohup's SIGHUP, stays ignored."""
 
     def interrupt(signum: int, frame: object) -> None:
         for each in before:
@@ -352,5 +352,5 @@ def interrupted_by_signals(message: str) -> Iterator[None]:
             signal.signal(each, interrupt)
         yield
     finally:
-        for each, handler in before.items():  # a notebook goes on
+        for each, handler in before.items():  # a notebook continues
             signal.signal(each, handler)

@@ -1,4 +1,4 @@
-"""How far trials are, read from disk, so that it works for those that another process runs."""
+"""Progress of trials, read from disk, so that another process may run them."""
 
 import shutil
 import sys
@@ -17,7 +17,7 @@ from federated.running.supervisor import Failure, Outcome
 from federated.trial import COMPLETE, FAILED_FOR_GOOD, INCOMPLETE, RUNNING, Trial
 
 _TAIL_BYTES = 4096
-_MAX_SHOWN = 4  # trials whose rounds stand in a line
+_MAX_SHOWN = 4  # trials whose rounds a line shows
 _REDRAW_SECONDS, _LINE_SECONDS = 1, 10
 
 
@@ -34,7 +34,7 @@ class Pace:
     trial ends."""
 
     def __init__(self, total: int, first: float | None = 0.0) -> None:
-        """`first` trials were finished as the pace began; None: as many as are finished when a line is first asked for."""
+        """`first`: how many trials were finished at the start; None counts them at the first line."""
         self._total, self._start, self._first = total, time.monotonic(), first
 
     def add(self, trials: int) -> None:
@@ -102,13 +102,13 @@ class Progress:
                 self._bar.set_description_str(line)
 
     def add(self, trials: typing.Collection[Trial]) -> None:
-        """Further ones are run, too."""
+        """Add trials that are run, too."""
         self._waiting |= {trial.directory: trial for trial in trials}
         self._total += len(trials)
         self._pace.add(len(trials))
 
     def report(self, trial: Trial, outcome: Outcome) -> None:
-        """Count a trial that has ended, and print how if that is worth a line."""
+        """Count a trial that has ended, and print how it ended unless a bar shows that."""
         self._waiting.pop(trial.directory, None)
         if not isinstance(outcome, Failure):
             self._done += 1
@@ -131,7 +131,7 @@ class Progress:
                 self._bar.write(text, file=sys.stderr)
 
     def exit_code(self) -> int:
-        """The exit code of what ran the trials. Prints how many failed."""
+        """The exit code of the command that ran the trials. Prints how many failed."""
         if self._failed:
             say(f"{self._failed} of {self._total} trials failed.")
             return FAILED
@@ -139,7 +139,7 @@ class Progress:
 
 
 def follow(states: typing.Callable[[], list[tuple[Trial, str]]]) -> None:
-    """Print the progress of trials that other processes run until none of them runs or waits. `states()` looks at them
+    """Print the progress of trials that other processes run until all are done or failed. `states()` reads their states
     again."""
     pace, on_terminal, printed = None, sys.stdout.isatty(), None
     while True:

@@ -1,4 +1,4 @@
-"""Where results come from: the machine, the packages, the command."""
+"""The provenance of results: the machine, the packages, the command."""
 
 import platform
 import sys
@@ -10,7 +10,7 @@ from federated import version
 
 
 def processor() -> str:
-    """The model of this machine's CPU, and the vector instructions that torch uses of it."""
+    """The model of this machine's CPU, and which of its vector instructions torch uses."""
     try:
         with open("/proc/cpuinfo") as file:
             models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: under a batch system, taskset or a container that is not all of it."""
+"""The resources that this process may use. Under a batch system, taskset or a container they are a part of the machine's."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ CGROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """Cores by affinity, by the cgroup's quota and by Slurm's grant, at least 1."""
+    """The least number of cores that the affinity, the cgroup's quota and Slurm's grant allow, at least 1."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups("cpu"):
         quota, period = (_read(group / "cpu.max") or "max 0").split()
@@ -22,7 +22,7 @@ def cores() -> int:
 
 
 def memory() -> int:
-    """Bytes of memory that are free for use, by the system, by the cgroup's limit and by Slurm's grant."""
+    """Bytes of memory: the least of those available on the system, the cgroup's limit and Slurm's grant."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
@@ -32,11 +32,11 @@ def memory() -> int:
     values = [_read(group / name) for group in _groups("memory") for name in ("memory.max", "memory.limit_in_bytes")]
     limits = [int(value) for value in values if value not in (None, "max")]
     granted = _slurms("SLURM_MEM_PER_NODE", 0) or _slurms("SLURM_MEM_PER_CPU", 0) * _slurms("SLURM_CPUS_ON_NODE", 1)
-    return min([size, *limits, granted << 20 or size])  # a grant of 0 is all that the node has
+    return min([size, *limits, granted << 20 or size])  # a grant of 0 means all memory of the node
 
 
 def oom_kills() -> int:
-    """How many processes the system has killed for want of memory since it started."""
+    """How many processes the system has killed since it started because it ran out of memory."""
     try:
         counters = pathlib.Path("/proc/vmstat").read_text().split()
         return int(counters[counters.index("oom_kill") + 1])
@@ -48,17 +48,17 @@ def gpus() -> list[str]:
     """The ids of the GPUs that this process may use, or of parts of them (MIG), as CUDA_VISIBLE_DEVICES names them; Slurm sets
     it."""
     if not _has_gpu_driver():
-        return []  # without the second that torch takes to import
+        return []  # saves the second that importing torch takes
     import torch
 
     count, named = torch.cuda.device_count(), _named_gpus() or []
     if count and named and all(name.startswith("MIG-") for name in named):
-        return named  # a process sees the first one only, which is why each trial gets one
+        return named  # a process sees only the first one, so each trial gets one
     return named[:count] or [str(number) for number in range(count)]
 
 
 def gpu_disagreement() -> str | None:
-    """One line if torch finds another number of GPUs than there should be; None if it does not."""
+    """A warning of one line if torch finds another number of GPUs than are named or listed; else None."""
     if not _has_gpu_driver():
         return None
     import torch
@@ -83,7 +83,7 @@ def _has_gpu_driver() -> bool:
 
 
 def _named_gpus() -> list[str] | None:
-    """What CUDA_VISIBLE_DEVICES names, up to the first name that stands for none; None if it is not set."""
+    """The GPUs in CUDA_VISIBLE_DEVICES, up to the first name that means none; None if it is not set."""
     if (value := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
         return None
     names = (name.strip() for name in value.split(","))
@@ -100,7 +100,7 @@ def _listed_gpus() -> list[str] | None:
 
 
 def _slurms(name, default) -> int:
-    """What Slurm has granted on this node to the job that this process is in: not every cluster enforces it."""
+    """Slurm's grant on this node to the job of this process. Not every cluster enforces it."""
     return int(os.environ.get(name, default))
 
 
@@ -124,7 +124,7 @@ def _groups(controller: str) -> typing.Iterator[pathlib.Path]:
 
 
 def _read(path: pathlib.Path) -> str | None:
-    """The value in a file of a cgroup; None if it is not there, as in a container that does not show all groups."""
+    """The value in a cgroup's file; None if there is no such file, as in a container that does not show all groups."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Copies of the code, so that jobs in a queue run what was launched, whatever is edited meanwhile."""
+"""Snapshots: copies of the code, so that queued jobs run the code that was launched, even if it is edited meanwhile."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ from federated.version import (
 
 def take(directory: pathlib.Path) -> pathlib.Path:
     """Copy the code that this process runs, extensions included, and the project's data to DIRECTORY/<version.code()>, unless
-    it is there. Raises UsageError if the project's files have changed since this process imported them."""
+    they are there. Raises UsageError if the project's files have changed since this process imported them."""
     copied = directory / code()
     if not copied.exists():
         copy = directory / f".{code()}.{os.getpid()}.tmp"
@@ -44,7 +44,7 @@ def take(directory: pathlib.Path) -> pathlib.Path:
     if not (
         is_same and all(path.is_file() and path.read_bytes() == content for path, content in _extension_files(copied).items())
     ):
-        raise UsageError(f"the frozen code in {str(copied)!r} was changed: jobs that use it may run; remove it once none does")
+        raise UsageError(f"the snapshot of the code in {str(copied)!r} was changed: remove it once no job that uses it runs")
     return copied
 
 

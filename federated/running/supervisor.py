@@ -35,9 +35,9 @@ from federated.running.processes import LOCK_VARIABLE, Environment, Process, Sta
 from federated.settings import RunOptions
 from federated.trial import Trial
 
-# How long the processes of a trial that ends get to end by themselves
+# How long the processes of an ending trial may take to end by themselves
 GRACE_SECONDS = 1.0
-# How often silence is looked for; ends are noticed at once
+# How often to check for silence; ends are noticed at once
 POLL_SECONDS = 1.0
 _TAIL_BYTES = 1 << 16  # of a log
 
@@ -60,7 +60,7 @@ class Failure:
         return self.role == "server" and self.exitcode == LOCKED_EXIT
 
     def is_final(self) -> bool:
-        """True if the same trial would end so again."""
+        """True if the same trial would fail in the same way again."""
         return self.exitcode == DIVERGED_EXIT
 
     def lacks_room(self) -> bool:
@@ -68,7 +68,7 @@ class Failure:
         return lacks_room(self.exitcode)
 
     def lacks_device_memory(self) -> bool:
-        """True if its device had too little memory for it beside what else is there."""
+        """True if its device had too little free memory for it."""
         return self.exitcode == DEVICE_MEMORY_EXIT
 
     def is_accident(self) -> bool:
@@ -88,8 +88,8 @@ class RunningTrial:
     """The processes of one trial, from start to end."""
 
     def __init__(self, trial: Trial, start: Start, gpu: dict[str, str], client_processes: int, run: RunOptions) -> None:
-        """Start them, each with `gpu` added to its environment. Raises LockedError if another process runs the trial, which
-        stays as it is."""
+        """Start the processes, each with `gpu` added to its environment. Raises LockedError, and changes nothing, if another
+        process runs the trial."""
         self.trial = trial
         self._timeout = run.timeout
         trial.directory.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ class RunningTrial:
         self._note_exits(ready)
         self._bound_logs()
         if any(code not in (0, UNKNOWN_EXIT) for code in self._exit_codes.values()):
-            # One death brings others with it: give them a moment, so that the first cause is among those that ended.
+            # One death makes others follow: wait a moment, so that the first one is among those that have ended.
             self._wait_for_others(until=lambda: LOST_PEER_EXIT not in self._exit_codes.values())
             return self._failure()
         if "server" in self._exit_codes:
@@ -138,7 +138,7 @@ class RunningTrial:
                 return self._failure()
             return Failure("server", "ended before the trial was done", log=self._log_tail("server"))
         try:
-            touched = self.trial.log("server").stat().st_mtime_ns  # by the server's heartbeat and a file server's clock
+            touched = self.trial.log("server").stat().st_mtime_ns  # the server's heartbeat, by a file server's clock
         except OSError as error:
             return Failure("server", f"lost its directory ({error.strerror})", system_error_exit(error))
         if touched != self._touched:
@@ -184,8 +184,8 @@ class RunningTrial:
             process.kill()
 
     def end(self) -> None:
-        """Kill what still runs, also of processes that those of the trial have started, and leave nothing but the trial's
-        directory."""
+        """Kill the processes that still run, also those that the trial's processes have started, and leave nothing but the
+        trial's directory."""
         self.kill()
         for process in self._processes.values():
             _ = process.exitcode  # waits
@@ -200,11 +200,11 @@ Begin = typing.Callable[[Trial, int], RunningTrial]
 def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries: int, report: Report, devices: int = 0) -> None:
     """Run `trials`, `jobs` at a time: the loop that all local launchers share.
 
-    begin(trial, slot) starts one; no two that run have the same slot, from 0 to jobs - 1. Slots with the same remainder by
-    `devices` share a device. A trial that fails by accident is started up to `retries` times more. One that fails as the
-    machine, or its device, has no room for so many is started again beside fewer.
-    report(trial, outcome) is called as each has ended for good; the trials that it returns are run, too. However this function
-    is left, no process of a trial outlives it.
+    begin(trial, slot) starts a trial in a slot from 0 to jobs - 1 that no other running one has. Slots with the same remainder
+    modulo `devices` share a device. A trial that fails by accident is started up to `retries` times more. One that fails
+    because the machine, or its device, has no room for so many is started again beside fewer.
+    report(trial, outcome) is called once a trial has ended for good; the trials that it returns are run, too. However this
+    function ends, no process of a trial outlives it.
     """
     waiting, running, attempts = deque(trials), dict[int, RunningTrial](), Counter[tuple[str, int]]()
     limit, limits = jobs, dict[int, int]()  # of trials at once, now and by slot as its trial began
@@ -263,7 +263,7 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
 
 
 def _lowered(limit: int, running: int, trial: Trial, failure: Failure) -> int:
-    """The limit of trials at once after `trial` found no room beside `running` others. Says so."""
+    """The limit of trials at once after `trial` found no room beside `running` others. Prints it."""
     lowered = min(limit, max(1, running))
     _put_off(trial, f"at most {lowered} trials run at once now", failure)
     return lowered

@@ -1,4 +1,4 @@
-"""What runs in the process that warm trials are forked from, and in the forks."""
+"""Code that runs in the fork server, from which warm trials are forked, and in the forks."""
 
 import atexit
 import contextlib
@@ -21,7 +21,7 @@ EXTENSIONS_VARIABLE = "FEDERATED_FORKSERVER_EXTENSIONS"
 
 
 def end_fork_server(kind: type[BaseException], error: BaseException, traceback: typing.Any) -> None:
-    """End with the exit code of an error of the system, such as that no further process may start: the parent says it."""
+    """End with the exit code of a system error, such as the limit of processes. The parent reports it."""
     cause = system_error_behind(error)
     if cause is not None and not isinstance(cause, ConnectionError):  # that is, the parent lives
         os._exit(system_error_exit(cause))
@@ -36,19 +36,19 @@ if DIRECTORY_VARIABLE in os.environ:
 
 
 def check() -> None:
-    """In a fork: end with the exit code of importing what trials need. The fork server passes over what it cannot import."""
+    """In a fork: import torch, and end with the exit code of that. The fork server skips modules that it cannot import."""
     sys.exit(exit_code_of(lambda: importlib.import_module("torch")))
 
 
-# All trials of a launch run the extensions as they are now, whatever is edited meanwhile. What cannot be loaded here the forks
-# load, and say why.
+# All trials of a launch run the extensions as they are now, even if they are edited meanwhile. If one cannot be loaded here,
+# the forks try again and report why.
 if EXTENSIONS_VARIABLE in os.environ:
     with contextlib.suppress(Exception), open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
         extension.load(json.loads(os.environ.pop(EXTENSIONS_VARIABLE)))
 
 
 class Inherited(int):
-    """A file descriptor that a fork inherits. There it arrives as the number that it has there."""
+    """A file descriptor that a fork inherits. In the fork it is unpickled as its number there."""
 
     def __reduce__(self) -> tuple:
         return _number_of, (reduction.DupFd(int(self)),)
@@ -59,11 +59,11 @@ def _number_of(descriptor: typing.Any) -> int:
 
 
 def run_script(command: list[str], log: pathlib.Path, environment: dict[str, str | int]) -> None:
-    """In the fork: become what `command` would start."""
+    """In the fork: run the script of `command` as a new process would."""
     os.setsid()
     os.environ.update(
         {name: str(value) for name, value in environment.items()}
-    )  # CUDA reads it when it is first used, which the parent never does
+    )  # CUDA reads them at its first use, and the parent never uses it
     with open(log, "ab") as output, open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
