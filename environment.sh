@@ -1,7 +1,7 @@
 # Sourced by the run scripts: sets PYTHON to an interpreter that has the packages of the given requirements files. That is
-# the active Python where it has them, else the project's own .venv, made and filled here when it is missing or behind.
+# the active Python if it has them, else the project's own .venv, which is made or updated here if necessary.
 
-# If stderr is closed, messages would fail; bash may have opened the script as it.
+# Messages must not fail if stderr is closed, in which case bash may have opened this script as file 2.
 if [ /dev/fd/2 -ef "$0" ] || ! { : >&2; }; then exec 2>/dev/null; fi
 
 use_environment() {

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Set up what is missing and run the tests:
+# Install missing packages and run the tests:
 #   bash run_tests.sh --fast    those that start no process of the project: at each save
 #   bash run_tests.sh           something real from every room: before a commit
 #   bash run_tests.sh --all     with the long ones: what the continuous integration runs
 #   bash run_tests.sh --gpu     those that need a GPU
-# Further arguments go on to pytest: bash run_tests.sh --all -k channel
+# Passes further arguments to pytest: bash run_tests.sh --all -k channel
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./environment.sh
@@ -12,7 +12,7 @@ use_environment requirements.txt requirements-dev.txt
 case "${1:-}" in
     --fast) chosen="not process and not slow"; shift ;;
     --all) chosen=""; shift ;;
-    --gpu) chosen="gpu" ;; # which pytest takes too
+    --gpu) chosen="gpu" ;; # stays in the arguments, as pytest has this option, too
     *) chosen="not slow and not slurm" ;;
 esac
 export OMP_NUM_THREADS=1  # more threads in each of the two workers would only wait for a core

@@ -1,5 +1,5 @@
-"""Times a round of broadcast, upload and average through the channel's own classes, with real client processes, and in turn
-with it the same round in which a message is one byte on a bare socket.
+"""Times rounds of broadcast, upload and average through the project's channels, with real client processes. Alternates them
+with the same rounds over bare sockets, on which a message is one byte.
 
 python benchmarks/channel.py            on Unix sockets and shared memory; --tcp for bytes over loopback
 """
@@ -30,7 +30,7 @@ def shapes(floats, clients):
 
 
 def client(address, bare, number, floats, clients):
-    """Each time that a message comes, copy the broadcast weights as training would, change one, and upload."""
+    """On each message, copy the broadcast weights as training would, change one, and upload."""
     torch.set_num_threads(1)
     channel = connect(address, number, 60)
     memory = channel.receive_memory(shapes(floats, clients))

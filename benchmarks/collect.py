@@ -27,7 +27,7 @@ TRAIN_SAMPLES, VAL_SAMPLES, TEST_SAMPLES = 647, 72, 180  # of a client
 
 
 def make_tree(output_dir):
-    """What a sweep leaves, with random numbers for metrics. Returns the number of trials."""
+    """Write the files of a sweep, with random numbers as metrics. Returns the number of trials."""
     settings = Settings()
     write_sweep_file(output_dir / settings.name, settings)
     rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def make_tree(output_dir):
                     f"{name}_acc": np.ascontiguousarray(values[:, 1]),
                 }
             directory.mkdir(parents=True)
-            (directory / RESULTS).write_text(json.dumps(results))  # with no fsync, which takes minutes
+            (directory / RESULTS).write_text(json.dumps(results))  # without fsync, which would take minutes
             np.savez_compressed(directory / CLIENTS, **clients)
             (directory / DONE).write_text("")
             made += 1

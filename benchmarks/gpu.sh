@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What a GPU gives, and which code paths and defaults follow from it:
+# Measure a GPU, and print which code paths and defaults follow from the figures:
 #     bash benchmarks/gpu.sh                          all parts, under 8 minutes on an H100 with 16 cores
 #     bash benchmarks/gpu.sh steps pfl                these parts
 #     bash benchmarks/gpu.sh --device cpu --tiny      the same code on any machine, under 2 minutes; its figures mean nothing
-# Parts: tests, steps, at_once, pfl, headline; --help tells what each does. Data are random, nothing is downloaded. It needs a
+# Parts: tests, steps, at_once, pfl, headline, see --help. Data are random, nothing is downloaded. It needs a
 # Python with torch; part `tests` needs pytest, and pfl itself is measured where it is installed.
 # Each measurement is a line of JSON in gpu_results.jsonl (--output FILE), from which the tables are printed.
 set -euo pipefail

@@ -1,13 +1,13 @@
-"""Replay halving on recorded sweeps: what share of the rounds it takes, and what test accuracy it loses.
+"""Replay halving on recorded sweeps: the share of the rounds that it takes, and the test accuracy that it loses.
 
     python collect_results.py --output_dir DIR --export FILE
     python benchmarks/halving.py FILE …
 
-Each file has full sweeps, every set with all trials and rounds. Each of --resamples sweeps is --sets of the recorded sets,
+Each file has full sweeps, every set with all trials and rounds. Each of --resamples sweeps has --sets of the recorded sets,
 drawn without replacement, with their trials in a random order. Regret is the test accuracy of the set that the full sweep
-picks less that of the set that halving picks, both over all trials; beside it the regret that 5 % of the resampled sweeps
-exceed. Random search at the same cost picks the best of as many full sets, at least one, as halving's rounds pay for.
-Sets that lack a trial which others have count as diverged; those that lack all are not in such a file.
+picks minus that of the set that halving picks, both over all trials. The next column has the regret that 5 % of the resampled
+sweeps exceed. Random search at the same cost picks the best of as many full sets, at least one, as halving's rounds pay for.
+Sets that lack a trial which others have count as diverged. Sets without any trial are not in such a file.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Recorded:
         self.accuracy = np.take_along_axis(accuracy, best, 2).mean(axis=(1, 2))
 
     def accuracy_of_best(self, sets: np.ndarray) -> float:
-        """That of the best of these sets over all trials; 0 if all diverged."""
+        """The accuracy of the best of these sets over all trials; 0 if all diverged."""
         sets = sets[~np.isnan(self.score[sets])]
         return float(self.accuracy[sets[self.score[sets].argmax()]]) if len(sets) else 0.0
 

@@ -1,4 +1,4 @@
-"""What the sweep costs beyond its arithmetic: its efficiency against plain PyTorch loops over the same trials.
+"""The sweep's overhead: its efficiency against plain PyTorch loops over the same trials.
 
     python benchmarks/overhead.py digits            the default sweep
     python benchmarks/overhead.py fashion_mnist     cnn, 2 clients x 10,000 samples, 3 rounds, 2 trials; needs --data_dir
@@ -37,7 +37,7 @@ WORK = {
 
 
 def plain_worker(settings, data_dir, trials, results):
-    """Import and load, say so, then run trials until there are no more."""
+    """Import and load, report that, then run trials until there are no more."""
     import torch
 
     from benchmarks.plain import fedavg
@@ -75,7 +75,7 @@ def floor(settings, sets, num_trials, data_dir):
 
 
 def sweep(settings, num_hparams, num_trials, data_dir):
-    """Seconds of the sweep from start to exit, its final test accuracies, and where a timed one spent its time."""
+    """Seconds of the sweep from start to exit, its final test accuracies, and each trial's seconds by stage."""
     defaults = Settings()
     options = [
         part for name, value in vars(settings).items() if value != getattr(defaults, name) for part in (f"--{name}", str(value))
@@ -83,7 +83,7 @@ def sweep(settings, num_hparams, num_trials, data_dir):
     with tempfile.TemporaryDirectory() as output_dir:
         command = [sys.executable, str(PROJECT / "sweep.py"), "launch", "--skip_confirmation", "--output_dir", output_dir]
         command += ["--num_hparams", str(num_hparams), "--num_trials", str(num_trials), "--data_dir", data_dir, *options]
-        command += ["--device", "cpu"]  # as what it is compared with
+        command += ["--device", "cpu"]  # as the floor
         start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True, cwd=output_dir)
         seconds = time.perf_counter() - start
@@ -93,7 +93,7 @@ def sweep(settings, num_hparams, num_trials, data_dir):
 
 
 def random_cifar(data_dir, train=2000, test=300):
-    """Decoded arrays of CIFAR's shape, so that no files are needed: times do not depend on the images."""
+    """Write random decoded arrays of CIFAR's shape. No files are needed, as times do not depend on the images."""
     import numpy as np
 
     rng = np.random.default_rng(0)

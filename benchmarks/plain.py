@@ -1,6 +1,6 @@
 """Federated averaging as a plain PyTorch loop in one process: ordinary modules and optimizers, no flat vector, no messages.
 
-It is the reference that the tests compare weights with, and the floor that the benchmarks compare times with.
+Tests compare weights with it, and benchmarks compare times with it.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py --data_dir DIR
 
-Times are medians over the rounds of one trial, of the server's round_seconds; memory is the server's peak. A client trains
-on 13 samples, so that what is measured is mostly the machinery.
+Times are medians of the server's round_seconds over the rounds of one trial; memory is the server's peak. A client trains on
+13 samples, so that the times are mostly overhead.
 """
 
 import argparse
@@ -19,7 +19,7 @@ PROJECT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def trials(*options):
-    """Run a sweep of one set; its wall time, and the results of its trials."""
+    """Run a sweep of one set. Returns its wall time and the results of its trials."""
     with tempfile.TemporaryDirectory() as output_dir:
         command = [sys.executable, PROJECT / "sweep.py", "launch", "--skip_confirmation", "--output_dir", output_dir]
         start = time.perf_counter()

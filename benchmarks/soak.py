@@ -67,7 +67,7 @@ def launch(out, trials, rounds, log):
 
 
 def fault(rng, sweep, out):
-    """Do one fault. Returns its name, None where nothing ran to be hurt."""
+    """Cause one fault. Returns its name, None if no process ran."""
     running = processes_of(out)
     kind = rng.choice(["client", "server", "trial", "stop", "checkpoint"] * 3 + ["sweep"])
     if kind == "sweep":

@@ -2,8 +2,8 @@
 
     python docs/make_tables.py
 
-Each takes the place of what stands below its mark, <!-- name -->, up to the next empty line. tests/test_docs.py fails if
-one is old.
+Each table replaces the lines below its mark, <!-- name -->, up to the next empty line. tests/test_docs.py fails if one is out
+of date.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def _lines() -> dict[str, list[str]]:
     shown: set[str] = set()
     made = {}
     for command, parser in {**commands, "collect_results": collect_results.make_parser()}.items():
-        # the options of launch stand once; other commands' tables hold what launch has not
+        # options of launch are listed once; other commands' tables have those that launch lacks
         made[command] = _table(("option", "what it does"), _options(parser, set() if command == "collect_results" else shown))
     made["hyper-parameters of all"] = _hparams(
         {

@@ -72,7 +72,7 @@ def test_what_follows_from_the_time_of_steps(decisions):
         "captured is slower for resnet18 at 64: capture only what is launch-bound, by the size of the batch",
         "lenet at batch 10: 0.10 of today's, wanted at most 0.20: met",
         "captured steps give other last bits than others for resnet18 at 64: say so in docs/gpu.md",
-        "updates come home 8.0 times as fast into registered memory: register the rows of updates",
+        "updates are copied 8.0 times as fast into registered memory: register the rows of updates",
     ]
     assert decisions("steps", [step("lenet", 10, "eager", 1.0)]) == ["nothing was captured, so nothing follows"]
 

@@ -19,7 +19,7 @@ def rows(device, tiny):
             with places(2 * samples, 200 if tiny else 1000) as (data_dir, output_dir), device_memory(device) as peak:
                 seconds, results = launch(data_dir, output_dir, device, *options)
                 ended = sorted((directory / "done").stat().st_mtime for directory in results)
-            # Between two ends, so that starting up does not count
+            # Between the ends of two trials, so that starting up does not count
             rate = 3600 * (trials - at_once) / (ended[-1] - ended[at_once - 1])
             yield {
                 "model": model,

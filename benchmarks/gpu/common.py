@@ -1,4 +1,4 @@
-"""What the parts share: random data of CIFAR-10's shape, and sweeps of it."""
+"""Shared by the parts: random data of CIFAR-10's shape, and sweeps of it."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def cifar(train, test) -> Dataset:
 
 @contextlib.contextmanager
 def places(train, test):
-    """(--data_dir with such images, --output_dir), which go afterwards."""
+    """Yields (--data_dir with such images, --output_dir), and deletes both afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
         random_cifar(f"{scratch}/data", train, test)
         yield f"{scratch}/data", pathlib.Path(scratch) / "out"
@@ -59,7 +59,7 @@ def synchronize(device) -> None:
 
 @contextlib.contextmanager
 def device_memory(device):
-    """Yields a list that in the end has the most bytes that all processes held on the device, None on the CPU."""
+    """Yields a list of one number, in the end the peak bytes of all processes on the device; None on the CPU."""
     peak = [None]
     if device == "cpu":
         yield peak

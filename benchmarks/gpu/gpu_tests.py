@@ -1,4 +1,4 @@
-"""The part `tests`: the tests that need a GPU, or without one a few of those that pretend to have it."""
+"""The part `tests`: the tests that need a GPU; without a GPU, a few of those that simulate one."""
 
 import collections
 import importlib.util
@@ -33,7 +33,7 @@ def rows(device, tiny):
 
 
 def run_pytest(chosen):
-    """The test cases of a report in JUnit's format. What fails is printed."""
+    """The test cases of a report in JUnit's format. Prints those that fail."""
     parallel = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report.name}"]

@@ -16,7 +16,7 @@ def rows(device, tiny):
     with places(2 * samples, 20 if tiny else 10_000) as (data_dir, output_dir):
         for precision, sets in (("fp32", SETS), ("bf16", 1)):
             if device == "cpu" and precision == "bf16":
-                continue  # many a CPU has none
+                continue  # many CPUs have no bf16
             chosen = ["--num_hparams", sets, "--precision", precision]
             wall, results = launch(data_dir, output_dir / precision, device, *chosen, *options)
             within = 0.0

@@ -27,7 +27,7 @@ SAMPLES, BATCH, EVERY, RATE, EVALUATION_BATCH = 50, 10, 10, 0.1, 512
 
 
 class Model(nn.Module):
-    """What pfl asks of a model: a loss to train by, and sums to judge by."""
+    """The interface that pfl asks of a model: a loss for training, and sums for evaluation."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ def main(clients, chosen, rounds, test):
     device = get_default_device()
     generator = torch.Generator().manual_seed(0)
 
-    def samples(count):  # on the device from the start, which is the best that pfl can have
+    def samples(count):  # on the device from the start, the best case for pfl
         images = torch.randn(count, 3, 32, 32, generator=generator).to(device)
         return [images, torch.randint(0, 10, (count,), generator=generator).to(device)]
 

@@ -1,4 +1,4 @@
-"""What a GPU gives, in parts that can be named. A part that fails or takes too long costs no other.
+"""Measure a GPU, in parts that can be named. A part that fails or takes too long does not affect the others.
 
 tests     the tests that need a GPU: against the CPU, the same bits twice, a kill and a resume, bf16, several trials at once
 steps     time, launches and memory of a training step: a plain PyTorch loop, this code, and this code with captured graphs
@@ -35,7 +35,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a size that says nothing but that the parts work")
+    parser.add_argument("--tiny", action="store_true", help="a size that only shows whether the parts work")
     parser.add_argument("--output", type=pathlib.Path, default="gpu_results.jsonl", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--measure", choices=PARTS, help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args(argv)
@@ -65,7 +65,7 @@ def measure(part, device, tiny, output) -> None:
 
 
 def run_part(part, args) -> bool:
-    """Run a part in a process of its own, within its time, and print its table and what follows. Returns whether it worked."""
+    """Run a part in a process of its own, within its time, and print its table and decisions. Returns whether it worked."""
     limit = PARTS[part][1] * (20 if args.tiny else 1)  # a tiny one is no measurement, and may run on a busy machine
     before = args.output.stat().st_size if args.output.exists() else 0
     command = [sys.executable, __file__, "--measure", part, "--device", args.device, "--output", args.output]

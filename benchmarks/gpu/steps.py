@@ -1,4 +1,4 @@
-"""The part `steps`: what a training step costs."""
+"""The part `steps`: the time, launches and memory of a training step."""
 
 import collections
 import functools
@@ -71,7 +71,7 @@ def plain_turn(settings, hparams, data, device):
 
 
 class Counting(TorchDispatchMode):
-    """Counts operations, which is what a CPU has in place of launches."""
+    """Counts operations: a CPU has these in place of launches."""
 
     count = 0
 
@@ -96,8 +96,8 @@ def launches(turn, device):
 
 
 def timed(turn, device, steps):
-    """The time and the memory of a step, by a function that makes a turn's steps."""
-    for round in range(2):  # captures, and what libraries do once
+    """The time and the memory of a step. `turn` makes `steps` steps."""
+    for round in range(2):  # for captures, and the one-time set-up of libraries
         turn(round)
     synchronize(device)
     times = []
@@ -111,7 +111,7 @@ def timed(turn, device, steps):
 
 
 def forget(device) -> None:
-    """Give back the memory of what was measured before."""
+    """Free the memory of earlier measurements."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -119,7 +119,7 @@ def forget(device) -> None:
 
 
 def ways_of(model, batch, device):
-    """How a step of this size is made. A CPU has nothing to capture: tests/test_captured.py pretends."""
+    """The ways to make a step of this size. A CPU captures nothing; tests/test_captured.py simulates it."""
     more = ("captured, no TF32", "captured, bf16") if (model, batch) == ("resnet18", 64) else ()
     return (PLAIN, EAGER, CAPTURED, *more) if device == "cuda" else (PLAIN, EAGER)
 
@@ -185,7 +185,7 @@ def whole(data):
 
 
 def transfers():
-    """How fast an update comes home, into memory that processes share, as it is and registered with CUDA."""
+    """How fast an update is copied from the GPU into shared memory, as it is and registered with CUDA."""
     megabyte = 1 << 20
     matrix = SharedMatrices({"updates": (1, 2 * megabyte)}, shared=True).updates
     home, there = torch.from_numpy(matrix), torch.zeros(1, 2 * megabyte, device="cuda")
@@ -225,6 +225,6 @@ def decisions(rows):
     speeds = {row["way"]: row["GB_a_second"] for row in rows if "GB_a_second" in row}
     if len(speeds) == 2:
         gain = speeds["registered"] / speeds["as it is"]
-        yield f"updates come home {gain:.1f} times as fast into registered memory: " + (
+        yield f"updates are copied {gain:.1f} times as fast into registered memory: " + (
             "register the rows of updates" if gain > 1.5 else "leave it as it is"
         )

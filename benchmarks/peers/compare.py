@@ -1,4 +1,4 @@
-"""Trials an hour of the sweep, of Flower, and of the original's way, in one run. See run.sh."""
+"""Trials an hour of the sweep, of Flower, and of the original scripts, in one run. See run.sh."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The trials in Flower's simulation engine. Run by peers.py, in an environment with flwr[simulation].
+"""The trials in Flower's simulation engine. Run by compare.py, in an environment with flwr[simulation].
 
 Flower at its best on this work: one process and one Ray for all trials, one actor a core, one thread each, data and model
 kept by each actor between rounds, one evaluation of the global model a round, in the server's process, no client evaluation.

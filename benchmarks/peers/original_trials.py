@@ -1,7 +1,7 @@
-"""The trials the way of the original scripts: for each a new server process, 5 seconds of sleep, then a new process for each
-client, which imports everything, sends its weights over TCP each round, and evaluates on the whole test set.
+"""The trials as the original scripts run them: for each trial a new server process, 5 seconds of sleep, then a new process for
+each client, which imports everything, sends its weights over TCP each round, and evaluates on the whole test set.
 
-Weights travel as bytes of float32 where the original pickled them into gRPC messages, which is slower.
+Weights are sent as bytes of float32. The original pickled them into gRPC messages, which is slower.
 """
 
 import json

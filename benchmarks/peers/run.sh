@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The sweep against Flower's simulation engine and the original's way of running it, on the same trials:
+# Compare the sweep with Flower's simulation engine and with the original scripts, on the same trials:
 #     bash benchmarks/peers/run.sh digits [DATA_DIR]
 #     bash benchmarks/peers/run.sh fashion_mnist DATA_DIR
-# Flower gets an environment of its own, made on first use: in the user's cache directory, or in the one that PEERS_VENV names.
+# Flower gets an environment of its own on first use, in the user's cache directory or the one that PEERS_VENV names.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 environment=${PEERS_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/fedsweep/peers}

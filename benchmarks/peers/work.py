@@ -1,4 +1,4 @@
-"""What all peers do, so that they differ in machinery only: the trials, and a client's epoch as a plain PyTorch loop."""
+"""The work that all peers share, so that they differ in overhead only: the trials, and a client's epoch in plain PyTorch."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ from federated.seeds import stream_seed
 from federated.settings import Settings
 from hparams_registry import default_hparams, random_hparams
 
-# Optimizer moments start anew each round, since Flower's clients keep none.
+# Optimizer moments are reset each round, as Flower's clients keep none.
 WORK = {
     "digits": Settings(optimizer_state="reset"),
     "fashion_mnist": Settings(
@@ -28,7 +28,7 @@ WORK = {
 
 
 def trials_of(work, count):
-    """[(hparams, trial seed)]: those of the sweep of one trial a set."""
+    """[(hparams, trial seed)] of the first `count` trials, with one trial of each set before the next of any."""
     sets = 5 if work == "digits" else 1
     hparams = [default_hparams("Fedavg", "digits"), *(random_hparams("Fedavg", "digits", k) for k in range(1, sets))]
     return [(hparams[index % sets], index // sets) for index in range(count)]
