@@ -83,11 +83,11 @@ class Listener:
         missing."""
         self._directory, self._trial = None, os.environ.get(TRIAL_VARIABLE)
         if address is not None and is_remote(address):
-            self.address, self._key, place = address, key_from_environment(), _host_and_port(address)
+            self.address, self._key, endpoint = address, key_from_environment(), _host_and_port(address)
         else:
-            self.address = place = address or unix_address()
+            self.address = endpoint = address or unix_address()
             self._key = secrets.token_hex(32).encode()
-            self._directory = pathlib.Path(place).parent
+            self._directory = pathlib.Path(endpoint).parent
         try:
             if self._directory is not None:
                 _make_private(self._directory)
@@ -96,7 +96,7 @@ class Listener:
                 self._key_file.truncate(0)
                 self._key_file.write(self._key)
                 self._key_file.flush()
-            self._socket = _listen(place)
+            self._socket = _listen(endpoint)
             self._socket.setblocking(False)
         except OSError as error:
             raise UsageError(f"cannot listen at {self.address}: {error.strerror or error}") from error
@@ -235,12 +235,12 @@ class PendingConnection(threading.Thread):
             connected.shutdown(socket.SHUT_RDWR)
 
 
-def _listen(place):
-    if not isinstance(place, str):
-        return socket.create_server(place, backlog=BACKLOG)
+def _listen(endpoint):
+    if not isinstance(endpoint, str):
+        return socket.create_server(endpoint, backlog=BACKLOG)
     listening = socket.socket(socket.AF_UNIX)
     try:
-        listening.bind(place)
+        listening.bind(endpoint)
         listening.listen(BACKLOG)
     except OSError:
         listening.close()
@@ -254,8 +254,8 @@ def join(process: int | None, descriptor: int) -> Channel:
     channel = Channel(Connection(ours.detach()))
     channel.send(protocol.hello(process, os.environ.get(TRIAL_VARIABLE)))
     try:
-        with theirs, socket.socket(fileno=descriptor) as door:
-            socket.send_fds(door, [b"\0"], [theirs.fileno()])
+        with theirs, socket.socket(fileno=descriptor) as inherited_socket:
+            socket.send_fds(inherited_socket, [b"\0"], [theirs.fileno()])
     except OSError as error:
         raise PeerLostError(f"the connection broke ({error.strerror or error})") from error
     return channel
@@ -265,12 +265,12 @@ def connect(address: str, process: int | None, timeout: float) -> Channel:
     """Connect to the server at `address` as client process `process`. Try for up to `timeout` seconds, as the server may not
     listen yet. Raises PeerLostError or UsageError."""
     remote = is_remote(address)
-    place = _host_and_port(address) if remote else address
+    endpoint = _host_and_port(address) if remote else address
     deadline = time.monotonic() + timeout
     while True:
         try:
             key = key_from_environment() if remote else (pathlib.Path(address).parent / KEY).read_bytes()
-            channel = _connect_once(place, key, max(1.0, deadline - time.monotonic()))
+            channel = _connect_once(endpoint, key, max(1.0, deadline - time.monotonic()))
             break
         except AuthenticationError as error:
             raise UsageError(
@@ -286,15 +286,15 @@ def connect(address: str, process: int | None, timeout: float) -> Channel:
     return channel
 
 
-def _connect_once(place, key, timeout):
+def _connect_once(endpoint, key, timeout):
     """Return a channel to a server that has proved that it has the key. Raises OSError, EOFError, or what the handshake
     raises."""
-    if isinstance(place, str):
+    if isinstance(endpoint, str):
         with socket.socket(socket.AF_UNIX) as connecting:
-            connecting.connect(place)
+            connecting.connect(endpoint)
             connection = Connection(connecting.detach())
     else:
-        connecting = socket.create_connection(place, timeout)
+        connecting = socket.create_connection(endpoint, timeout)
         connecting.settimeout(None)
         connection = Connection(connecting.detach())
     channel = Channel(connection)
