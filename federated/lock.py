@@ -41,7 +41,7 @@ def _boot() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Owner:
+class Holder:
     """The process that holds a lock, as the lock's file names it.
 
     host    its host and Slurm job, see slurm.here()
@@ -59,7 +59,7 @@ class Owner:
     id: str | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
-    def this_process(cls) -> "Owner":
+    def this_process(cls) -> "Holder":
         """This process. It equals the holder that its locks' files name."""
         return cls(slurm.here(), os.getpid(), _boot())
 
@@ -86,18 +86,18 @@ class Owner:
         return f"process {self.pid} on {self.host}" + (f" since {self.since}" if self.since else "")
 
 
-_UNNAMED = Owner("an unknown host", 0)  # it has acquired the lock, but not yet written its name
+_UNNAMED = Holder("an unknown host", 0)  # it has acquired the lock, but not yet written its name
 
 
 class LockedError(Exception):
     """Another live process holds the trial's lock."""
 
 
-def read_lock(directory: pathlib.Path) -> Owner | None:
-    """The owner that the lock's file in `directory` names; None if there is none."""
+def read_lock(directory: pathlib.Path) -> Holder | None:
+    """The holder that the lock's file in `directory` names; None if there is none."""
     try:
         with open_regular(directory / LOCK) as file:
-            return _owner_in(file)
+            return _holder_in(file)
     except OSError:
         return None
 
@@ -107,7 +107,7 @@ def holder(directory: pathlib.Path) -> str | None:
     here, the text says what the user can do."""
     try:
         with open_regular(directory / LOCK) as file:
-            return _holder(file, directory / LOCK, _is_locked(file))
+            return _live_holder(file, directory / LOCK, _is_locked(file))
     except OSError:
         return None
 
@@ -117,18 +117,18 @@ def is_held(directory: pathlib.Path) -> bool:
     return holder(directory) is not None
 
 
-def _holder(file: typing.IO, path: pathlib.Path, is_locked: bool) -> str | None:
+def _live_holder(file: typing.IO, path: pathlib.Path, is_locked: bool) -> str | None:
     """As `holder`, for the open `file` of the lock at `path`. `is_locked`: another process has the kernel's lock of it."""
-    owner = _owner_in(file)
-    if owner is None:
+    named = _holder_in(file)
+    if named is None:
         return str(_UNNAMED) if is_locked else None
-    if owner.is_seen(file):
-        return str(owner) if is_locked else None
-    if owner.is_gone() or (not is_locked and owner.was_before_boot(path)):
+    if named.is_seen(file):
+        return str(named) if is_locked else None
+    if named.is_gone() or (not is_locked and named.was_before_boot(path)):
         return None
     if is_locked:
-        return str(owner)
-    return f"{owner}, which cannot be seen from here: if you know that it is dead, use --take_over"
+        return str(named)
+    return f"{named}, which cannot be seen from here: if you know that it is dead, use --take_over"
 
 
 class Lock:
@@ -139,13 +139,13 @@ class Lock:
         process that may live holds it."""
         self._directory = directory
         self._file = os.fdopen(inherited, "r+") if inherited is not None else _acquire(directory)
-        before = _owner_in(self._file) if inherited is not None else None
+        before = _holder_in(self._file) if inherited is not None else None
         lock_id = uuid.uuid4().hex if before is None else before.id
         device, now = os.fstat(self.fileno()).st_dev, time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._owner = dataclasses.replace(Owner.this_process(), device=device, since=now, id=lock_id)
+        self._holder = dataclasses.replace(Holder.this_process(), device=device, since=now, id=lock_id)
         self._file.truncate(0)
         self._file.seek(0)
-        self._file.write(json.dumps(dataclasses.asdict(self._owner)))
+        self._file.write(json.dumps(dataclasses.asdict(self._holder)))
         self._file.flush()
 
     def fileno(self) -> int:
@@ -154,15 +154,15 @@ class Lock:
     @property
     def id(self) -> str:
         """The lock's random id, the same in all processes that inherit it."""
-        assert self._owner.id is not None
-        return self._owner.id
+        assert self._holder.id is not None
+        return self._holder.id
 
     def release(self, clean_up: typing.Callable[[], None] = lambda: None) -> None:
         """Run `clean_up` and remove the lock, unless another process has taken it over."""
         path = self._directory / LOCK
         if not path.exists():
             clean_up()
-        elif (owner := read_lock(self._directory)) is not None and owner.id == self.id:
+        elif (named := read_lock(self._directory)) is not None and named.id == self.id:
             clean_up()
             path.unlink(missing_ok=True)
         self._file.close()
@@ -171,8 +171,8 @@ class Lock:
 def take_over(directory: pathlib.Path) -> None:
     """Remove the lock if its holder cannot be seen from here. Only the user can know that such a holder is dead."""
     with contextlib.suppress(FileNotFoundError), open_regular(directory / LOCK) as file:
-        owner = _owner_in(file)
-        if owner is not None and not owner.is_seen(file):
+        named = _holder_in(file)
+        if named is not None and not named.is_seen(file):
             (directory / LOCK).unlink()
 
 
@@ -185,7 +185,7 @@ def _acquire(directory: pathlib.Path) -> typing.TextIO:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(path, "a+"))
             is_locked = not try_lock(file)
-            if (found := _holder(file, path, is_locked)) is not None:
+            if (found := _live_holder(file, path, is_locked)) is not None:
                 raise LockedError(f"{str(directory)!r} is being run by {found}")
             if is_at(file, path):
                 if not is_locked:
@@ -222,14 +222,14 @@ def is_at(file: typing.IO, path: pathlib.Path) -> bool:
         return False
 
 
-def _owner_in(file: typing.IO) -> Owner | None:
+def _holder_in(file: typing.IO) -> Holder | None:
     file.seek(0)
     try:
         values = json.loads(file.read(_MAX_BYTES))
         return (
             None
             if not isinstance(values["host"], str)
-            else Owner(**{field.name: values.get(field.name) for field in dataclasses.fields(Owner)})
+            else Holder(**{field.name: values.get(field.name) for field in dataclasses.fields(Holder)})
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -22,7 +22,7 @@ import typing
 import numpy as np
 
 from federated.files import open_regular, read_regular, write_atomically
-from federated.lock import Lock, LockedError, Owner, is_held, read_lock
+from federated.lock import Holder, Lock, LockedError, is_held, read_lock
 from federated.search import Space
 from federated.settings import Settings, write_sweep_file
 
@@ -202,9 +202,9 @@ class Trial:
 
     def check_not_taken_over(self) -> None:
         """Raises LockedError if another process has taken over this one's lock."""
-        owner = read_lock(self.directory)
-        if owner is not None and owner != Owner.this_process():
-            raise LockedError(f"{str(self.directory)!r} was taken over by {owner}")
+        holder = read_lock(self.directory)
+        if holder is not None and holder != Holder.this_process():
+            raise LockedError(f"{str(self.directory)!r} was taken over by {holder}")
 
     def forget_attempts(self, keep_checkpoint: bool = True) -> None:
         """Remove the files that only an unfinished trial needs; the results have their history. The checkpoint after the last
