@@ -10,7 +10,7 @@ import torch
 from helpers import HUNG, TINY, failure, results
 
 from federated.running import resources
-from federated.running.company import Company
+from federated.running.device_sharing import DeviceSharing
 
 
 @pytest.fixture
@@ -99,39 +99,39 @@ class FakeTrial:
 
 def test_who_found_no_room_waits_until_fewer_are_there():
     large, *small = map(FakeTrial, "labcde")
-    company, waiting = Company(devices=1), collections.deque([large, *small])
+    sharing, waiting = DeviceSharing(devices=1), collections.deque([large, *small])
     for slot in range(3):
-        assert company.next_start(waiting, list(range(slot, 4)))[1] == slot
-        company.began([large, *small][slot], slot)
-    assert company.ended(0, lacked_memory=True) == 1  # two others were there
+        assert sharing.next_start(waiting, list(range(slot, 4)))[1] == slot
+        sharing.began([large, *small][slot], slot)
+    assert sharing.ended(0, lacked_memory=True) == 1  # two others were there
     waiting.appendleft(large)
-    trial, slot = company.next_start(waiting, [0, 3])  # beside two it need not try
+    trial, slot = sharing.next_start(waiting, [0, 3])  # beside two it need not try
     assert (trial, slot) == (small[2], 0)
-    company.began(trial, slot)
-    assert company.ended(1, False) is None and company.ended(2, False) is None
-    assert company.next_start(waiting, [1, 2, 3]) == (large, 1)
-    company.began(large, 1)
-    assert company.next_start(waiting, [2, 3]) is None  # nobody makes it a third one
-    assert company.ended(1, lacked_memory=True) == 0
+    sharing.began(trial, slot)
+    assert sharing.ended(1, False) is None and sharing.ended(2, False) is None
+    assert sharing.next_start(waiting, [1, 2, 3]) == (large, 1)
+    sharing.began(large, 1)
+    assert sharing.next_start(waiting, [2, 3]) is None  # nobody makes it a third one
+    assert sharing.ended(1, lacked_memory=True) == 0
     waiting.append(large)
-    company.ended(0, False)
-    while (start := company.next_start(waiting, [0, 1, 2, 3]))[0] is not large:
-        company.began(*start)
-        company.ended(start[1], False)
-    company.began(*start)
-    assert company.ended(start[1], lacked_memory=True) is None  # alone it has failed
+    sharing.ended(0, False)
+    while (start := sharing.next_start(waiting, [0, 1, 2, 3]))[0] is not large:
+        sharing.began(*start)
+        sharing.ended(start[1], False)
+    sharing.began(*start)
+    assert sharing.ended(start[1], lacked_memory=True) is None  # alone it has failed
 
 
 def test_other_devices_do_not_count():
-    company, waiting = Company(devices=2), collections.deque()
+    sharing, waiting = DeviceSharing(devices=2), collections.deque()
     one, two, three = map(FakeTrial, "abc")
     for slot, trial in enumerate((one, two)):
-        company.began(trial, slot)
-    assert company.ended(1, lacked_memory=True) is None
-    company.began(two, 2)
-    assert company.ended(2, lacked_memory=True) == 0
+        sharing.began(trial, slot)
+    assert sharing.ended(1, lacked_memory=True) is None
+    sharing.began(two, 2)
+    assert sharing.ended(2, lacked_memory=True) == 0
     waiting.extend([two, three])
-    assert company.next_start(waiting, [1, 2]) == (two, 1)
+    assert sharing.next_start(waiting, [1, 2]) == (two, 1)
 
 
 # A device that holds what two client processes need; a process that finds no room says so as torch does

@@ -16,7 +16,7 @@ from federated.files import bound_log, read_end
 from federated.lock import Lock, LockedError
 from federated.running import resources
 from federated.running.channel import RunningTime
-from federated.running.company import Company
+from federated.running.device_sharing import DeviceSharing
 from federated.running.exits import (
     DEVICE_MEMORY_EXIT,
     DIVERGED_EXIT,
@@ -208,17 +208,17 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
     """
     waiting, running, attempts = deque(trials), dict[int, RunningTrial](), Counter[tuple[str, int]]()
     limit, limits = jobs, dict[int, int]()  # of trials at once, now and by slot as its trial began
-    company = Company(devices)
+    sharing = DeviceSharing(devices)
     try:
         while waiting or running:
-            while len(running) < limit and (start := company.next_start(waiting, sorted(set(range(jobs)) - running.keys()))):
+            while len(running) < limit and (start := sharing.next_start(waiting, sorted(set(range(jobs)) - running.keys()))):
                 trial, slot = start
                 if trial.is_done():  # another sweep did it meanwhile
                     waiting.extend(report(trial, Done()) or ())
                     continue
                 try:
                     running[slot], limits[slot] = begin(trial, slot), limit
-                    company.began(trial, slot)
+                    sharing.began(trial, slot)
                 except LockedError as error:
                     waiting.extend(report(trial, Failure("server", str(error), LOCKED_EXIT)) or ())
                 except OSError as error:
@@ -237,7 +237,7 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
                 del running[slot]
                 one.end()
                 trial = one.trial
-                beside = company.ended(slot, isinstance(outcome, Failure) and outcome.lacks_device_memory())
+                beside = sharing.ended(slot, isinstance(outcome, Failure) and outcome.lacks_device_memory())
                 if isinstance(outcome, Failure):
                     if not outcome.is_locked():
                         with contextlib.suppress(OSError):  # a full disk, a vanished directory: the report says so

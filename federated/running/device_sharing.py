@@ -7,23 +7,23 @@ import pathlib
 from federated.trial import Trial
 
 
-class Company:
+class DeviceSharing:
     """The running trials, by device. Slots with the same remainder modulo the number of devices share a device."""
 
     def __init__(self, devices: int) -> None:
         self._devices = max(1, devices)
         self._running: dict[int, Trial] = {}
         self._beside: dict[int, int] = {}  # by slot: how many others shared the device when its trial began
-        self._most: dict[pathlib.Path, int] = {}  # beside how many others each trial that ran out of memory may run
+        self._limits: dict[pathlib.Path, int] = {}  # beside how many others each trial that ran out of memory may run
 
     def next_start(self, waiting: collections.deque[Trial], slots: list[int]) -> tuple[Trial, int] | None:
         """Take the first trial of `waiting` that may start in one of the free `slots`, and return it with its slot."""
         for slot in slots:
             others = self._others(slot)
-            limits = [self._most.get(trial.directory, len(others)) for trial in others]
-            for place, trial in enumerate(waiting):
-                if len(others) <= min([*limits, self._most.get(trial.directory, len(others))]):
-                    del waiting[place]
+            allowed = [self._limits.get(trial.directory, len(others)) for trial in others]
+            for index, trial in enumerate(waiting):
+                if len(others) <= min([*allowed, self._limits.get(trial.directory, len(others))]):
+                    del waiting[index]
                     return trial, slot
         return None
 
@@ -38,8 +38,8 @@ class Company:
         beside = max(self._beside.pop(slot), len(self._others(slot)))
         if not lacked_memory or not beside:
             return None
-        self._most[trial.directory] = min(beside - 1, self._most.get(trial.directory, beside))
-        return self._most[trial.directory]
+        self._limits[trial.directory] = min(beside - 1, self._limits.get(trial.directory, beside))
+        return self._limits[trial.directory]
 
     def _others(self, slot: int) -> list[Trial]:
         return [trial for other, trial in self._running.items() if other % self._devices == slot % self._devices]
