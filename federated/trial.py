@@ -233,7 +233,7 @@ class Trial:
         write_atomically(self.directory / DONE, "")
 
 
-def described(failure: dict) -> str:
+def failure_line(failure: dict) -> str:
     """One line on a failure that `Trial.failures` lists: the process, the reason, and the last line of its log."""
     log = failure.get("log")
     last = [str(line) for line in log[-1:]] if isinstance(log, list) else []

@@ -274,7 +274,7 @@ def _is_done(directory: pathlib.Path, rounds: float, settings: Settings, collect
     if unfinished.has_failed():
         collected.diverged.append(directory)
     if failures := unfinished.failures():
-        collected.failed[directory] = trial.described(failures[-1])
+        collected.failed[directory] = trial.failure_line(failures[-1])
     return False
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from federated.reporting.collect import BrokenError, codes_of, environment_of, numbers_of, places_of, read_trial
 from federated.seeds import seed_hash
 from federated.settings import Settings
-from federated.trial import Trial, described, rounds_done, sets_there, trial_path
+from federated.trial import Trial, failure_line, rounds_done, sets_there, trial_path
 from federated.version import code
 
 
@@ -69,7 +69,7 @@ def compare(original: TrialResults, trial: Trial) -> list[str]:
     """How `trial`, which has computed `original` again, differs: a line for each curve and each array of clients with other
     values, then the origins of both. Empty if nothing differs."""
     if not trial.is_done():
-        return [": ".join(["could not be computed again", *map(described, trial.failures()[-1:])])]
+        return [": ".join(["could not be computed again", *map(failure_line, trial.failures()[-1:])])]
     again = TrialResults(trial.directory, trial.settings)
     then, now = (numbers_of(each.results, each.clients) for each in (original, again))
     differing = [name for name in then if not np.array_equal(then[name], now[name], equal_nan=True)]
