@@ -153,7 +153,7 @@ def collect(output_dirs: Iterable[str | pathlib.Path], where: Conditions | None 
         found = [each for each in found if meets(each.settings, where)]
     names = _names([each.settings for each in found])
     trials, stopped = [], collections.defaultdict[str, list](list)
-    for sweep, each in sorted(zip(names, found), key=lambda pair: _place(pair[1].settings)):
+    for sweep, each in sorted(zip(names, found), key=lambda pair: _sort_key(pair[1].settings)):
         settings = collected.settings.setdefault(sweep, each.settings)
         known = collected.spaces.setdefault(sweep, [])
         known += [space for space in each.spaces if space not in known]
@@ -251,13 +251,13 @@ def _names(sweeps: list[Settings]) -> list[str]:
 OF_ALGORITHM = ("algorithm", "local_optimizer", "optimizer_state")
 
 
-def _place(settings: Settings) -> list:
+def _sort_key(settings: Settings) -> list:
     """Sort key of sweeps."""
     values = settings.values()
     order = list(algorithms.REGISTRY)
     algorithm = values["algorithm"]
-    place = order.index(algorithm) if algorithm in order else len(order)
-    last = [place, *(values.pop(name) for name in OF_ALGORITHM)]
+    position = order.index(algorithm) if algorithm in order else len(order)
+    last = [position, *(values.pop(name) for name in OF_ALGORITHM)]
     return [*((value is not None, value) for value in values.values()), *last]
 
 
