@@ -27,7 +27,7 @@ MARKS = (
 )  # fmt: skip
 DEFINITIONS = (
     '<svg class="definitions" aria-hidden="true"><defs>'
-    + "".join(f'<path id="mark{place}" d="{path}"/>' for place, path in enumerate(MARKS))
+    + "".join(f'<path id="mark{index}" d="{path}"/>' for index, path in enumerate(MARKS))
     + "</defs></svg>"
 )
 
@@ -70,10 +70,10 @@ class Scale:
 
 @dataclasses.dataclass
 class Curve:
-    """One curve: `x`, `y` and, if it has a band, `deviation`, arrays of the same length. `place` decides its look."""
+    """One curve: `x`, `y` and, if it has a band, `deviation`, arrays of the same length. `index` decides its look."""
 
     name: str
-    place: int
+    index: int
     x: np.ndarray
     y: np.ndarray
     deviation: np.ndarray | None = None
@@ -82,7 +82,7 @@ class Curve:
         """The curve with at most `most` of its points, the first and the last among them."""
         kept = _spread(len(self.x), most)
         deviation = None if self.deviation is None else self.deviation[kept]
-        return Curve(self.name, self.place, self.x[kept], self.y[kept], deviation)
+        return Curve(self.name, self.index, self.x[kept], self.y[kept], deviation)
 
 
 def _spread(number: int, most: int) -> np.ndarray:
@@ -105,8 +105,8 @@ def lines(curves: list[Curve], caption: str, x_label: str, y_label: str, unit: s
     parts.append(_text((LEFT + RIGHT) / 2, HEIGHT - 6, x_label))
     parts.append(f'<text transform="translate(11 {(TOP + BOTTOM) / 2})rotate(-90)">{html.escape(y_label)}</text>')
     parts += [_curve(curve, x, y, low, high) for curve, low, high in zip(curves, lows, highs)]
-    said: dict[str, typing.Any] = {"x": x_label, "curves": [_said(curve) for curve in curves]}
-    return _figure("".join(parts), HEIGHT, caption, said, _legend(curves))
+    data: dict[str, typing.Any] = {"x": x_label, "curves": [_data_of(curve) for curve in curves]}
+    return _figure("".join(parts), HEIGHT, caption, data, _legend(curves))
 
 
 def _text(x: float, y: float, text: str, look: str = "") -> str:
@@ -121,25 +121,25 @@ def _curve(curve: Curve, x: Scale, y: Scale, low: np.ndarray, high: np.ndarray) 
         around = _points(np.append(across, across[::-1]), np.append(y(high), y(low)[::-1]))
         band = f'<polygon points="{around}"/>'
     marked = _spread(len(across), 8)
-    marks = "".join(f'<use href="#mark{curve.place % len(MARKS)}" x="{across[k]:.1f}" y="{up[k]:.1f}"/>' for k in marked)
-    return f'<g class="curve" {_look(curve.place)}>{band}<polyline points="{_points(across, up)}"/>{marks}</g>'
+    marks = "".join(f'<use href="#mark{curve.index % len(MARKS)}" x="{across[k]:.1f}" y="{up[k]:.1f}"/>' for k in marked)
+    return f'<g class="curve" {_look(curve.index)}>{band}<polyline points="{_points(across, up)}"/>{marks}</g>'
 
 
 def _points(across: np.ndarray, down: np.ndarray) -> str:
     return " ".join(f"{x:.4g},{y:.4g}" for x, y in zip(across, down))
 
 
-def _look(place: int) -> str:
-    """The attributes of curve number `place`. With their marks, 40 curves differ in more than colour."""
-    colour = COLOURS[place % len(COLOURS)]
-    dashes = DASHES[(place + place // len(COLOURS)) % len(DASHES)]
+def _look(index: int) -> str:
+    """The attributes of curve number `index`. With their marks, 40 curves differ in more than colour."""
+    colour = COLOURS[index % len(COLOURS)]
+    dashes = DASHES[(index + index // len(COLOURS)) % len(DASHES)]
     colour = "var(--ink)" if colour == "#000000" else colour  # white on a dark page
     return f'style="color:{colour}" stroke-dasharray="{dashes}"' if dashes else f'style="color:{colour}"'
 
 
-def _said(curve: Curve) -> dict:
-    said = {"name": curve.name, "x": [round(float(value)) for value in curve.x], "y": _rounded(curve.y)}
-    return said if curve.deviation is None else said | {"deviation": _rounded(curve.deviation)}
+def _data_of(curve: Curve) -> dict:
+    data = {"name": curve.name, "x": [round(float(value)) for value in curve.x], "y": _rounded(curve.y)}
+    return data if curve.deviation is None else data | {"deviation": _rounded(curve.deviation)}
 
 
 def _rounded(values: np.ndarray) -> list[float]:
@@ -149,9 +149,9 @@ def _rounded(values: np.ndarray) -> list[float]:
 def _legend(curves: list[Curve]) -> str:
     entries = []
     for curve in curves:
-        mark = f'<use href="#mark{curve.place % len(MARKS)}" x="16" y="6"/>'
+        mark = f'<use href="#mark{curve.index % len(MARKS)}" x="16" y="6"/>'
         key = f'<svg viewBox="0 0 32 12" aria-hidden="true"><path d="M0 6H32"/>{mark}</svg>'
-        entries.append(f"<li><span {_look(curve.place)}>{key}</span>{html.escape(curve.name)}</li>")
+        entries.append(f"<li><span {_look(curve.index)}>{key}</span>{html.escape(curve.name)}</li>")
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
@@ -172,12 +172,12 @@ def parallel(axes: Sequence[tuple[str, Scale, Sequence[str]]], caption: str, bes
     for line in kept[::-1]:  # the best one on top
         look = 'curve best"' if line == best else f'curve" style="opacity:{0.75 - 0.5 * line / number:.2f}"'
         parts.append(f'<g class="{look}><polyline points="{_points(across[:, line], np.array(heights))}"/></g>')
-    said = {
+    data = {
         "axes": [name for name, _, _ in axes],
         "curves": [{"name": f"Rank {line + 1}", "y": [texts[line] for _, _, texts in axes]} for line in kept[::-1]],
     }
     shown = f" {len(kept)} of {number} settings, evenly by rank." if len(kept) < number else ""
-    return _figure("".join(parts), heights[-1] + 24, caption + shown, said)
+    return _figure("".join(parts), heights[-1] + 24, caption + shown, data)
 
 
 def boxes(rows: list[tuple[str, np.ndarray]], caption: str, x_label: str, most: int) -> str:
@@ -193,22 +193,22 @@ def boxes(rows: list[tuple[str, np.ndarray]], caption: str, x_label: str, most: 
         five = np.quantile(values[is_there], (0, 0.25, 0.5, 0.75, 1))
         worst, lower, median, upper, best = x(five)
         middle = ROW * row + 33
-        said = f"{name}: worst {five[0]:.4f}, quartiles {five[1]:.4f}, {five[2]:.4f} and {five[3]:.4f}, best {five[4]:.4f}"
+        text = f"{name}: worst {five[0]:.4f}, quartiles {five[1]:.4f}, {five[2]:.4f} and {five[3]:.4f}, best {five[4]:.4f}"
         dots = ""
         if is_there.sum() <= most:
             down = np.broadcast_to(middle - 9 + 18 * (np.arange(values.shape[1]) + 0.5) / values.shape[1], values.shape)
             path = "".join(f"M{at:.1f} {y:.1f}h0" for at, y in zip(x(values[is_there]), down[is_there]))
             dots = f'<path class="dots" d="{path}"/>'
         parts.append(
-            f'<g><title>{html.escape(said)}</title>{dots}<path class="box" d="M{worst:.1f} {middle}H{lower:.1f}'
+            f'<g><title>{html.escape(text)}</title>{dots}<path class="box" d="M{worst:.1f} {middle}H{lower:.1f}'
             f'M{upper:.1f} {middle}H{best:.1f}M{lower:.1f} {middle - 9}H{upper:.1f}v18H{lower:.1f}z"/>'
             f'<path class="median" d="M{median:.1f} {middle - 9}v18"/></g>' + _text(4, middle - 14, name, "name")
         )
     return _figure("".join(parts), bottom + 40, caption)
 
 
-def _figure(drawn: str, height: int, caption: str, said: object = None, legend: str = "") -> str:
+def _figure(drawn: str, height: int, caption: str, data: object = None, legend: str = "") -> str:
     caption = html.escape(caption)
-    data = "" if said is None else f'<script type="application/json">{escaped_json(said)}</script>'
+    script = "" if data is None else f'<script type="application/json">{escaped_json(data)}</script>'
     svg = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{caption}">{drawn}</svg>'
-    return f"<figure>{svg}{legend}<figcaption>{caption}</figcaption>{data}</figure>"
+    return f"<figure>{svg}{legend}<figcaption>{caption}</figcaption>{script}</figure>"

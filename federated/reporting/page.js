@@ -41,10 +41,10 @@ function value(text) {
 }
 
 function readable(figure) {
-  const said = JSON.parse(figure.querySelector("script").textContent);
+  const data = JSON.parse(figure.querySelector("script").textContent);
   const svg = figure.querySelector(".chart");
   const curves = [...svg.querySelectorAll(".curve")].map((group, number) => ({
-    group, said: said.curves[number], points: [...group.querySelector("polyline").points],
+    group, data: data.curves[number], points: [...group.querySelector("polyline").points],
   }));
   const shown = () => curves.filter(curve => !curve.group.classList.contains("hidden"));
 
@@ -63,7 +63,7 @@ function readable(figure) {
   const reading = document.createElement("p");
   reading.className = "reading";
   reading.setAttribute("aria-live", "polite");
-  const hint = said.axes ? "Point at a line to read it off." : "Point at a curve to read it off; click its name to hide it.";
+  const hint = data.axes ? "Point at a line to read it off." : "Point at a curve to read it off; click its name to hide it.";
   figure.prepend(reading);
   const cursor = document.createElementNS(svg.namespaceURI, "circle");
   cursor.setAttribute("r", "4");
@@ -86,10 +86,10 @@ function readable(figure) {
     cursor.style.display = "";
     cursor.setAttribute("cx", x);
     cursor.setAttribute("cy", y);
-    const { name, x: xs, y: ys, deviation } = curve.said;
-    reading.textContent = said.axes
-      ? `${name}: ${said.axes.map((axis, k) => `${axis} ${ys[k]}`).join(", ")}`
-      : `${name}, ${said.x} ${xs[number].toLocaleString("en")}: ${ys[number].toFixed(4)}` +
+    const { name, x: xs, y: ys, deviation } = curve.data;
+    reading.textContent = data.axes
+      ? `${name}: ${data.axes.map((axis, k) => `${axis} ${ys[k]}`).join(", ")}`
+      : `${name}, ${data.x} ${xs[number].toLocaleString("en")}: ${ys[number].toFixed(4)}` +
         (deviation?.[number] ? ` ± ${deviation[number].toFixed(4)}` : "");
   }
 

@@ -145,13 +145,13 @@ def _cell(report: "Report", cell: str, sweeps: list[str]) -> str:
     accuracy = tables.ACCURACY[report.judged_by]
     by_round = {sweep: selection.by_round(report.of_best[sweep]) for sweep in sweeps}
     drawn: list[list[charts.Curve]] = [[], [], []]
-    for place, (sweep, rounds) in enumerate(by_round.items()):
+    for index, (sweep, rounds) in enumerate(by_round.items()):
         name, mean = report.label(sweep), rounds["accuracy"].to_numpy()
-        drawn[0].append(charts.Curve(name, place, rounds.index.to_numpy(), mean, rounds["deviation"].to_numpy()))
-        drawn[1].append(charts.Curve(name, place, rounds["bytes_sent"].to_numpy(), mean))
+        drawn[0].append(charts.Curve(name, index, rounds.index.to_numpy(), mean, rounds["deviation"].to_numpy()))
+        drawn[1].append(charts.Curve(name, index, rounds["bytes_sent"].to_numpy(), mean))
         best = report.expected_best(sweep)
         if len(best) > 1:
-            drawn[2].append(charts.Curve(name, place, best.index.to_numpy(), best.to_numpy()))
+            drawn[2].append(charts.Curve(name, index, best.index.to_numpy(), best.to_numpy()))
     curves, by_bytes, draws = [[curve.thinned(most) for curve in each] for each in drawn]
     trials = "means over the trials of the best settings"
     parts = [

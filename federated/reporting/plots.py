@@ -39,18 +39,18 @@ STYLE: typing.Any = {
 
 def save_all(report: "Report", directory: pathlib.Path) -> None:
     """Write all pictures into `directory`/column and `directory`/full, in each format of METADATA."""
-    for place, width in WIDTHS.items():
-        (directory / place).mkdir(parents=True, exist_ok=True)
+    for width_name, width in WIDTHS.items():
+        (directory / width_name).mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(STYLE):
             for name, figure in pictures(report, width):
                 figure.draw_without_rendering()
                 figure.set_layout_engine("none")  # all formats get this layout
-                for form in METADATA:
-                    write_atomically(directory / place / f"{name}.{form}", functools.partial(_save, figure, form))
+                for suffix in METADATA:
+                    write_atomically(directory / width_name / f"{name}.{suffix}", functools.partial(_save, figure, suffix))
 
 
-def _save(figure: Figure, form: str, file: typing.BinaryIO) -> None:
-    figure.savefig(file, format=form, metadata=METADATA[form])
+def _save(figure: Figure, suffix: str, file: typing.BinaryIO) -> None:
+    figure.savefig(file, format=suffix, metadata=METADATA[suffix])
 
 
 def pictures(report: "Report", width: float) -> typing.Iterator[tuple[str, Figure]]:
@@ -69,30 +69,30 @@ def _file_name(what: str, of: str) -> str:
     return short_name(f"{what}_{of}".replace(", ", ",").replace(" ", "_"))
 
 
-def style(place: int) -> dict:
-    """The look of curve number `place` of a picture. 40 looks differ in more than colour."""
+def style(index: int) -> dict:
+    """The look of curve number `index` of a picture. 40 looks differ in more than colour."""
     return {
-        "color": COLOURS[place % len(COLOURS)],
-        "linestyle": LINES[place % len(LINES)],
-        "marker": MARKERS[place % len(MARKERS)],
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": LINES[index % len(LINES)],
+        "marker": MARKERS[index % len(MARKERS)],
     }
 
 
-def _curve(axes: Axes, x: typing.Any, y: typing.Any, label: str, place: int) -> None:
+def _curve(axes: Axes, x: typing.Any, y: typing.Any, label: str, index: int) -> None:
     """Draw a curve with about eight markers, staggered between curves."""
     every = max(1, len(x) // 8)
-    axes.plot(x, y, label=label, markevery=(place % every, every), **style(place))
+    axes.plot(x, y, label=label, markevery=(index % every, every), **style(index))
 
 
 def _curves(axes: Axes, report: "Report", sweeps: list[str], value: str, band: bool) -> None:
     """Draw the reported accuracy of each sweep's best setting against the column `value` of its rounds: the mean over trials,
     and with `band` also ± one sample standard deviation."""
-    for place, sweep in enumerate(sweeps):
+    for index, sweep in enumerate(sweeps):
         rounds = selection.by_round(report.of_best[sweep]).reset_index()
         x, mean, deviation = (rounds[name] for name in (value, "accuracy", "deviation"))
-        _curve(axes, x, mean, report.label(sweep), place)
+        _curve(axes, x, mean, report.label(sweep), index)
         if band:
-            colour = style(place)["color"]
+            colour = style(index)["color"]
             axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
     axes.set_ylabel(tables.ACCURACY[report.judged_by])
     axes.grid()
@@ -159,8 +159,8 @@ def expected_best(axes: Axes, report: "Report", sweeps: list[str]) -> bool:
     """See Report.expected_best. Draws nothing if no sweep has two random draws."""
     curves = {sweep: report.expected_best(sweep) for sweep in sweeps}
     curves = {sweep: curve for sweep, curve in curves.items() if len(curve) > 1}
-    for place, (sweep, curve) in enumerate(curves.items()):
-        _curve(axes, curve.index, curve, report.label(sweep), place)
+    for index, (sweep, curve) in enumerate(curves.items()):
+        _curve(axes, curve.index, curve, report.label(sweep), index)
     axes.set_xlabel("random draws of hyper-parameters")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("expected best val. accuracy")
