@@ -13,8 +13,8 @@ PICTURES = (".png", ".svg", ".pdf")
 
 def label_counts(data: Dataset, parts: list[Part]) -> np.ndarray:
     """int [clients, labels]: each client's number of training and validation samples of each label."""
-    held = [np.concatenate([part.train, part.val]) for part in parts]
-    return np.array([np.bincount(data.train_labels[samples], minlength=data.spec.num_classes) for samples in held])
+    owned = [np.concatenate([part.train, part.val]) for part in parts]
+    return np.array([np.bincount(data.train_labels[samples], minlength=data.spec.num_classes) for samples in owned])
 
 
 def table(data: Dataset, parts: list[Part]) -> str:

@@ -24,11 +24,11 @@ class Flat:
         self.weights = torch.cat([tensor.detach().flatten() for tensor in parameters + buffers])
         self.size = len(self.weights)
         self.gradient = torch.zeros_like(self.weights[: self.num_parameters])
-        self._places = {}
+        self._slices = {}
         start = 0
         for tensor in parameters + buffers:
             end = start + tensor.numel()
-            self._places[tensor] = slice(start, end)
+            self._slices[tensor] = slice(start, end)
             tensor.data = self.weights[start:end].view_as(tensor)
             if end <= self.num_parameters:
                 tensor.grad = self.gradient[start:end].view_as(tensor)
@@ -39,6 +39,6 @@ class Flat:
         mask = torch.zeros_like(self.weights, dtype=torch.bool)
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):
-                if tensor in self._places:
-                    mask[self._places[tensor]] = True
+                if tensor in self._slices:
+                    mask[self._slices[tensor]] = True
         return mask

@@ -36,7 +36,7 @@ class LocalModel:
         self._copies: list[tuple[nn.Module, Flat]] = []
         self._copies_in_use = 0
         if uses_features:
-            self._note_features(self.module)
+            self._record_features(self.module)
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits of `inputs`."""
@@ -64,7 +64,7 @@ class LocalModel:
         if self._copies_in_use == len(self._copies):
             copy = self._build().eval()
             if self._uses_features:
-                self._note_features(copy)
+                self._record_features(copy)
             self._copies.append((copy, Flat(copy)))
         model, flat = self._copies[self._copies_in_use]
         self._copies_in_use += 1
@@ -81,7 +81,7 @@ class LocalModel:
         """Let `frozen` use all copies again."""
         self._copies_in_use = 0
 
-    def _note_features(self, model) -> None:
+    def _record_features(self, model) -> None:
         classifier_of(model).register_forward_pre_hook(lambda module, inputs: self.features.update({module: inputs[0]}))
 
 
