@@ -27,7 +27,7 @@ MOMENTUM = Hparam(0.0, one_of(0.0, 0.9), high=0.999)  # of sgd, if the algorithm
 WEIGHT_DECAY = Hparam(0.0, one_of(0.0, 0.001, 0.01, 0.1))  # of sgd
 
 # Learning rates that replace these, by data set or algorithm, and local optimizer
-INSTEAD = {
+OVERRIDES = {
     ("heart_disease", "adam"): Hparam(1e-2, LogUniform(1e-3, 1e-1)),  # a few steps a round and a convex loss
     ("Pfedme", "sgd"): Hparam(0.01, LogUniform(1e-3, 1e-1)),  # published: about 0.01; outer steps diverge from 2 / lambda on
 }
@@ -87,8 +87,8 @@ def hparams_of(algorithm: str, dataset: str, local_optimizer: str | None = None)
         raise KeyError(f"unknown dataset {dataset!r}: the datasets are {', '.join(datasets.REGISTRY)}")
     found = {} if base == "Fedsgd" else {"batch_size": BATCH_SIZE}
     found["dropout_rate"] = DROPOUT_RATE
-    found["learning_rate"] = INSTEAD.get(
-        (dataset, local_optimizer), INSTEAD.get((base, local_optimizer), LEARNING_RATE[local_optimizer])
+    found["learning_rate"] = OVERRIDES.get(
+        (dataset, local_optimizer), OVERRIDES.get((base, local_optimizer), LEARNING_RATE[local_optimizer])
     )
     if local_optimizer == "sgd":
         if kind.takes_momentum:

@@ -46,7 +46,7 @@ def _lines() -> dict[str, list[str]]:
             ("all but `Fedsgd`", "batch_size"): registry.BATCH_SIZE,
             ("all; where it applies is said with the [models](models.md)", "dropout_rate"): registry.DROPOUT_RATE,
             **{(f"`{name}`", "learning_rate"): hparam for name, hparam in registry.LEARNING_RATE.items()},
-            **{(f"`{where}`, `{name}`", "learning_rate"): hparam for (where, name), hparam in registry.INSTEAD.items()},
+            **{(f"`{where}`, `{name}`", "learning_rate"): hparam for (where, name), hparam in registry.OVERRIDES.items()},
             ("`sgd`, if the algorithm takes it", "momentum"): registry.MOMENTUM,
             ("`sgd`", "weight_decay"): registry.WEIGHT_DECAY,
         },
