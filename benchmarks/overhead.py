@@ -97,13 +97,13 @@ def random_cifar(data_dir, train=2000, test=300):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    place = pathlib.Path(data_dir) / "decoded" / "cifar10"
-    place.mkdir(parents=True)
+    directory = pathlib.Path(data_dir) / "decoded" / "cifar10"
+    directory.mkdir(parents=True)
     for part, samples in (("train", train), ("test", test)):
-        np.save(place / f"{part}_images.npy", rng.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8))
-        np.save(place / f"{part}_labels.npy", rng.integers(0, 10, samples, dtype=np.uint8))
-    arrays = {path.name: {"stamp": decoded._stamp(path), "sha256": decoded._digest(path)} for path in place.iterdir()}
-    (place / decoded.MADE).write_text(json.dumps({"from": {}, "arrays": arrays}))
+        np.save(directory / f"{part}_images.npy", rng.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8))
+        np.save(directory / f"{part}_labels.npy", rng.integers(0, 10, samples, dtype=np.uint8))
+    arrays = {path.name: {"stamp": decoded._stamp(path), "sha256": decoded._digest(path)} for path in directory.iterdir()}
+    (directory / decoded.MADE).write_text(json.dumps({"from": {}, "arrays": arrays}))
 
 
 def spread(values):

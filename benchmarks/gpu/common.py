@@ -46,8 +46,8 @@ def launch(data_dir, output_dir, device, *options):
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\nended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
-    said = {line for log in output_dir.rglob("client_process_*.log") for line in log.read_text().splitlines()}
-    for line in sorted(said):  # such as that steps run without graphs
+    lines = {line for log in output_dir.rglob("client_process_*.log") for line in log.read_text().splitlines()}
+    for line in sorted(lines):  # such as that steps run without graphs
         print(f"a client's log: {line}")
     return seconds, {path.parent: json.loads(path.read_text()) for path in sorted(output_dir.rglob("results.json"))}
 

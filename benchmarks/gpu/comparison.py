@@ -28,20 +28,20 @@ MODEL, RATE = "cnn_reddi", 0.1
 
 def rows(device, tiny):
     clients, chosen, rounds, test = (20, 2, 4, 50) if tiny else (CLIENTS, CHOSEN, ROUNDS, 10_000)
-    held = 56  # of which 6 are held out
+    samples = 56  # of which 6 are held out
     settings = Settings(
         model_arch=MODEL,
         dataset="cifar10",
         num_clients=clients,
         participation=chosen / clients,
-        samples_per_client=held,
+        samples_per_client=samples,
         local_optimizer="sgd",
         rounds=rounds,
         eval_every=EVERY,
         device=device,
     )
     hparams = default_hparams("Fedavg", "cifar10", "sgd") | {"batch_size": BATCH, "learning_rate": RATE}
-    data = cifar(clients * held, test)
+    data = cifar(clients * samples, test)
 
     def row(way, rounds, seconds, **more):
         projected = ALL_ROUNDS * seconds / rounds / 60
@@ -55,11 +55,11 @@ def rows(device, tiny):
         "--participation",
         chosen / clients,
         "--samples_per_client",
-        held,
+        samples,
     ]
     options += ["--local_optimizer", "sgd", "--eval_every", EVERY, "--num_hparams", 1, "--num_trials", 1]
     options += ["--hparams", f'{{"batch_size": {BATCH}, "learning_rate": {RATE}, "momentum": 0, "weight_decay": 0}}']
-    with places(clients * held, test) as (data_dir, output_dir):
+    with places(clients * samples, test) as (data_dir, output_dir):
         for processes, share in ((1, 1), (2, 3), (4, 3)):
             if tiny and processes > 2:
                 continue

@@ -136,7 +136,7 @@ class Turn:
         if way == PLAIN:
             self.worker, self._turn = None, plain_turn(settings, hparams, data, device)
         else:
-            self.worker = worker_of(settings, hparams, data, whole(data), is_captured=way.startswith(CAPTURED))
+            self.worker = worker_of(settings, hparams, data, one_client(data), is_captured=way.startswith(CAPTURED))
             self._turn = functools.partial(self.worker.train, 0)
 
     def __call__(self, round):
@@ -178,7 +178,7 @@ def rows(device, tiny):
         yield from transfers()
 
 
-def whole(data):
+def one_client(data):
     """One client with all samples, which holds out none."""
     nothing = np.empty(0, int)
     return [Part(np.arange(len(data.train_labels)), nothing, nothing)]

@@ -33,10 +33,10 @@ def run(hparams, trial_seed):
 
     @client_app.train()
     def train(message, context):
-        this = client(int(context.node_config["partition-id"]))
+        member = client(int(context.node_config["partition-id"]))
         round = message.content["config"]["server-round"] - 1
-        state = this.train(message.content["arrays"].to_torch_state_dict(), round)
-        metrics = MetricRecord({"num-examples": len(this.labels)})
+        state = member.train(message.content["arrays"].to_torch_state_dict(), round)
+        metrics = MetricRecord({"num-examples": len(member.labels)})
         return Message(content=RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
 
     def evaluate(round, arrays):

@@ -33,15 +33,15 @@ def client(work, data_dir, hparams, trial_seed, number):
     import torchvision  # noqa: F401
     from work import WORK, Client
 
-    this = Client(work, data_dir, json.loads(hparams), int(trial_seed), int(number))
+    member = Client(work, data_dir, json.loads(hparams), int(trial_seed), int(number))
     channel = connect_to(("127.0.0.1", PORT), authkey=KEY)
-    parameters = list(this.model.parameters())
+    parameters = list(member.model.parameters())
     for round in range(WORK[work].rounds):
-        this.train(this.model.state_dict(), round)
+        member.train(member.model.state_dict(), round)
         channel.send_bytes(torch.nn.utils.parameters_to_vector(parameters).detach().numpy().tobytes())
         average = torch.frombuffer(bytearray(channel.recv_bytes()), dtype=torch.float32)
         torch.nn.utils.vector_to_parameters(average, parameters)
-        accuracy = this.test_accuracy(this.model.state_dict())
+        accuracy = member.test_accuracy(member.model.state_dict())
     channel.send_bytes(str(accuracy).encode())
 
 
@@ -50,11 +50,11 @@ def main(work, data_dir, count):
 
     accuracies = []
     for hparams, trial_seed in trials_of(work, int(count)):
-        this = [sys.executable, __file__]
-        running = subprocess.Popen([*this, "server", str(WORK[work].rounds)], stdout=subprocess.PIPE, text=True)
+        script = [sys.executable, __file__]
+        running = subprocess.Popen([*script, "server", str(WORK[work].rounds)], stdout=subprocess.PIPE, text=True)
         time.sleep(5)
         clients = [
-            subprocess.Popen([*this, "client", work, data_dir, json.dumps(hparams), str(trial_seed), str(number)])
+            subprocess.Popen([*script, "client", work, data_dir, json.dumps(hparams), str(trial_seed), str(number)])
             for number in range(2)
         ]
         for each in clients:
