@@ -44,7 +44,7 @@ class Halving:
 
 class Rung(typing.NamedTuple):
     rounds: int
-    sets: int  # that reach it, if none diverges
+    sets: int  # number of sets that reach it, if none diverges
 
 
 def cost(ladder: Sequence[Rung], trials: int) -> int:
@@ -142,7 +142,7 @@ def candidates_there(sweep_dir: pathlib.Path, settings: Settings) -> dict[str, C
 
 
 def _validation_curve(directory: pathlib.Path) -> list[float]:
-    """The validation accuracies of a trial by round, NaN if not evaluated; none if it has no results that can be read."""
+    """The validation accuracies of a trial by round, NaN if not evaluated; empty if it has no readable results."""
     try:
         if not rounds_done(directory):
             return []

@@ -179,7 +179,7 @@ def _resnet18(spec: "Spec", dropout_rate: float, norm_layer: "Callable[[int], nn
 
 
 def imports_of(name: str) -> list[str]:
-    """What building the model `name` imports besides torch, for a process that imports ahead."""
+    """The modules that building the model `name` imports besides torch, for a process that imports ahead."""
     if name not in REGISTRY:
         return ["torchvision.models"]
     return ["torchvision.models.resnet"] if name.startswith("resnet18") else []

@@ -60,13 +60,13 @@ def _access_mode(descriptor: int) -> int | None:
         return None
 
 
-# How torch, Python and the system's loader of libraries say it
+# The texts for it of torch, Python and the system's loader of libraries
 _OUT_OF_MEMORY = ("out of memory", "allocate memory", "failed to map segment")
 _OUT_OF_THREADS = "can't start new thread"
 
 
 def system_error_behind(error: BaseException) -> OSError | None:
-    """The system's error that `error` is another name of; None if it is of the program."""
+    """The operating system's error behind `error`; None if it is an error of the program."""
     if isinstance(error, OSError):
         return error
     text, number = str(error).partition("\n")[0], None
@@ -308,7 +308,7 @@ _MAX_FILE_BYTES = 1 << 20
 
 
 class _TwiceError(ValueError):
-    """A name stands twice in a JSON object."""
+    """A JSON object has the same name twice."""
 
 
 def _each_name_once(pairs: list[tuple[str, typing.Any]]) -> dict:
@@ -372,7 +372,7 @@ def output_file(suffixes: tuple[str, ...]) -> Callable[[str], pathlib.Path]:
 
 
 def _exists(path: str) -> bool:
-    """True if something has the name `path`. Raises OSError if nothing can have it."""
+    """True if something exists at `path`. Raises OSError if nothing can."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -386,7 +386,7 @@ def is_plain(text: str) -> bool:
 
 
 def shown(value: object) -> str:
-    """`value` as an error message quotes it: on one line, and not without end."""
+    """`value` as an error message quotes it: on one line, and shortened."""
     return shortened(repr(value))
 
 

@@ -145,7 +145,7 @@ class Settings:
 
     @property
     def hparams_key(self) -> tuple[str, str, str]:
-        """What decides which hyper-parameters there are, as hparams_registry.py takes it."""
+        """The settings on which the hyper-parameters depend, as arguments for hparams_registry.py."""
         return self.algorithm, self.dataset, self.local_optimizer
 
     @property
@@ -263,7 +263,7 @@ def check_has_model(settings: Settings) -> None:
 
 
 def check_tensorboard() -> None:
-    """Raises UsageError if --tensorboard cannot be had."""
+    """Raises UsageError if tensorboard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
 
@@ -295,7 +295,7 @@ def write_sweep_file(directory: pathlib.Path, settings: Settings, space: Space |
 
 @contextlib.contextmanager
 def _alone(directory: pathlib.Path) -> typing.Iterator[None]:
-    """No other process is here with the same directory meanwhile, if its file system has locks of directories."""
+    """Context that one process at a time enters for a directory, if its file system can lock directories."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):

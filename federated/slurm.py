@@ -89,7 +89,7 @@ def cancel(jobs: list[str]) -> None:
     for start in range(0, len(jobs), 1000):  # as many as a command line takes
         try:
             _run("scancel", *jobs[start : start + 1000])
-        except UnavailableError as error:  # also if one has ended meanwhile
+        except UnavailableError as error:  # also if an element has ended meanwhile
             refused = str(error)
     deadline = time.monotonic() + CANCEL_SECONDS
     while set(jobs).intersection(_run("squeue", "--all", "--noheader", "--array", "--format=%F_%K").split()):
@@ -108,7 +108,7 @@ CANCEL_SECONDS = 120.0  # a job gets half a minute to end by itself, unless the 
 
 
 def last_errors(log: pathlib.Path) -> list[str]:
-    """What Slurm's daemons said last in the log of a job, such as that it had too much memory; nothing if it is gone."""
+    """The last errors of Slurm's daemons in the log of a job, such as an exceeded memory limit; empty if it is gone."""
     try:
         said = re.findall(r"^slurmstepd\S*: error: (.*)$", read_end(log, _TAIL_BYTES).decode(errors="replace"), re.MULTILINE)
     except OSError:
@@ -150,7 +150,7 @@ def here() -> str:
 
 
 def host_of(place: str) -> str:
-    """The host of what here() returned."""
+    """The host in a text that here() returned."""
     return place.partition(_IN_JOB)[0]
 
 

@@ -86,7 +86,7 @@ def check_conditions(sweeps: list[Settings], where: Conditions) -> None:
 
 
 def _is_written(value: object, text: str) -> bool:
-    """True if `text` writes the value of a setting: a number in any way, a name in any case."""
+    """True if `text` means the value of a setting: numbers in any notation, names in any case."""
     if isinstance(value, int | float):
         try:
             return float(text) == value

@@ -1,6 +1,6 @@
 """The federated algorithms. One file holds one algorithm, its client half and its server half side by side.
 
-None imports torch as it is loaded, so that what an algorithm asks for can be looked up at no cost.
+None imports torch when it is loaded, so that looking up an algorithm's properties costs nothing.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""FedAvg (McMahan et al., AISTATS 2017, Algorithm 1), and what every algorithm is made of."""
+"""FedAvg (McMahan et al., AISTATS 2017, Algorithm 1), and the parts that every algorithm has."""
 
 import dataclasses
 import typing
@@ -53,7 +53,7 @@ class Fedavg:
     takes_momentum = True  # whether SGD may have momentum
     keeps_moments = True  # whether moments may outlive a round
     personal = False  # whether each client ends up with a model of its own
-    trains_to_personalize = False  # whether `personalize` gets a TrainingClient, whose training leaves no trace
+    trains_to_personalize = False  # whether `personalize` gets a TrainingClient, whose training changes no state
     has_global_model = True  # whether the global weights are a model to be used
     pooled = False  # whether all data lies in one place
     uses_features = False  # whether it needs what goes into the classifier, the model's last linear layer
@@ -89,7 +89,7 @@ class Fedavg:
         updates[0].copy_(client.weights)
 
     def personalize(self, client: "Client") -> None:
-        """Make client.weights, which holds the global ones, this client's own model."""
+        """Turn client.weights, which holds the global weights, into this client's own model."""
 
     # The server half
 

@@ -94,7 +94,7 @@ def read(files: Files, data_dir: str) -> dict[str, np.ndarray]:
 
 
 def _cache_of(data_dir: pathlib.Path) -> pathlib.Path:
-    """Where arrays lie that cannot lie in `data_dir`."""
+    """The directory for arrays if `data_dir` cannot hold them."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return pathlib.Path(cache) / "fedsweep" / hashlib.sha256(os.path.realpath(data_dir).encode()).hexdigest()[:16]
 

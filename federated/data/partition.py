@@ -1,6 +1,6 @@
 """Which client holds which samples: the partitions of NIID-Bench (Li et al., ICDE 2022, section 4), and the data's own.
 
-Every process of a trial computes the partition from the trial's seed, so that nothing is sent around.
+Every process of a trial computes the partition from the trial's seed, so that no message needs to carry it.
 """
 
 import dataclasses
@@ -128,7 +128,7 @@ def natural(data: Dataset, settings: "Settings", rng: np.random.Generator) -> li
 
 
 def _draw_until_large_enough(draw: Callable[[], list[np.ndarray] | None], settings: "Settings", samples: int):
-    if MIN_SAMPLES * settings.num_clients > samples:  # which no draw can mend
+    if MIN_SAMPLES * settings.num_clients > samples:  # no further draw can change that
         raise UsageError(
             f"--num_clients {settings.num_clients}: under --partition {settings.partition} each has at least {MIN_SAMPLES} "
             f"samples, and {settings.dataset} has {samples}"
