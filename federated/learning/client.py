@@ -1,4 +1,4 @@
-"""What the client half of an algorithm works on."""
+"""The clients that the client half of an algorithm works on."""
 
 import dataclasses
 import typing
@@ -26,7 +26,7 @@ class Client:
     model              the torch module
     weights, gradient  [size], [num_parameters]: the model's own memory
     parameters         [num_parameters]: the first entries of `weights`
-    rounds             in how many it has trained; always 0 if it keeps nothing
+    rounds             the number of rounds it has trained in; always 0 if it keeps nothing
     is_new             whether that is none
     state              [client_vectors, size]: what it keeps between rounds, zeros if it is new
     mask_of            see Flat.mask_of
@@ -51,7 +51,7 @@ class TrainingClient(Client):
     broadcast          [broadcasts, size]: what the server sent
     global_weights     [size]: its first vector
     global_parameters  [num_parameters]: the first entries of that
-    samples            how many it trains on
+    samples            its number of training samples
     relative_size      their number over the mean of all clients
     steps              local steps made in this round
     """
@@ -117,12 +117,12 @@ class TrainingClient(Client):
 
     @property
     def label_counts(self) -> torch.Tensor:
-        """How many of the samples it trains on have each label, float32 [classes]."""
+        """The number of its training samples of each label, float32 [classes]."""
         return self._worker.label_counts(self.number)
 
     @property
     def features(self) -> torch.Tensor:
-        """What went into the classifier in the last forward pass [samples, features]."""
+        """The inputs of the classifier in the last forward pass [samples, features]."""
         return self._worker.model.features[self.classifier]
 
     def frozen(self, weights: torch.Tensor) -> Frozen:
@@ -131,7 +131,7 @@ class TrainingClient(Client):
         return self._worker.model.frozen(weights)
 
     def metrics(self) -> dict[str, float]:
-        """Return the mean loss and accuracy over the samples as they were trained on."""
+        """Return the mean loss and accuracy over the training samples, each at its own step."""
         logits, labels, losses, samples = zip(*self._seen)
         correct = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
         sizes = torch.tensor(samples, dtype=torch.float64, device=correct.device)

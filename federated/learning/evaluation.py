@@ -1,6 +1,6 @@
 """Which samples each model is evaluated on, and the metrics that are computed from the results.
 
-Evaluation goes in fixed blocks, so that its bits do not depend on which process evaluates what. Each block has a row of
+Evaluation goes in fixed blocks, so that its bits do not depend on which process evaluates which. Each block has a row of
 memory: the losses of its samples, then whether each was classified correctly. Sums are float64 in the order of the samples.
 """
 

@@ -1,4 +1,4 @@
-"""What a trial measures, round by round."""
+"""The metrics of a trial, round by round."""
 
 import math
 import time
@@ -38,7 +38,7 @@ class Record:
 
     @staticmethod
     def shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
-        """Those of the metrics in `arrays`, which are float64."""
+        """The shapes of the metrics in `arrays`, which are float64."""
         return {
             "train": (settings.rounds, 2, settings.num_clients),
             "test": (settings.rounds + 1, 2),
@@ -89,7 +89,7 @@ class Record:
         return np.flatnonzero(np.isfinite(self.arrays["train"][:, 0]).any(axis=0)).tolist()
 
     def curves(self) -> dict[str, np.ndarray]:
-        """What results.json has for each round, [rounds] each: see metrics.over_clients; entry r is of round r + 1."""
+        """The curves for results.json, [rounds] each: see metrics.over_clients; entry r is of round r + 1."""
         trained = np.isfinite(self.arrays["train"][:, 0]).sum(axis=1)
         return {
             **self.over_clients(0, self.rounds),
@@ -98,7 +98,7 @@ class Record:
         }
 
     def results(self) -> dict:
-        """What results.json has of what was measured. A value that does not exist is None."""
+        """The measurements for results.json. A value that does not exist is None."""
         return {
             "initial_test_loss": float(self.arrays["test"][0, 0]),
             "initial_test_acc": float(self.arrays["test"][0, 1]),

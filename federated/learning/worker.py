@@ -70,7 +70,7 @@ class Worker:
         return self.model.passes
 
     def receive(self) -> None:
-        """Take what the server has sent, before any work on it."""
+        """Load the server's broadcast. Call this before any work on it."""
         self.broadcast = torch.from_numpy(self._memory.broadcast).to(self.device)
 
     def train(self, number: int, round: int) -> TrainingClient:
@@ -121,10 +121,10 @@ class Worker:
             self.algorithm.personalize(Client(number, self.model, self.row_of(number)))
 
     def label_counts(self, number: int) -> torch.Tensor:
-        """Return how many training samples of client `number` have each label, float32 [classes]."""
+        """Return client `number`'s number of training samples of each label, float32 [classes]."""
         counts = np.bincount(self._labels[self._samples[number]], minlength=self._num_classes)
         return torch.from_numpy(counts.astype(np.float32)).to(self.device)
 
     def row_of(self, number: int) -> ClientRow:
-        """Return what client `number` keeps between rounds."""
+        """Return the row of client `number`."""
         return ClientRow(self._memory.clients[number], self._layout, self.device)

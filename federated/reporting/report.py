@@ -1,4 +1,4 @@
-"""A report on collected trials: what tables, pictures and pages are made from."""
+"""A report on collected trials, from which tables, pictures and pages are made."""
 
 import pandas
 
@@ -126,7 +126,7 @@ class Report:
         self.comparable[sweep] = ranked(every[every["round"] <= self.first_rungs[sweep]])
 
     def algorithm(self, sweep: str) -> str:
-        """The algorithm of a sweep, as it is registered."""
+        """The algorithm of a sweep, by its registered name."""
         return self.settings[sweep].registered_algorithm
 
     def _cells(self) -> dict[str, list[str]]:
@@ -144,7 +144,7 @@ class Report:
         return self.settings[sweep].algorithm + f" ({differs})" * bool(differs)
 
     def title(self, sweep: str) -> str:
-        """What tells a sweep from the others of the report."""
+        """The settings that distinguish a sweep from the others of the report."""
         settings = self.settings[sweep]
         names = [settings.model_arch, settings.dataset, settings.algorithm]
         return ", ".join([" ".join(names), *_written(settings, self.varying)])
@@ -181,7 +181,7 @@ class Report:
 
     def compare(self, references: dict[int, str]) -> pandas.DataFrame:
         """Paired tests of the best settings of each group against that of its reference."""
-        if self.selection == "original":  # its rows are rounds, which have no partner
+        if self.selection == "original":  # its rows are rounds, which cannot be paired
             return pandas.DataFrame()
         tests = selection.compare(self.chosen, self.best["group"].tolist(), references)
         return tests.assign(against=tests["against"].map(self.algorithm)) if len(tests) else tests
@@ -320,7 +320,7 @@ def _counts(rounds: pandas.DataFrame, judged: pandas.DataFrame, diverged: set[st
 
 
 def ignored(collected: Collected) -> list[str]:
-    """What the numbers leave out, and what makes them doubtful."""
+    """Lines on trials that the numbers leave out, and on reasons to doubt the numbers."""
     lines = [f"Ignored, cannot be read: {line}" for line in collected.broken]
     if collected.not_done:
         diverged = f", {len(collected.diverged)} of them diverged" if collected.diverged else ""

@@ -1,4 +1,4 @@
-"""Results as text: the columns that people read, in each of the formats."""
+"""Results as text tables, in each of the formats."""
 
 import html
 import itertools
@@ -31,7 +31,7 @@ ACCURACY = {TEST_SET: "test accuracy", SHARES: "test accuracy on clients' shares
 
 
 def heading(selection: str, judged_by: str) -> str:
-    """That of the accuracy by which all rows of a table are judged."""
+    """The heading of the accuracy that all rows of a table report."""
     return HEADINGS[selection] + " on Clients' Shares" * (judged_by == SHARES)
 
 
@@ -62,7 +62,7 @@ def names(report: "Report", sweep: str) -> dict[str, str]:
 
 
 def value_of(settings: Settings, name: str) -> str:
-    """The value of a setting as tables have it."""
+    """The value of a setting as tables show it."""
     value = getattr(settings, name)
     return NONE if value is None else str(value)
 
@@ -95,7 +95,7 @@ def _of(number: int, all_there: int) -> str:
 
 
 def notes(report: "Report") -> list[str]:
-    """What has to be known to read an accuracy."""
+    """Notes that explain the accuracies."""
     lines = []
     if report.selection != DEFAULT_SELECTION:
         lines.append(f"Selection {report.selection!r}: {SELECTIONS[report.selection]}.")
@@ -121,7 +121,7 @@ def notes_on_clients(report: "Report") -> list[str]:
 
 
 def notes_on_trials(report: "Report") -> list[str]:
-    """What is not compared with what, which trials are not judged, and where settings come from."""
+    """Notes on sweeps that are not compared, trials that do not count, and the search spaces."""
     lines = []
     rows_of = {row[SWEEP]: row for _, row in report.best.iterrows()}
     for cell, sweeps in report.cells.items():
@@ -223,7 +223,7 @@ def comparison(report: "Report") -> pandas.DataFrame:
 
 
 def comparison_notes(tests: pandas.DataFrame) -> list[str]:
-    """What the tests are, and a warning if they have too few pairs to decide."""
+    """A note on the tests, and a warning if they have too few pairs to decide."""
     lines = [
         "Paired, two-sided t-tests of the best settings over trial seeds, corrected by Holm's method where settings are equal."
     ]
@@ -268,13 +268,13 @@ def _sign(correlation):
 
 
 def expected_best(curve: pandas.Series) -> pandas.DataFrame:
-    """The curve at budgets that double, and at the last."""
+    """The curve at budgets that double, and at the largest."""
     budgets = [k for k in curve.index if k & (k - 1) == 0 or k == curve.index[-1]]
     return pandas.DataFrame({"Random Draws": str(k), "Expected Best Validation Accuracy": f"{curve[k]:.4f}"} for k in budgets)
 
 
 def job_statistics(report: "Report") -> pandas.DataFrame:
-    """The table of each sweep's jobs and what they took."""
+    """The table of each sweep's jobs and their cost."""
     return pandas.DataFrame(
         {
             **names(report, row[SWEEP]),

@@ -30,7 +30,7 @@ WATCH = str(pathlib.Path(__file__).with_name("check_watch.py"))
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What is to be checked."""
+    """The names to check."""
 
     algorithms: list[str]
     models: list[str]
@@ -39,13 +39,13 @@ class Names:
 
     @classmethod
     def of_extensions(cls) -> "Names":
-        """What the loaded extensions have added."""
+        """The names that the loaded extensions have added."""
         registries = (algorithms.REGISTRY, models.REGISTRY, datasets.REGISTRY, partition.REGISTRY)
         return cls(*(list(registry.owners) for registry in registries))
 
     @classmethod
     def built_in(cls) -> "Names":
-        """All that the project has, but of the data sets only those that come with it."""
+        """All built-in names, but only those data sets that need no download."""
         return cls(list(algorithms.REGISTRY), list(models.REGISTRY), list(SHAPES[:2]), list(partition.REGISTRY))
 
 
@@ -65,7 +65,7 @@ def check(names: Names, run: RunOptions, default_hparams: Callable[[Settings], d
 def _result(what: str, find: Callable[[], str]) -> tuple[bool, str]:
     try:
         return True, f"{what}: {find()}"
-    except Exception as error:  # of one's own code
+    except Exception as error:  # of an extension
         if extension.own_frames(error) and not isinstance(error, UsageError):
             extension.print_traceback(error)
         return False, f"{what}: {extension.explain(error)}"
@@ -162,7 +162,7 @@ def _compare(trials: list[Trial], ended: dict[pathlib.Path, Outcome]) -> str:
 
 
 def _bits(trial: Trial) -> object:
-    """What a trial computed."""
+    """The results of a trial."""
     content = json.loads((trial.directory / RESULTS).read_text())
     del content["curves"]["round_seconds"], content["provenance"]
     with np.load(trial.directory / CLIENTS) as clients:

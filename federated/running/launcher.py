@@ -1,4 +1,4 @@
-"""What every launcher has, and what launchers share."""
+"""The base class of launchers, and helpers that they share."""
 
 import dataclasses
 import pathlib
@@ -17,16 +17,16 @@ PROCESS_BYTES = 1 << 29
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """Of a launcher without options of its own."""
+    """The options of a launcher that has none of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class QueuedTrial:
     """A trial that a queueing launcher has submitted."""
 
-    job: str  # as its cancel() takes it
+    job: str  # for the launcher's cancel()
     state: str  # QUEUED, RUNNING, or INCOMPLETE once the job has ended
-    detail: str  # what status prints, such as why it waits or has ended; may be empty
+    detail: str  # status prints it, such as why the trial waits or has ended; may be empty
 
     def is_active(self) -> bool:
         return self.state != INCOMPLETE
@@ -48,7 +48,7 @@ class Launcher:
         raise NotImplementedError
 
     def commands(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions) -> list[str]:
-        """What launch() would have a shell do, for dry_run."""
+        """The shell commands of launch(), for dry_run."""
         return []
 
     def queued(self, output_dir: pathlib.Path) -> dict[pathlib.Path, QueuedTrial]:
@@ -60,7 +60,7 @@ class Launcher:
         """Cancel trials that are active. Return once none of them is queued or running."""
 
     def tidy(self, output_dir: pathlib.Path) -> None:
-        """Remove what it wrote and no trial there needs any more."""
+        """Remove files of the launcher that no trial needs any more."""
 
 
 def check_writable(trials: list[Trial]) -> None:

@@ -48,9 +48,9 @@ class TrialServer:
     """A trial as its server sees it.
 
     memory      what the server and its client processes share, see `_shared_memory`
-    state       what the server half of the algorithm works on: the broadcast vectors and its own
+    state       the data of the algorithm's server half: the broadcast vectors and its own
     average     [uploads, size]: the weighted sum of the updates of the last exchange
-    record      what was measured so far
+    record      the metrics so far
     runs        of each run of the trial, this one last: the round it began after, its code and its time
     """
 
@@ -178,7 +178,7 @@ class TrialServer:
             self.devices[process] = message["ready"]
         self.runs[-1]["devices"] = sorted(set(self.devices.values()))
         self._blocks_of = [self.plan.blocks_of(process, self.processes) for process in range(self.processes)]
-        # To evaluate a client's own model a process needs what that client keeps
+        # To evaluate a client's own model a process needs the client's row
         self._evaluated_clients = [
             {client for block in blocks if (client := self.plan.blocks[block].client) is not None} for blocks in self._blocks_of
         ]
@@ -186,7 +186,7 @@ class TrialServer:
     # The rounds
 
     def run(self) -> None:
-        """Run the remaining rounds, and evaluate the model that they end with."""
+        """Run the remaining rounds, and evaluate the final model."""
         self._observers = self._make_observers()
         for observer in self._observers:
             observer.start()

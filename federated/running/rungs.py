@@ -47,7 +47,7 @@ class HalvedSweep:
         return [trial for trial in wanted if not trial.is_done()]
 
     def drop_checkpoints(self, standings: dict[str, Standing]) -> None:
-        """Remove those from which sets that are stopped would have gone on."""
+        """Remove the checkpoints of stopped sets."""
         for name, standing in standings.items():
             first = self.sets[name][0]
             if standing.is_stopped and first.rounds_done() == standing.rounds:
@@ -62,7 +62,7 @@ class HalvedSweep:
         write_plan(self.directory, self.plan)
 
     def forget(self) -> None:
-        """Undo prepare() as far as nothing was run."""
+        """Undo prepare() for sets of which no trial was run."""
         for name, seeds in sets_there(self.directory).items():
             if not seeds:
                 remove_job_dir(self.directory / name)
@@ -75,7 +75,7 @@ class HalvedSweep:
         return cost(self.ladder, trials), len(self.sets) * trials * self.settings.rounds
 
     def __str__(self) -> str:
-        """How many sets run how many rounds."""
+        """A text on how many sets run how many rounds."""
         steps = ", ".join(f"{sets} sets x {rounds} rounds" for rounds, sets in self.ladder)
         return f"{self.directory.name}: {steps} x {max(map(len, self.sets.values()))} trials, {_share(*self.cost())}"
 
@@ -91,7 +91,7 @@ def _share(rounds: int, of: int) -> str:
 
 
 def say_plans(sweeps: list[HalvedSweep]) -> None:
-    """Say what halving will run, of each sweep and of all."""
+    """Print what share of the rounds halving will run, of each sweep and of all."""
     for sweep in sweeps:
         say(f"Halving {sweep}.")
     if len(sweeps) > 1:
@@ -120,7 +120,7 @@ class Rungs:
             trials, self._offered = list(self._offered.values()) or self._next(self._sweeps), {}
 
     def _ended(self, trial: Trial, outcome: Outcome) -> list[Trial]:
-        """Report a trial. Returns those that follow once its rung is decided."""
+        """Report a trial. Returns the trials that follow once its rung is decided."""
         self._progress.report(trial, outcome)
         self._offered.pop(trial.directory, None)
         self._in_flight[trial.sweep_dir] -= 1

@@ -150,7 +150,7 @@ class Slurm(Launcher):
         for trial in trials:
             processes = client_processes(trial, run, 1, [])
             cpus = max(cpus, processes * trial.settings.threads)
-            # The server, the job itself and what it forks from: some clusters count what they share for each of them.
+            # The server, the job and the fork server: some clusters count shared memory for each of them.
             memory = max(memory, (processes + 3) * PROCESS_BYTES)
         size = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}", f"--mem={memory >> 20}M"]
         return [*size, "--signal=B:TERM@60", "--requeue", "--open-mode=append"]  # the signal comes before the time limit
