@@ -106,7 +106,7 @@ class LocalParallel(LocalSequential):
         return 1 if run.host else len(trials)
 
     def _slots(self, trials: list[Trial], run: RunOptions) -> tuple[list[str], int]:
-        """As that of LocalSequential; if the user names no number, as many as may have their files open."""
+        """As in LocalSequential; if the user gives no number, at most as many as the limit of open files allows."""
         gpus, jobs = super()._slots(trials, run)
         while not run.jobs and jobs > 1 and files_needed(jobs, self._processes(trials, run, jobs, gpus)) > max_open_files():
             jobs -= 1

@@ -163,7 +163,7 @@ class Job:
 
     @staticmethod
     def delete(jobs: "list[Job]") -> None:
-        """Delete what this sweep made of `jobs`; what runs stays."""
+        """Delete the files of `jobs` that this sweep wrote, but not of running trials."""
         say("Deleting...")
         deleted = 0
         for job in jobs:
@@ -458,7 +458,7 @@ def run_again(trials: list[Trial], launcher: Launcher, run: RunOptions, output_d
 
 
 def show_partition(args: argparse.Namespace) -> int:
-    """Print how many samples of each label each client has, in the trial of seed 0."""
+    """Print each client's number of samples of each label, in the trial of seed 0."""
     settings = options_from(Settings, args)
     data = datasets.load(settings.dataset, args.data_dir)
     parts = partition.split(data, settings, 0)
@@ -651,7 +651,7 @@ def _add_output_dir(group: argparse._ActionsContainer) -> None:
 
 
 def _add_share(parser: Parser) -> None:
-    """Add the options that choose what is verified."""
+    """Add the options that choose the trials to verify."""
     _add_output_dir(parser)
     parser.add_argument(
         "--fraction", type=number(0, 1, above=True), default=0.1, metavar="FLOAT",
@@ -781,7 +781,7 @@ def check(by_sweep: dict[Settings, list[Trial]], run: RunOptions) -> None:
 
 
 def say_what_is_extended(trials: list[Trial], run: RunOptions) -> None:
-    """Say what becomes of `trials`, which have results of fewer rounds."""
+    """Print how `trials` go on, which have results of fewer rounds."""
     if not trials:
         return
     kept = sum(trial.rounds_kept() > 0 for trial in trials)
@@ -798,7 +798,7 @@ def say_what_is_extended(trials: list[Trial], run: RunOptions) -> None:
 
 
 def say_what_is_kept(trials: list[Trial], run: RunOptions, output_dir: pathlib.Path) -> None:
-    """Say how much of the disk the checkpoints of `trials` take that are kept."""
+    """Print how much disk space the kept checkpoints of `trials` take."""
     from federated.running.rounds import checkpoint_bytes  # torch takes a second to import
 
     existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.is_dir())
@@ -807,7 +807,7 @@ def say_what_is_kept(trials: list[Trial], run: RunOptions, output_dir: pathlib.P
 
 
 def delete(jobs: list[Job], args: argparse.Namespace) -> None:
-    """Cancel what is queued of `jobs` and delete them, but for those that run."""
+    """Cancel the queued trials of `jobs` and delete the jobs, except running ones."""
     for job in [job for job in jobs if any(each.state() == Job.RUNNING for each in job.trials if not job.is_queued(each))]:
         say(f"Not deleted, it is running: {job.output_dir}")
         jobs.remove(job)
@@ -828,7 +828,7 @@ def delete(jobs: list[Job], args: argparse.Namespace) -> None:
 
 
 def confirmed(args: argparse.Namespace) -> bool:
-    """Ask, unless told not to. Raises UsageError if nobody is there to answer."""
+    """Ask for confirmation, unless --skip_confirmation. Raises UsageError if there is no terminal."""
     if args.skip_confirmation:
         return True
     if not sys.stdin.isatty():
@@ -843,7 +843,7 @@ def confirmed(args: argparse.Namespace) -> bool:
 
 
 def as_json(jobs: list[Job]) -> str:
-    """What status shows, for programs."""
+    """The output of status as JSON, for programs."""
 
     queued = {directory: each for job in jobs for directory, each in job.queued.items()}
 
