@@ -131,7 +131,7 @@ def space_of(kind: str, values: dict, algorithm: str, dataset: str, local_optimi
 
 
 def check_hparams(values: dict, algorithm: str, dataset: str, local_optimizer: str | None = None) -> dict:
-    """Check `values` from the user and return them as they will be used. Raises UsageError, which says what is valid."""
+    """Check the user's `values` and return them with their defaults' types. Raises UsageError, which says what is valid."""
     known = hparams_of(algorithm, dataset, local_optimizer)
     if unknown := values.keys() - known.keys():
         name = next(name for name in values if name in unknown)

@@ -79,7 +79,7 @@ def run_part(part, args) -> bool:
     except subprocess.TimeoutExpired:
         pass
     finally:
-        with contextlib.suppress(ProcessLookupError):  # what it started, too
+        with contextlib.suppress(ProcessLookupError):  # and the processes that it started
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     rows = []

@@ -81,7 +81,7 @@ class Counting(TorchDispatchMode):
 
 
 def launches(turn, device):
-    """How many launches a turn makes; None if the profiler cannot tell."""
+    """How many launches a turn makes; None if the profiler cannot count them."""
     if device == "cpu":
         with Counting() as counting:
             turn(0)

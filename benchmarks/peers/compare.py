@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 from overhead import sweep  # noqa: E402
 from work import WORK  # noqa: E402
 
-LIMIT = 1800  # seconds, about ten times what the slowest took on two cores
+LIMIT = 1800  # seconds, about ten times as long as the slowest on two cores
 
 
 def peer(name, script, work, data_dir, count):
@@ -33,7 +33,7 @@ def peer(name, script, work, data_dir, count):
             failure = f"ended with exit code {process.returncode}" if process.returncode else None
         except subprocess.TimeoutExpired:
             failure = f"did not end within {LIMIT} s"
-        with contextlib.suppress(ProcessLookupError):  # what it started, too
+        with contextlib.suppress(ProcessLookupError):  # and the processes that it started
             os.killpg(process.pid, signal.SIGKILL)
         if failure:
             log.seek(0)

@@ -27,7 +27,7 @@ def run(hparams, trial_seed):
     last = {}
 
     def client(number):
-        from work import client_of  # by name, so that what is sent to an actor each round is small
+        from work import client_of  # by name, so that little is sent to an actor each round
 
         return client_of(work, data_dir, json.dumps(hparams), trial_seed, number)
 

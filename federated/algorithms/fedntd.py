@@ -5,8 +5,8 @@ from federated.algorithms.fedavg import Fedavg
 
 class Fedntd(Fedavg):
     """The loss has beta times the divergence KL(global || local) of the probabilities of all classes but the true one, at
-    temperature tau, so that a client does not forget what the global model knows of classes that it lacks. The global model
-    is in evaluation mode."""
+    temperature tau. It keeps a client from forgetting the global model's knowledge of classes that the client lacks. The global
+    model is in evaluation mode."""
 
     def train(self, client) -> None:
         self._global = client.frozen(client.global_weights)

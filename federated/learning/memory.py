@@ -11,9 +11,9 @@ import numpy as np
 class SharedMatrices:
     """Named float32 matrices in one mapping. Each is a numpy array and an attribute; a trial has
 
-    broadcast   [broadcasts, size]: what the server sends to every participant
-    updates     [client processes, uploads * size]: what the participant that a process trains sends back
-    clients     [clients, RowLayout.length]: what each client keeps between rounds
+    broadcast   [broadcasts, size]: the vectors that the server sends to every participant
+    updates     [client processes, uploads * size]: the update of the participant that a process trains
+    clients     [clients, RowLayout.length]: each client's state between rounds
     evaluation  [blocks, 2 * BLOCK]: losses of a block's samples, then whether each was classified correctly
 
     On one machine all processes of a trial map the same file. On another machine a process has a copy, and the channel

@@ -339,7 +339,7 @@ def hparams_of(rounds: pandas.DataFrame) -> list[str]:
 
 
 class BrokenError(Exception):
-    """A result file does not hold what a trial writes; the text names the file."""
+    """A result file is not as a trial writes it; the text names the file."""
 
 
 def read_trial(directory: pathlib.Path, settings: Settings) -> tuple[dict, dict[str, np.ndarray]]:

@@ -56,7 +56,7 @@ def end_with_parent(clean_up: typing.Callable[[], object]) -> None:
         try:
             clean_up()
         finally:
-            if os.getpgid(0) == os.getpid():  # with what it has started
+            if os.getpgid(0) == os.getpid():  # with the processes that it has started
                 os.killpg(0, signal.SIGKILL)
             os._exit(128 + signal.SIGKILL)
 
@@ -261,7 +261,7 @@ def _exit_code(server: typing.Any, options: int) -> int | None:
 def _end_fork_server(server: typing.Any) -> None:
     if server._forkserver_pid is not None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(server._forkserver_pid, signal.SIGKILL)  # on a milder signal it would wait for what trials left running
+            os.kill(server._forkserver_pid, signal.SIGKILL)  # on a milder signal it would wait for processes that trials left
         _exit_code(server, 0)
 
 

@@ -1,4 +1,4 @@
-"""Run trials on this machine: start their processes, watch them, and say how each trial ended."""
+"""Run trials on this machine: start their processes, watch them, and report how each trial ended."""
 
 import contextlib
 import dataclasses
@@ -213,7 +213,7 @@ def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries:
         while waiting or running:
             while len(running) < limit and (start := sharing.next_start(waiting, sorted(set(range(jobs)) - running.keys()))):
                 trial, slot = start
-                if trial.is_done():  # another sweep did it meanwhile
+                if trial.is_done():  # another sweep has done it by now
                     waiting.extend(report(trial, Done()) or ())
                     continue
                 try:
