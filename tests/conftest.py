@@ -1,5 +1,6 @@
 """Fixtures: the tests run the real commands, at tiny size, in directories with awkward names."""
 
+import collections
 import fcntl
 import functools
 import os
@@ -39,11 +40,13 @@ STARTS_PROCESSES = {"run", "run_without", "launch_here", "finished_sweep"}
 
 def pytest_collection_modifyitems(items):
     """Tests that take a fixture which starts processes of the project are marked so. Slurm's come first: they wait for most of
-    their time, while the other worker of pytest-xdist runs all others."""
+    their time, while the other worker of pytest-xdist runs all others. Then the files that start most, so that no long one is
+    left for the end."""
     for item in items:
         if STARTS_PROCESSES & set(item.fixturenames):
             item.add_marker("process")
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+    starting = collections.Counter(item.path for item in items if item.get_closest_marker("process"))
+    items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, -starting[item.path]))
 
 
 @pytest.fixture(autouse=True)

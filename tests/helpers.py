@@ -109,6 +109,7 @@ def events_of(trial):
     return scalars, hparams, start.group_name
 
 
+@mock.patch.object(os, "fsync", lambda _: None)  # tests make thousands
 def make_trial(output_dir, hparams_seed, trial_seed, val, test, settings=None, done=True, local=None):
     """A finished trial's files. val[client][round] with 10 and 30 held-out samples, test[round], local[client][round] with 30
     and 10 test samples."""

@@ -490,7 +490,7 @@ def test_clients_keep_their_state_in_whichever_process_they_are(launch_here, tmp
     """All algorithms in one launch, with kept moments where they allow it; the same bits with one process and with three."""
 
     for processes in (1, 3):
-        options = ("--rounds", 4, "--local_optimizer", "sgd", "--hparams", '{"momentum": 0.5}', "--client_processes", processes)
+        options = ("--rounds", 3, "--local_optimizer", "sgd", "--hparams", '{"momentum": 0.5}', "--client_processes", processes)
         launched = launch_here(tmp_path / str(processes), *STATEFUL, *ALL, *options)
         assert launched.returncode == 0, launched.stderr
     found = results(tmp_path / "1")
@@ -524,7 +524,7 @@ def test_clients_keep_their_state_over_a_kill(launch_here, tmp_path):
 @pytest.mark.slow
 def test_defaults_work_on_digits(launch_here, tmp_path):
     """No divergence over five seeds, and a better model than guessing: the global one, or the clients' own."""
-    launched = launch_here(tmp_path, *ALL, "--num_trials", 5, "--rounds", 20, "--samples_per_client", 700, "--eval_every", 20)
+    launched = launch_here(tmp_path, *ALL, "--num_trials", 5, "--rounds", 12, "--samples_per_client", 700, "--eval_every", 12)
     assert launched.returncode == 0, launched.stderr
     for path in tmp_path.rglob("results.json"):
         record = json.loads(path.read_text())

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import shutil
 
 import pytest
 from helpers import PROJECT, call
@@ -100,13 +101,20 @@ def test_the_tests_that_guarantees_name_are_there():
         assert not name or f"def {name}(" in (PROJECT / "tests" / file).read_text(), f"{file}::{name}"
 
 
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("launched")
+    ran(call(directory, "sweep.py", "launch", *TINY, "--output_dir", "out"))
+    return directory / "out"
+
+
 @pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("page", list(filter(commands, COMMANDED)), ids=name_of)
-def test_commands_run(tmp_path, page):
+def test_commands_run(launched, tmp_path, page):
     (tmp_path / "examples").symlink_to(PROJECT / "examples")
     for name in ("study", "sweep_logs", "three_minutes", "here", "there"):  # what earlier pages and lines have launched
-        ran(call(tmp_path, "sweep.py", "launch", *TINY, "--output_dir", name))
+        shutil.copytree(launched, tmp_path / name)
     for command in commands(page):
         program, script, *words = shlex.split(command, comments=True)
         assert program == "python" and script in ("sweep.py", "collect_results.py"), command
