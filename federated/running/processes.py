@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_any
 
-from federated import models, version
+from federated import models, privacy, version
 from federated.options import UsageError, command_words, names_of
 from federated.running import warm
 from federated.running.exits import SYSTEM_ERROR_EXIT, meaning_of, no_trial_can_start
@@ -214,7 +214,7 @@ def preload(trials: typing.Iterable[Trial], more: typing.Iterable[str] = (), ext
         ("server_benchmark", "client_benchmark", "federated.running.rounds", "federated.learning.worker", *more)
     )
     for trial in trials:
-        modules.update(dict.fromkeys(models.imports_of(trial.settings.model_arch)))
+        modules.update(dict.fromkeys([*models.imports_of(trial.settings.model_arch), *privacy.imports_of(trial.settings)]))
     ForkedProcess._context.set_forkserver_preload([warm.__name__, *modules])
     if (ForkedProcess.extensions, ForkedProcess.code) != (extensions, version.code()):
         _end_fork_server(forkserver._forkserver)
