@@ -224,7 +224,7 @@ class Liar(threading.Thread):
                 blocks = range(len(self.memory.evaluation))
                 done = {"evaluated": message["round"], "seconds": {"evaluation": 0.5}}
                 self._say(done, [("evaluation", block) for block in blocks])
-            for number, client in enumerate(message["train"]):
+            for number, (client, _) in enumerate(message["train"]):
                 if number:
                     self._channel.receive()
                 rows = [("updates", 0), ("clients", client)]
