@@ -508,7 +508,14 @@ FILE_PREFIX = "@"  # of the name of a file of arguments
 def parse(argv: list[str] | None) -> argparse.Namespace:
     words = sys.argv[1:] if argv is None else argv
     extension.load_given(" ".join(["sweep.py", *words[:1]]), words, afresh=True, file_prefix=FILE_PREFIX)
-    return make_parser(words).parse_args(words)
+    parser = make_parser(words)
+    args, unknown = parser.parse_known_args(words)
+    if args.command in ("status", *DELETE) and any(word.startswith(FILE_PREFIX) for word in words):
+        # A study's file also says how to launch the study, which these commands need not know
+        _, unknown = parser.parse_known_args(["launch", *unknown])
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def make_parser(words: list[str]) -> Parser:

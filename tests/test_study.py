@@ -101,17 +101,26 @@ def test_a_study_is_launched_seen_and_deleted_whole_or_in_part(launch_here, call
     assert "Deleted 4 jobs!" in deleted.stderr and not list(out.iterdir())
 
 
-def test_a_study_is_written_down_in_a_file(launch_here, tmp_path):
-    """Comments, quotes, several options a line; what follows on the command line goes on with it."""
+def test_a_study_is_written_down_in_a_file(launch_here, call, tmp_path):
+    """Comments, quotes, several options a line; what follows on the command line goes on with it. Commands that launch nothing
+    take the file, too."""
     (tmp_path / "my study.txt").write_text(
         "# Two algorithms under two skews\n--algorithm Fedavg Scaffold   # both with sgd\n\n--local_optimizer\nsgd\n"
         """--partition iid dirichlet --partition_alpha 0.3 --hparams '{"learning_rate": 0.1}'\n"""
+        "--command_launcher local_parallel --jobs 2 --retries 1\n"
     )
     common = ("--num_hparams", 1, "--num_clients", 3)
     assert launch_here(tmp_path / "file", f"@{tmp_path / 'my study.txt'}", *common).returncode == 0
     words = (*TWO_BY_TWO, "--local_optimizer", "sgd", "--hparams", '{"learning_rate": 0.1}')
     assert launch_here(tmp_path / "words", *words, *common).returncode == 0
     assert len(results(tmp_path / "file")) == 4 and results(tmp_path / "file") == results(tmp_path / "words")
+    written = f"@{tmp_path / 'my study.txt'}"
+    there = ("--num_trials", 1, *common, "--output_dir", tmp_path / "file")
+    assert "\n4 jobs: 4 done, 0 incomplete, 0 not launched.\n" in call("sweep.py", "status", written, *there).stdout
+    assert "Deleted 4 jobs!" in call("sweep.py", "delete_all", written, *there, "--skip_confirmation").stderr
+    for wrong in (("--jobs", 2), (written, "--jobz", 2)):
+        refused = call("sweep.py", "status", *wrong)
+        assert refused.returncode == 2 and refused.stderr == f"sweep.py: error: unrecognized arguments: {wrong[-2]} 2\n"
 
 
 @pytest.mark.parametrize(
