@@ -24,6 +24,9 @@ ELSEWHERE = {
     "python sweep.py check": "test_extension.py",
     "python sweep.py launch --extension": "test_extension.py",
     "python sweep.py launch --command_launcher slurm": "test_slurm.py",
+    "python sweep.py launch @examples/fashion_on_slurm.txt": "test_slurm.py",
+    "python sweep.py status @examples/fashion_on_slurm.txt": "test_slurm.py",
+    "python collect_results.py --output_dir fashion_on_slurm": "test_slurm.py",
     "python sweep.py COMMAND": "not a command but the form of one",
     "python $FEDSWEEP": "test_extension.py",
 }

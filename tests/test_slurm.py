@@ -176,6 +176,17 @@ def test_the_workflow(cluster, launch, run, awkward, tmp_path):
     assert list(out.iterdir()) == []
 
 
+def test_the_example(cluster, launch, run, tmp_path):
+    file, here = f"@{PROJECT / 'examples' / 'fashion_on_slurm.txt'}", ("--output_dir", tmp_path / "out", "--num_trials", 1)
+    tiny = ("--dataset", "digits", "--model_arch", "mlp", "--samples_per_client", 20, "--rounds", 1, "--num_hparams", 1, *here)
+    waited = launch(tmp_path / "out", file, *tiny, "--wait")
+    assert waited.returncode == 0 and "Submitted job" in waited.stderr, waited.stderr
+    assert "\n6 jobs: 6 done" in run("sweep.py", "status", file, *tiny).stdout
+    table = run("collect_results.py", "--output_dir", tmp_path / "out", "--columns", "partition_alpha").stdout
+    assert "| Ditto       | " in table and "| partition_alpha=0.1" in table
+    assert "Deleted 6 jobs!" in run("sweep.py", "delete_all", file, *tiny, "--skip_confirmation").stderr
+
+
 def test_jobs_run_ones_own_code_as_it_was_at_the_launch(cluster, launch, run, awkward, tmp_path):
     """With a file that it imports, and one more extension beside it that imports the same."""
     study, helper, other, out = (awkward / name for name in ("my study.py", "factor.py", "other.py", "out"))
