@@ -187,9 +187,7 @@ def _decode(files: Files, data_dir: pathlib.Path, place: pathlib.Path) -> None:
                 "another --data_dir"
             ) from error
         noted |= _keep_downloads(files, root, data_dir)
-        _write(parts, decoded)
-        arrays = {path.name: {"stamp": _stamp(path), "sha256": _digest(path)} for path in sorted(decoded.iterdir())}
-        (decoded / MADE).write_text(json.dumps({"from": noted, "arrays": arrays}, indent=1) + "\n")
+        write(_arrays(parts), decoded, noted)
         decoded.chmod(0o755)
         shutil.rmtree(place / files.name, ignore_errors=True)
         os.rename(decoded, place / files.name)
@@ -231,11 +229,21 @@ def _keep_downloads(files: Files, root: pathlib.Path, data_dir: pathlib.Path) ->
     return noted
 
 
-def _write(parts: dict, decoded: pathlib.Path) -> None:
+def _arrays(parts: dict) -> dict[str, np.ndarray]:
+    """The arrays of what torchvision read of each part."""
+    arrays: dict[str, np.ndarray] = {}
     for part, read in parts.items():
         images = np.asarray(read.data)
         if images.shape[-1] == 3:  # CIFAR's readers have colours last, SVHN's has them first
             images = images.transpose(0, 3, 1, 2)
         labels = read.labels if hasattr(read, "labels") else read.targets
-        np.save(decoded / f"{part}_images.npy", np.ascontiguousarray(images))
-        np.save(decoded / f"{part}_labels.npy", np.asarray(labels))
+        arrays |= {f"{part}_images": np.ascontiguousarray(images), f"{part}_labels": np.asarray(labels)}
+    return arrays
+
+
+def write(arrays: dict[str, np.ndarray], decoded: pathlib.Path, made_from: dict[str, dict]) -> None:
+    """Write `arrays` into the empty directory `decoded`, with what was noted of the files that they were made from."""
+    for name, array in arrays.items():
+        np.save(decoded / f"{name}.npy", array)
+    noted = {path.name: {"stamp": _stamp(path), "sha256": _digest(path)} for path in sorted(decoded.iterdir())}
+    (decoded / MADE).write_text(json.dumps({"from": made_from, "arrays": noted}, indent=1) + "\n")
