@@ -74,15 +74,20 @@ def floor(settings, sets, num_trials, data_dir):
     return seconds, accuracies
 
 
-def sweep(settings, num_hparams, num_trials, data_dir):
-    """Seconds of the sweep from start to exit, its final test accuracies, and each trial's seconds by stage."""
+def options_of(settings):
+    """The options of a launch with these settings."""
     defaults = Settings()
-    options = [
+    return [
         part for name, value in vars(settings).items() if value != getattr(defaults, name) for part in (f"--{name}", str(value))
     ]
+
+
+def sweep(settings, num_hparams, num_trials, data_dir):
+    """Seconds of the sweep from start to exit, its final test accuracies, and each trial's seconds by stage."""
     with tempfile.TemporaryDirectory() as output_dir:
         command = [sys.executable, str(PROJECT / "sweep.py"), "launch", "--skip_confirmation", "--output_dir", output_dir]
-        command += ["--num_hparams", str(num_hparams), "--num_trials", str(num_trials), "--data_dir", data_dir, *options]
+        command += ["--num_hparams", str(num_hparams), "--num_trials", str(num_trials), "--data_dir", data_dir]
+        command += options_of(settings)
         command += ["--device", "cpu"]  # as the floor
         start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True, cwd=output_dir)
@@ -97,13 +102,13 @@ def random_cifar(data_dir, train=2000, test=300):
     import numpy as np
 
     rng = np.random.default_rng(0)
+    arrays = {}
+    for part, samples in (("train", train), ("test", test)):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8)
+        arrays[f"{part}_labels"] = rng.integers(0, 10, samples, dtype=np.uint8)
     directory = pathlib.Path(data_dir) / "decoded" / "cifar10"
     directory.mkdir(parents=True)
-    for part, samples in (("train", train), ("test", test)):
-        np.save(directory / f"{part}_images.npy", rng.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8))
-        np.save(directory / f"{part}_labels.npy", rng.integers(0, 10, samples, dtype=np.uint8))
-    arrays = {path.name: {"stamp": decoded._stamp(path), "sha256": decoded._digest(path)} for path in directory.iterdir()}
-    (directory / decoded.MADE).write_text(json.dumps({"from": {}, "arrays": arrays}))
+    decoded.write(arrays, directory, made_from={})
 
 
 def spread(values):

@@ -71,4 +71,5 @@ def optimizer_of(settings, hparams, model):
 def accuracy(model, images, labels, batch_size=512):
     model.eval()
     batches = zip(images.split(batch_size), labels.split(batch_size))
-    return sum((model(images).argmax(1) == labels).sum().item() for images, labels in batches) / len(labels)
+    correct = sum((model(images).argmax(1) == labels).sum() for images, labels in batches)
+    return correct.item() / len(labels)  # a GPU is waited for once

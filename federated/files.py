@@ -60,10 +60,10 @@ def bound_log(path: pathlib.Path) -> None:
         return
     with open(path, "r+b") as file, open(path, "ab") as end:
         file.seek(-LOG_BYTES, os.SEEK_END)
-        last = file.read(LOG_BYTES) + file.read(LOG_BYTES)  # the second: lines written during the first
-        left_out = file.tell() - len(last) - LOG_BYTES
+        last = (file.read(LOG_BYTES) + file.read(LOG_BYTES))[-LOG_BYTES:]  # the second: what was written during the first
+        size = file.tell()
         file.truncate(LOG_BYTES)
-        end.write(f"\n… {left_out} bytes left out …\n".encode() + last)
+        end.write(f"\n… {size - 2 * LOG_BYTES} bytes left out …\n".encode() + last)
 
 
 def read_end(path: pathlib.Path, max_bytes: int) -> bytes:

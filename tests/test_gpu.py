@@ -1,5 +1,7 @@
 """What only a GPU can show: bash run_tests.sh --gpu."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -79,14 +81,17 @@ def launched(launch, out, *options):
     assert done.returncode == 0, done.stderr
     for log in out.rglob("client_process_*.log"):
         assert "without CUDA graphs" not in log.read_text()
+    for path in out.rglob("results.json"):
+        assert set(json.loads(path.read_text())["provenance"]["devices"]) == {torch.cuda.get_device_name()}
     return results(out)
 
 
 def test_trials_have_the_same_bits_however_many_run_at_once_and_by_how_many_processes(launch, tmp_path):
-    size = ("--num_hparams", 1, "--num_trials", 3, "--samples_per_client", 200, "--rounds", 5)
+    """Fedavg's steps are captured, Moon's are not."""
+    size = ("--algorithm", "Fedavg", "Moon", "--num_hparams", 1, "--num_trials", 3, "--samples_per_client", 200, "--rounds", 5)
     alone = launched(launch, tmp_path / "alone", *size, "--client_processes", 1)
     together = launched(launch, tmp_path / "together", *size, "--client_processes", 2, "--trials_per_device", 3)
-    assert alone == together and len(alone) == 3
+    assert alone == together and len(alone) == 6
 
 
 def test_a_trial_that_was_killed_goes_on_to_the_same_bits(launch, tmp_path):

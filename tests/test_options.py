@@ -252,13 +252,16 @@ def parser_of(command, monkeypatch):
     """The parser that a command really has: caught as it is about to parse."""
     script, _, subcommand = command.partition(" ")
     caught = []
+    parse = Parser.parse_known_args
 
     def catch(self, argv=None, namespace=None):
+        if not self.add_help:  # it looks ahead, for extensions
+            return parse(self, argv, namespace)
         caught.append(self)
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Parser, "parse_args", catch)
+        patch.setattr(Parser, "parse_known_args", catch)  # which parse_args calls, too
         MODULES[script].main([])
     (parser,) = caught
     if subcommand:

@@ -258,6 +258,16 @@ def test_where_there_is_no_global_model_clients_are_counted(tmp_path, capsys):
     assert "shares of the test set, 40 samples in a trial: each test sample" in out
 
 
+def test_shares_of_unlike_sizes_are_told(tmp_path, capsys):
+    settings = Settings(algorithm="Fedper")
+    for seed in (0, 1):
+        trial = make_trial(tmp_path, 0, seed, [[0.5]] * 2, [0.1], settings, local=[[0.9], [0.9]])
+    with np.load(trial / "clients.npz") as file:
+        clients = dict(file)
+    np.savez(trial / "clients.npz", **clients | {"local_samples": np.array([20, 7])})
+    assert "shares of the test set, 27 to 40 samples in a trial: each" in collected(capsys, tmp_path).out
+
+
 def test_the_target_is_timed_in_the_trials_that_reach_it(tmp_path, capsys):
     make_trial(tmp_path, 0, 0, [[0.5] * 3] * 2, [0.5, 0.8, 0.9])
     make_trial(tmp_path, 0, 1, [[0.5] * 3] * 2, [0.5, 0.6, 0.7])

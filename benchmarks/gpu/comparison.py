@@ -15,6 +15,8 @@ from common import PROJECT, cifar, launch, places, synchronize
 from steps import worker_of
 from torch import nn
 
+from benchmarks.overhead import options_of
+from benchmarks.plain import accuracy
 from federated import models
 from federated.data import partition
 from federated.learning.device_data import DeviceData
@@ -47,17 +49,7 @@ def rows(device, tiny):
         projected = ALL_ROUNDS * seconds / rounds / 60
         return {"way": way, "rounds": rounds, "seconds": seconds, "minutes_of_1500_rounds": projected, **more}
 
-    options = [
-        "--model_arch",
-        MODEL,
-        "--num_clients",
-        clients,
-        "--participation",
-        chosen / clients,
-        "--samples_per_client",
-        samples,
-    ]
-    options += ["--local_optimizer", "sgd", "--eval_every", EVERY, "--num_hparams", 1, "--num_trials", 1]
+    options = [*options_of(settings), "--num_hparams", 1, "--num_trials", 1]
     options += ["--hparams", f'{{"batch_size": {BATCH}, "learning_rate": {RATE}, "momentum": 0, "weight_decay": 0}}']
     with places(clients * samples, test) as (data_dir, output_dir):
         for processes, share in ((1, 1), (2, 3), (4, 3)):
@@ -133,11 +125,7 @@ def plain(settings, hparams, data, rounds, device):
         state = average
         if round % EVERY == 0:
             model.load_state_dict(state)
-            model.eval()
-            with torch.inference_mode():
-                sum(
-                    (model(some).argmax(1) == of).sum() for some, of in zip(test_images.split(512), test_labels.split(512))
-                ).item()
+            accuracy(model, test_images, test_labels)
 
     one(0)
     synchronize(device)

@@ -223,10 +223,7 @@ def _decode(files: Files, data_dir: pathlib.Path, place: pathlib.Path) -> None:
         root.mkdir()
         decoded.mkdir()
         noted, made = files.decode(data_dir, root)
-        for name, array in made.items():
-            np.save(decoded / f"{name}.npy", array)
-        arrays = {path.name: note(path) for path in sorted(decoded.iterdir())}
-        (decoded / MADE).write_text(json.dumps({"from": noted, "arrays": arrays}, indent=1) + "\n")
+        write(made, decoded, noted)
         decoded.chmod(0o755)
         shutil.rmtree(place / files.name, ignore_errors=True)
         os.rename(decoded, place / files.name)
@@ -266,3 +263,11 @@ def _keep_downloads(files: Torchvision, root: pathlib.Path, data_dir: pathlib.Pa
                 shutil.move(root / name, data_dir / name)
                 noted[name] = {"stamp": stamp_of(data_dir / name), "sha256": digest}
     return noted
+
+
+def write(arrays: dict[str, np.ndarray], decoded: pathlib.Path, made_from: dict[str, dict]) -> None:
+    """Write `arrays` into the empty directory `decoded`, with what was noted of the files that they were made from."""
+    for name, array in arrays.items():
+        np.save(decoded / f"{name}.npy", array)
+    noted = {path.name: note(path) for path in sorted(decoded.iterdir())}
+    (decoded / MADE).write_text(json.dumps({"from": made_from, "arrays": noted}, indent=1) + "\n")

@@ -6,7 +6,7 @@ from federated import privacy
 from federated.domains import log_base
 from federated.options import UsageError
 from federated.reporting import pivot, selection, tables
-from federated.reporting.collect import HPARAM, OF_ALGORITHM, SWEEP, TRIAL, Collected, hparams_of, with_settings
+from federated.reporting.collect import HPARAM, OF_ALGORITHM, SWEEP, Collected, hparams_of, with_settings
 from federated.reporting.tables import NAMED
 from federated.search import RANDOM, Space
 from federated.settings import Settings, comparable
@@ -40,7 +40,6 @@ class Report:
     cells       {cell: its sweeps}: what is equal but for the algorithm, and what may follow from it
     comparison  the paired tests, one row each
     personal    the algorithms whose clients end up with models of their own
-    in_shares   the fewest and the most samples that the clients' shares of the test set have in a trial of `chosen`
     ignored     lines on what is left out or doubtful
     """
 
@@ -94,9 +93,6 @@ class Report:
                 rows[-1]["seconds_total"] += collected.stopped[sweep].groupby("hash")["seconds"].max().sum()
         if not rows:
             raise UsageError("no clients have test samples to judge by")
-        chosen = pandas.concat(self.chosen.values())
-        sizes = [collected.in_shares[key] for key in zip(*(chosen[name] for name in TRIAL))]
-        self.in_shares = min(sizes), max(sizes)
         self.best = pandas.DataFrame(rows)
         self.settings = {sweep: collected.settings[sweep] for sweep in self.chosen}
         if any(settings.dp_clip is not None for settings in self.settings.values()):

@@ -10,7 +10,7 @@ import pandas
 from tabulate import tabulate
 
 from federated import privacy
-from federated.reporting.collect import HPARAM, SWEEP
+from federated.reporting.collect import HPARAM, SWEEP, TRIAL
 from federated.reporting.selection import DEFAULT_SELECTION, ENOUGH_PAIRS, RESAMPLES, SELECTIONS, SHARES, TEST_SET, detectable
 from federated.settings import Settings
 
@@ -108,7 +108,9 @@ def notes(report: "Report") -> list[str]:
     if report.selection != DEFAULT_SELECTION:
         lines.append(f"Selection {report.selection!r}: {SELECTIONS[report.selection]}.")
     if report.personal:
-        size = " to ".join(map(str, dict.fromkeys(report.in_shares)))
+        trials = pandas.concat(report.chosen.values())[TRIAL].itertuples(index=False, name=None)
+        sizes = {report.collected.in_shares[trial] for trial in trials}
+        size = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else str(min(sizes))
         lines.append(
             f"As clients have models of their own with {', '.join(report.personal)}, all rows are judged on the clients' "
             f"shares of the test set, {size} samples in a trial: each test sample by the model of the client whose share it "

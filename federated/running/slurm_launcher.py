@@ -285,9 +285,9 @@ exec {shlex.join(command)}
 
     def queued(self, output_dir: pathlib.Path) -> dict[pathlib.Path, QueuedTrial]:
         records = _records(output_dir)
+        elements = [(record, index, each) for record in records for index, each in enumerate(_elements(record))]
         known = _elements_known(records, output_dir)
         logs = {(record, int(log.stem.partition("_")[2])): log for record in records for log in record.glob("*_*.log")}
-        elements = [(record, index, each) for record in records for index, each in enumerate(_elements(record))]
         # Of several elements with a trial the last one counts, unless one is active: other hosts may have other clocks
         elements.sort(key=lambda element: _is_active(known.get((element[0].name, element[1]))))
         listed = {output_dir / path: (record, index, len(each)) for record, index, each in elements for path in each}
