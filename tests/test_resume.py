@@ -32,7 +32,7 @@ from federated.trial import CHECKPOINT, CHECKPOINTS, DAMAGED, PREVIOUS
 
 pytestmark = pytest.mark.process
 
-ROUNDS = ("--rounds", "120")
+ROUNDS = "120"
 RARELY = ("--checkpoint_seconds", "10")  # a checkpoint a round takes most of the time
 
 
@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     out = tmp_path_factory.mktemp("killed") / "out"
-    kill_after(Sweep(out, *STATEFUL, *ROUNDS), 10)
+    kill_after(Sweep(out, *STATEFUL, "--rounds", ROUNDS), 10)
     return out
 
 
@@ -72,20 +72,20 @@ def test_a_checkpoint_of_a_version_that_lacked_a_setting_is_one_of_its_default(k
     for name in ("straggler_fraction", "dropout_fraction"):
         assert state["trial"].pop(name) == 0
     checkpoint.save(trial, state, arrays)
-    launched = launch_here(killed_copy, *STATEFUL, *ROUNDS)
+    launched = launch_here(killed_copy, *STATEFUL, "--rounds", ROUNDS)
     assert launched.returncode == 0, launched.stderr
     assert f"resumes after round {state['round']}" in (trial / "server.log").read_text()
-    assert results(killed_copy) == undisturbed(300)
+    assert results(killed_copy) == undisturbed(ROUNDS)
 
 
 def test_it_goes_on_where_it_was_to_the_same_bits(killed_copy, launch_here, undisturbed):
     trial = trial_of(killed_copy)
     assert {CHECKPOINT, PREVIOUS} & {path.name for path in trial.iterdir()}  # a kill may fall between the two renames
     state, _ = checkpoint.load(trial)
-    launched = launch_here(killed_copy, *STATEFUL, *ROUNDS, *RARELY)
+    launched = launch_here(killed_copy, *STATEFUL, "--rounds", ROUNDS, *RARELY)
     assert launched.returncode == 0, launched.stderr
     assert f"resumes after round {state['round']}" in (trial / "server.log").read_text()
-    assert results(killed_copy) == undisturbed(120)
+    assert results(killed_copy) == undisturbed(ROUNDS)
     assert not {path.name for path in trial.iterdir()} & {*CHECKPOINTS, "lock"}  # a done trial keeps none
     runs = json.loads((trial / "results.json").read_text())["provenance"]["runs"]
     assert [run["round"] for run in runs] == [0, state["round"]]
@@ -103,21 +103,21 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(killed_cop
     latest.write_bytes(damaged)
     before, _ = checkpoint.load(shutil.copytree(trial, tmp_path / "copy"))
     assert (tmp_path / "copy" / DAMAGED).read_bytes() == damaged
-    launched = launch_here(killed_copy, *STATEFUL, *ROUNDS, *RARELY)
+    launched = launch_here(killed_copy, *STATEFUL, "--rounds", ROUNDS, *RARELY)
     assert launched.returncode == 0, launched.stderr
     log = (trial / "server.log").read_text()
     assert f"{CHECKPOINT} is damaged" in log and f"resumes after round {before['round']}" in log
-    assert results(killed_copy) == undisturbed(120)
+    assert results(killed_copy) == undisturbed(ROUNDS)
 
 
 def test_with_both_damaged_it_starts_anew(killed_copy, launch_here, undisturbed):
     trial = trial_of(killed_copy)
     for name in (CHECKPOINT, PREVIOUS):
         (trial / name).write_bytes(b"PK\3\4")
-    launched = launch_here(killed_copy, *STATEFUL, *ROUNDS, *RARELY)
+    launched = launch_here(killed_copy, *STATEFUL, "--rounds", ROUNDS, *RARELY)
     assert launched.returncode == 0, launched.stderr
     assert "resumes after" not in (trial / "server.log").read_text()
-    assert results(killed_copy) == undisturbed(120)
+    assert results(killed_copy) == undisturbed(ROUNDS)
 
 
 @pytest.mark.slow
