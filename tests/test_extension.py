@@ -748,7 +748,8 @@ def test_check_names_what_leaks(run, study, tmp_path):
         "algorithm Drawing": "the random numbers of numpy (on the server)",
     }.items():
         assert lines[name].startswith(f"FAILED: {name}: ") and message in lines[name], lines[name]
-    assert len(lines) == 10
+    assert lines["algorithm Halfway under stragglers, lost updates, compression, privacy"].startswith("ok: "), lines
+    assert len(lines) == 14
 
 
 @pytest.mark.process
@@ -759,8 +760,13 @@ def test_the_built_in_ones_pass_the_check(run):
     assert checked.returncode == 0, checked.stdout
     lines = checked.stdout.splitlines()
     assert all(line.startswith("ok: ") for line in lines)
-    names = [line.split(": ")[1].split() for line in lines]
-    assert {name for kind, name in names if kind == "algorithm"} == set(algorithms.REGISTRY)
+    names = [line.split(": ")[1].partition(" ")[::2] for line in lines]
+    tried = {name for kind, name in names if kind == "algorithm"}
+    assert tried >= set(algorithms.REGISTRY) and len(tried) == 2 * len(algorithms.REGISTRY)
+    for name in algorithms.REGISTRY:
+        algorithm, under = algorithms.load(name), f"{name} under stragglers, lost updates"
+        under += ", compression" * (algorithm.uploads == 1) + ", privacy" * algorithms.can_be_private(algorithm)
+        assert under in tried
     assert {name for kind, name in names if kind == "model"} == set(models.REGISTRY)
     assert {name for kind, name in names if kind == "partition"} == set(partition.REGISTRY)
     assert {name for kind, name in names if kind == "dataset"} == {"digits", "heart_disease"}

@@ -6,6 +6,7 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,24 @@ from federated.settings import RunOptions, Settings
 from federated.trial import CLIENTS, RESULTS, Trial, hparams_hash, trial_path
 
 SHAPES = ("digits", "heart_disease", "mnist", "cifar10", "shakespeare")  # built-in data sets whose shapes models are tried on
-SETTINGS = {"dataset": "digits", "model_arch": "mlp", "num_clients": 3, "rounds": 2, "samples_per_client": 40, "device": "cpu"}
+SETTINGS: dict[str, Any] = {
+    "dataset": "digits",
+    "model_arch": "mlp",
+    "num_clients": 3,
+    "rounds": 2,
+    "samples_per_client": 40,
+    "device": "cpu",
+}
 
-# The trials of an algorithm, {its directory: client processes}; that in RESUMED is killed after its first round
+# {their name in a line: settings} that algorithms are tried under besides, all at once; one may refuse some of them
+FURTHER: dict[str, dict[str, Any]] = {
+    "stragglers": {"straggler_fraction": 0.5},
+    "lost updates": {"dropout_fraction": 0.3},
+    "compression": {"compression": "topk"},
+    "privacy": {"dp_clip": 1.0},
+}
+
+# The trials under the same settings, {their directory: client processes}; that in RESUMED is killed after its first round
 RESUMED = "resumed"
 TRIALS = {"two": 2, "one": 1, RESUMED: 2}
 STATE = "state that changes: "  # begins a line of a trial's log, see check_watch
@@ -122,25 +138,42 @@ def _check_partition(name: str, on: list[str], data_dir: str) -> str:
 def _check_algorithms(
     names: list[str], run: RunOptions, default_hparams: Callable[[Settings], dict]
 ) -> Iterator[tuple[bool, str]]:
-    """Three trials of each algorithm, which have to give the same bits: see TRIALS."""
+    """Three trials of each algorithm, which have to give the same bits: see TRIALS. And three more under FURTHER settings."""
     watched = dataclasses.replace(run, extension=(*run.extension, WATCH), checkpoint_seconds=0.0)
     ended: dict[pathlib.Path, Outcome] = {}
     with tempfile.TemporaryDirectory(prefix="fedsweep-check-") as work:
-        trials = {name: [_trial(name, pathlib.Path(work, kind), default_hparams) for kind in TRIALS] for name in names}
-        processes = {each.directory: count for of_name in trials.values() for each, count in zip(of_name, TRIALS.values())}
+        trials = {
+            what: [_trial(settings, pathlib.Path(work, kind), default_hparams) for kind in TRIALS]
+            for name in names
+            for what, settings in _cases(name)
+        }
+        processes = {each.directory: count for of_case in trials.values() for each, count in zip(of_case, TRIALS.values())}
 
         def begin(trial: Trial, slot: int) -> RunningTrial:
             return RunningTrial(trial, ForkedProcess, {}, processes[trial.directory], watched)
 
-        every = [trial for of_name in trials.values() for trial in of_name]
+        every = [trial for of_case in trials.values() for trial in of_case]
         preload(every, extensions=run.extension)
         run_trials(every, begin, resources.cores(), 1, lambda trial, outcome: ended.update({trial.directory: outcome}))
-        for name, of_name in trials.items():
-            yield _result(f"algorithm {name}", functools.partial(_compare, of_name, ended))
+        for what, of_case in trials.items():
+            yield _result(f"algorithm {what}", functools.partial(_compare, of_case, ended))
 
 
-def _trial(algorithm: str, directory: pathlib.Path, default_hparams: Callable[[Settings], dict]) -> Trial:
-    settings = Settings(algorithm=algorithm, **SETTINGS)  # type: ignore[arg-type]
+def _cases(algorithm: str) -> Iterator[tuple[str, Settings]]:
+    """Yield (what a line calls it, the settings): the algorithm alone, then under all of FURTHER that it allows."""
+    yield algorithm, Settings(algorithm=algorithm, **SETTINGS)
+    under, given = [], SETTINGS
+    for name, further in FURTHER.items():
+        try:
+            Settings(algorithm=algorithm, **given, **further)
+        except UsageError:
+            continue
+        under.append(name)
+        given = given | further
+    yield f"{algorithm} under {', '.join(under)}", Settings(algorithm=algorithm, **given)
+
+
+def _trial(settings: Settings, directory: pathlib.Path, default_hparams: Callable[[Settings], dict]) -> Trial:
     hparams = default_hparams(settings)
     if "batch_size" in hparams:
         hparams["batch_size"] = 16
