@@ -45,6 +45,7 @@ from federated.running.launcher import Launcher, QueuedLaunch, QueuedTrial
 from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress, follow, last_round
 from federated.running.rungs import HalvedSweep, Rungs, halved_sweeps, say_plans
+from federated.running.slurm_launcher import RECORDS
 from federated.search import GRID, KINDS, RANDOM, Space
 from federated.settings import ForeignSettings, RunOptions, Settings, check_has_model, check_tensorboard, remove_sweep_file
 from federated.trial import (
@@ -469,6 +470,7 @@ def chosen_jobs(args: argparse.Namespace) -> list[Job]:
     jobs = make_jobs(args, sweeps)
     if not args.take_over:
         return jobs
+    take_over(pathlib.Path(args.output_dir, RECORDS))  # of a launch that died while it submitted jobs
     for job in jobs:
         for trial in job.trials:
             take_over(trial.directory)
@@ -622,7 +624,7 @@ def _add_sweep(parser: Parser, command: str) -> None:
         group.add_argument(
             "--take_over",
             action="store_true",
-            help="take over the trials of processes that cannot be seen from here; only you can know that those are dead",
+            help="take over the locks of processes that cannot be seen from here; only you can know that those are dead",
         )
 
 

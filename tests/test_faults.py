@@ -389,7 +389,10 @@ def test_a_lock_of_another_host_is_only_taken_over_when_told_to(launch_here, cal
     assert told in left.stdout
     kept = call("sweep.py", "delete_all", "--skip_confirmation", *size)
     assert kept.stderr.startswith("Not deleted, it is running: ") and (trial / "lock").exists()
+    (out / ".slurm").mkdir()
+    shutil.copy(trial / "lock", out / ".slurm" / "lock")  # of a launch that submitted jobs
     assert launch_here(out, "--num_hparams", 1, "--take_over").returncode == 0
+    assert not (out / ".slurm" / "lock").exists()
     assert not (trial / "lock").exists() and call("sweep.py", "status", *size).stdout.startswith("Done: ")
 
 
