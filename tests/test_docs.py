@@ -113,7 +113,7 @@ def launched(tmp_path_factory):
 @pytest.mark.parametrize("page", list(filter(commands, COMMANDED)), ids=name_of)
 def test_commands_run(launched, tmp_path, page):
     (tmp_path / "examples").symlink_to(PROJECT / "examples")
-    for name in ("study", "sweep_logs", "three_minutes", "here", "there"):  # what earlier pages and lines have launched
+    for name in ("study", "sweep_logs", "two_minutes", "here", "there"):  # what earlier pages and lines have launched
         shutil.copytree(launched, tmp_path / name)
     for command in commands(page):
         program, script, *words = shlex.split(command, comments=True)
