@@ -27,7 +27,7 @@ from hparams_registry import default_hparams
 NAME = "pretended"
 CASES = [
     *({"algorithm": name} for name in algorithms.REGISTRY),
-    {"algorithm": "Fedbn", "model_arch": "resnet18", "samples_per_client": 10},
+    {"algorithm": "Fedbn", "model_arch": "resnet18", "samples_per_client": 16},
     {"algorithm": "Fedavg", "model_arch": "cnn", "local_optimizer": "sgd"},
     {"algorithm": "Fedprox", "augmentation": "crop_flip", "optimizer_state": "reset"},
     {"algorithm": "Fedavg", "compression": "topk"},
