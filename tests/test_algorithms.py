@@ -486,6 +486,7 @@ ALL = ("--num_trials", 1, "--num_hparams", 1, "--algorithm", *algorithms.REGISTR
 STATEFUL = ("--num_clients", 4, "--participation", 0.5, "--partition", "dirichlet", "--samples_per_client", 100)
 
 
+@pytest.mark.slow
 def test_clients_keep_their_state_in_whichever_process_they_are(launch_here, tmp_path):
     """All algorithms in one launch, with kept moments where they allow it; the same bits with one process and with three."""
 
@@ -532,6 +533,7 @@ def test_defaults_work_on_digits(launch_here, tmp_path):
         assert record["curves"][name][-1] > 0.3, (record["settings"]["algorithm"], record["curves"][name])
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_defaults_work_on_data_with_owners(call, tmp_path):
     """As above, on the four hospitals, with a model that is a classifier alone."""

@@ -30,6 +30,7 @@ def test_three_terminals(tmp_path):
     assert len(results(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_tcp_with_a_key_gives_the_same_bits(call, tmp_path, free_port, monkeypatch):
     by_hand(tmp_path / "unix" / "trial", clients=1, call=call)
     monkeypatch.setenv("FEDERATED_KEY", "a secret")
@@ -37,6 +38,7 @@ def test_tcp_with_a_key_gives_the_same_bits(call, tmp_path, free_port, monkeypat
     assert results(tmp_path / "tcp") == results(tmp_path / "unix") != {}
 
 
+@pytest.mark.slow
 def test_a_sweep_over_tcp(launch, launch_here, tmp_path, free_port):
     host = ("--host", f"127.0.0.1:{free_port}")
     assert launch(tmp_path / "tcp", *host, env={**os.environ, "FEDERATED_KEY": "a secret"}).returncode == 0

@@ -308,8 +308,9 @@ def test_several_processes_read_for_the_first_time_at_once(shared_data):
     assert sorted((shared_data / "MNIST/raw").iterdir()) == sorted((shared_data / "MNIST/raw").glob("*.gz"))
 
 
+@pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("power", [pytest.param(None, marks=pytest.mark.slow), without_the_power_of_root])
+@pytest.mark.parametrize("power", [None, without_the_power_of_root])
 def test_a_read_only_data_directory_is_read(shared_data, tmp_path, power):
     """Its arrays lie in the user's cache; if that may not be written to either, one line says so. Root, whom permissions do not
     bind, respects them."""

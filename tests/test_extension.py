@@ -171,6 +171,7 @@ def test_a_study_elsewhere_runs_and_is_read_without_it(study, launch_here, call,
     assert shown.returncode == 0 and shown.stdout.count("stopped after 1 of 4 rounds") == 2, shown.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_of_a_version_that_lacked_a_setting_is_read_without_it(study, launch, call, tmp_path):
     out = tmp_path / "out"
     assert launch(out, "--extension", study, "--algorithm", "Halfway", "--num_hparams", 1).returncode == 0
@@ -213,6 +214,7 @@ def code_of(page, after):
     )
 
 
+@pytest.mark.slow
 def test_the_readmes_own_algorithm(launch, tmp_path):
     study, out = tmp_path / "study.py", tmp_path / "out"
     study.write_text(code_of("README.md", "Your own algorithm"))
@@ -222,6 +224,7 @@ def test_the_readmes_own_algorithm(launch, tmp_path):
     assert len(found) == 2 and 0.5 in found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unloaded")
 def test_the_own_code_of_the_docs(launch, call, tmp_path):
     """All of its examples are one file; its draw reaches the results, and its launcher the processes, which are nice."""
@@ -258,6 +261,7 @@ def test_launchers_and_processes_change_no_bit(study, launch_here, tmp_path):
     assert results(tmp_path / "warm") == results(tmp_path / "cold") == results(tmp_path / "one") != {}
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.usefixtures("unloaded")
 def test_by_hand_both_sides_load_it(study, call, tmp_path):
@@ -280,6 +284,7 @@ def test_by_hand_both_sides_load_it(study, call, tmp_path):
     assert len(results(tmp_path)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unloaded")
 def test_trials_run_what_was_there_at_the_launch_and_an_edit_is_another_code(study, call, launch, tmp_path):
     """The first trial of a launch edits the study while the second one waits."""
@@ -391,6 +396,7 @@ assert "Mine" not in algorithms.REGISTRY and "Another" not in algorithms.REGISTR
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.usefixtures("unloaded")
 def test_a_notebook_runs_each_launch_with_the_code_that_it_names_as_it_is_by_then(call, tmp_path):
@@ -428,6 +434,7 @@ def test_no_extension_no_torch(run_without):
     assert shown.returncode == 0, shown.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.usefixtures("unloaded")
 def test_the_example_runs_elsewhere_by_its_readmes_commands(awkward):
@@ -610,6 +617,7 @@ datasets.register("books", datasets.Spec((5,), 3, read, many_owners=True, num_to
 """
 
 
+@pytest.mark.slow
 def test_ones_own_updates_are_compressed_and_private_if_it_is_said_what_they_are(launch, tmp_path):
     """On sequences of owners whom only the data name, by a model for them."""
     (tmp_path / "mine.py").write_text(UPDATES)

@@ -121,6 +121,7 @@ def test_a_client_that_never_joins_is_named(call, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_silent_process_is_named(tmp_path):
     """In one trial the server, in another one beside it a client process."""
@@ -559,6 +560,7 @@ def test_a_lock_outlives_its_launcher_with_who_inherited_it(tmp_path):
     locks.Lock(tmp_path).release()
 
 
+@pytest.mark.slow
 @both_launchers
 def test_a_swept_directory_for_temporary_files_stops_no_trial(tmp_path, monkeypatch, launcher):
     with tempfile.TemporaryDirectory(prefix="t-") as temporary:
@@ -572,6 +574,7 @@ def test_a_swept_directory_for_temporary_files_stops_no_trial(tmp_path, monkeypa
         assert code == 0, output
 
 
+@pytest.mark.slow
 @both_launchers
 def test_a_long_path_of_the_directory_for_temporary_files(launch, tmp_path, launcher):
     temporary = tmp_path / ("t" * 92)
@@ -608,6 +611,7 @@ def test_a_pause_of_a_whole_sweep_is_nobodys_silence(tmp_path):
     assert sweep.wait()[0] == 143
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_nothing")
 def test_the_death_of_what_trials_are_forked_from_stops_none(tmp_path):
     """The trial that runs goes on, and the next one is forked from another. If that dies with a process whose end it would

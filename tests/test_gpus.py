@@ -176,6 +176,7 @@ def small_device(copy_of_project, tmp_path):
     return small_device
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_trial_that_finds_no_room_on_its_device_runs_later(small_device, tmp_path):
     """With the bits of one that never waited."""

@@ -253,6 +253,7 @@ def test_algorithms_that_look_into_models_train_on_sequences(leaf_data, train, a
     assert run.settings.model_arch == "lstm" and torch.isfinite(run.broadcast).all()
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_sweep_over_users_has_the_same_bits_for_any_number_of_processes(leaf_data, tmp_path):
     start = functools.partial(call, tmp_path)

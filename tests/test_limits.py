@@ -43,6 +43,7 @@ def test_an_output_directory_where_no_files_can_be(launch_here, call, place):
     refused(call("server_benchmark.py", "--output_dir", place), place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o000, 0o500])
 def test_an_output_directory_of_somebody_else(launch, run, tmp_path, mode):
     out = tmp_path / "out"
@@ -96,6 +97,7 @@ def test_too_few_file_descriptors_for_so_many_trials(launch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_as_many_trials_at_once_as_may_open_their_files(launch, tmp_path):
     """If the user names no number: two, as on two cores, would need 50."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (44, 44))  # noqa: E731
@@ -142,6 +144,7 @@ def few_processes():
         yield launched
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_few_processes_hold_fewer_trials_at_once(few_processes):
     """Four trials at once would need about 24 processes and threads, one about 10."""

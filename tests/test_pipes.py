@@ -32,7 +32,7 @@ def without_reader(script, *arguments, cwd):
         ("collect_results.py", ["--output_dir", "out"]),
         ("collect_results.py", ["--output_dir", "out", "--format", "csv"]),
         ("collect_results.py", ["--output_dir", "out", "--best_command"]),
-        ("server_benchmark.py", ["--output_dir", "trial", *SMALL]),
+        pytest.param("server_benchmark.py", ["--output_dir", "trial", *SMALL], marks=pytest.mark.slow),
     ],
 )
 def test_a_reader_that_has_gone(tmp_path, script, arguments):

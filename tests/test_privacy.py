@@ -127,6 +127,7 @@ def test_a_round_in_which_nobody_takes_part_adds_noise_alone(train):
     assert [value is None for value in curves["train_loss"]] == [not chosen for chosen in taking]
 
 
+@pytest.mark.slow
 def test_results_are_the_same_for_any_processes_and_after_a_break(launch_here, tmp_path, capsys):
     options = (
         "--algorithm", "Fedavg", "Ditto", "--dp_clip", 0.5, "--dp_noise_multiplier", 0.3, "--num_clients", 5, "--participation",

@@ -66,6 +66,7 @@ def killed_copy(killed, tmp_path):
     return shutil.copytree(killed, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_version_that_lacked_a_setting_is_one_of_its_default(killed_copy, launch_here, undisturbed):
     trial = trial_of(killed_copy)
     state, arrays = checkpoint.load(trial)

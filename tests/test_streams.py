@@ -30,7 +30,8 @@ def run_in(directory, command, environment=None, **options):
 MIXES = [">&-", "<&-", "2>&-", ">&- <&-", "1</dev/null", "2</dev/null"]
 
 
-@pytest.mark.parametrize("closed", [">&- <&- 2>&-", *(pytest.param(each, marks=pytest.mark.slow) for each in MIXES)])
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&- <&- 2>&-", *MIXES])
 def test_no_command_needs_the_streams_that_are_closed(tmp_path, closed):
     """No file of the sweep's gets their numbers, and what it prints elsewhere stays."""
     make_trial(tmp_path / "other", 0, 0, [[0.5]] * 2, [0.5])

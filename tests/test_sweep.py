@@ -34,7 +34,7 @@ def files(directory):
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("launcher", ["local_sequential", "local_parallel"])
+@pytest.mark.parametrize("launcher", [pytest.param("local_sequential", marks=pytest.mark.slow), "local_parallel"])
 def test_the_workflow(launch, launch_here, call, awkward, launcher):
     launched = launch(awkward, "--command_launcher", launcher, "--client_processes", 1)
     assert launched.returncode == 0, launched.stderr
@@ -246,6 +246,7 @@ def answer(command, text, cwd):
     return process.returncode, output
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_it_asks_before_it_does_anything(call, tmp_path):
     command = [sys.executable, PROJECT / "sweep.py", "launch", *TINY, "--num_hparams", "1"]
@@ -259,6 +260,7 @@ def test_it_asks_before_it_does_anything(call, tmp_path):
     assert list(tmp_path.rglob("done"))
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_dry_run_prints_commands_that_work(call, awkward, tmp_path):
     out = awkward / "out"
@@ -334,6 +336,7 @@ def test_commands_are_lists_of_arguments(awkward):
 LONG = ("--rounds", "3000", "--num_hparams", "1", "--num_trials", "1", "--samples_per_client", "40")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_sweep_is_watched_from_elsewhere(call, tmp_path):
     sweep = Sweep(tmp_path / "out", "--num_hparams", "1", "--rounds", "500")
@@ -370,6 +373,7 @@ def test_a_launch_tells_how_far_it_is_on_a_terminal(tmp_path):
     assert re.search(line, shown), shown
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_directories_whose_names_look_like_something_else(call, tmp_path):
     """A dash in front, a space, quotes, Slurm's and the shell's own characters, a newline: a value stays that value, from

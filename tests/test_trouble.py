@@ -118,6 +118,7 @@ def test_moments_start_at_zero_if_updates_may_be_lost(algorithm):
 TROUBLE = ("--straggler_fraction", "0.5", "--dropout_fraction", "0.7", "--local_epochs", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_same_bits_for_any_number_of_processes_and_after_a_kill(tmp_path):
     """A study over both, of which one trial loses all updates of some rounds; its results are read."""

@@ -105,6 +105,7 @@ def test_the_share_is_a_function_of_the_study(tmp_path):
     assert shares[0.5] != [path for path, _ in done[:10]]
 
 
+@pytest.mark.slow
 def test_a_study_that_may_only_be_read(run, finished_copy):
     for path in (*finished_copy.rglob("*"), finished_copy):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -133,6 +134,7 @@ def test_a_trial_that_fails_when_computed_again_is_named(call, tmp_path):
     assert f"{renamed}:\n  could not be computed again: server diverged" in verified.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["verify", "trial"])
 def test_an_interrupted_verification_leaves_nothing(tmp_path, victim):
     out = tmp_path / "out"
