@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.plain import optimizer_of
 from federated import algorithms, models
 from federated.algorithms.fedavg import Fedavg
-from federated.data.partition import Part
+from federated.data.partition import Part, test_set
 from federated.learning.captured import CapturedSteps
 from federated.learning.client_row import RowLayout
 from federated.learning.device_data import DeviceData
@@ -43,7 +43,7 @@ def worker_of(settings, hparams, data, parts, is_captured=True) -> Worker:
         "broadcast": (algorithm.broadcasts, flat.size),
         "updates": (1, algorithm.uploads * flat.size),
         "clients": (len(parts), RowLayout.of(settings, hparams, flat).length),
-        "evaluation": (len(EvaluationPlan(parts, len(data.test_labels), algorithm.personal).blocks), 2 * BLOCK),
+        "evaluation": (len(EvaluationPlan(parts, test_set(data, settings, parts), algorithm.personal).blocks), 2 * BLOCK),
     }
     memory = SharedMatrices(shapes, shared=True)
     memory.broadcast[0] = flat.weights.numpy()
