@@ -456,10 +456,10 @@ def show_partition(args: argparse.Namespace) -> int:
     """Print each client's number of samples of each label, in the trial of seed 0."""
     settings = options_from(Settings, args)
     data = datasets.load(settings.dataset, args.data_dir)
-    parts = partition.split(data, settings, 0)
+    splits = partition.split(data, settings, 0)
     if args.picture is not None:
-        partition_table.save_picture(data, parts, f"{settings.dataset}, {settings.partition}", args.picture)
-    print(partition_table.table(data, parts))
+        partition_table.save_picture(data, splits, f"{settings.dataset}, {settings.partition}", args.picture)
+    print(partition_table.table(data, splits))
     return 0
 
 
@@ -769,8 +769,8 @@ def check(trials: list[Trial], run: RunOptions) -> None:
         seeds = sorted({each.trial_seed for each in of_sweep})
         alike = (*(getattr(settings, name) for name in partition.SPLIT_BY), *seeds)
         if alike not in smallest:
-            parts = (part for seed in seeds for part in partition.split(data, settings, seed))
-            smallest[alike] = min(len(part.train) for part in parts)
+            splits = (each for seed in seeds for each in partition.split(data, settings, seed))
+            smallest[alike] = min(len(each.train) for each in splits)
         if smallest[alike] == 1 or any(each.hparams.get("batch_size") == 1 for each in of_sweep):
             models.check_batch_of_one(settings.model_arch, spec)
 

@@ -106,11 +106,11 @@ def _check_partition(name: str, on: list[str], data_dir: str) -> str:
         settings = Settings(dataset=dataset, partition=name, num_clients=clients)
         data = datasets.load(dataset, data_dir)
         for seed in (0, 1):
-            parts, again = (partition.split(data, settings, seed) for _ in range(2))
-            held = np.sort(np.concatenate([samples for part in parts for samples in (part.train, part.val)]))
+            splits, again = (partition.split(data, settings, seed) for _ in range(2))
+            held = np.sort(np.concatenate([samples for each in splits for samples in (each.train, each.val)]))
             if not np.array_equal(held, np.arange(len(data.train_labels))):
                 raise UsageError(f"of {len(data.train_labels)} samples of {dataset}, {len(np.unique(held))} belong to a client")
-            if not all(np.array_equal(ours.train, theirs.train) for ours, theirs in zip(parts, again)):
+            if not all(np.array_equal(ours.train, theirs.train) for ours, theirs in zip(splits, again)):
                 raise UsageError(f"on {dataset} it is another one each time: it has to draw from the generator that it gets")
         tried.append(dataset)
     return f"every sample once, no empty client, the same for the same seed, on {', '.join(tried)}"
