@@ -30,7 +30,7 @@ from federated.lock import Lock, LockedError, read_lock
 from federated.options import UsageError, command_words, integer, option, say, shown
 from federated.running import snapshot
 from federated.running.launcher import PROCESS_BYTES, Launcher, QueuedLaunch, QueuedTrial, check_writable, client_processes
-from federated.running.supervisor import Done, Failure, Report
+from federated.running.supervisor import Done, Failure, ReportOutcome
 from federated.settings import RunOptions, Settings
 from federated.trial import FAILED, INCOMPLETE, QUEUED, RUNNING, Trial
 
@@ -89,7 +89,7 @@ class Slurm(Launcher):
 
     Options = SlurmOptions
 
-    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
+    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: ReportOutcome) -> None:
         arrays = self._arrays(trials, output_dir, run)  # raises UsageError before anything is made
         check_writable(trials)
         with self._alone(output_dir) as records:
@@ -248,7 +248,7 @@ exec {shlex.join(command)}
         say(f"Submitted job {job}: {array.what}, its script and logs in {str(array.directory)!r}")
         return job
 
-    def _wait(self, trials: list[Trial], output_dir: pathlib.Path, report: Report) -> None:
+    def _wait(self, trials: list[Trial], output_dir: pathlib.Path, report: ReportOutcome) -> None:
         waiting = {trial.directory: trial for trial in trials}
         failures = {trial.directory: len(trial.failures()) for trial in trials}
         ended: set[pathlib.Path] = set()
