@@ -100,7 +100,7 @@ def halved_sweeps(sets: typing.Iterable[list[Trial]], options: HalvingOptions) -
 def _of_rounds(trial: Trial, rounds: int) -> Trial:
     """A trial with fewer rounds, from which it may go on. One that was begun with more and has not ended runs these."""
     begun = min(checkpoint.rounds_asked(trial.directory), trial.settings.rounds)
-    return dataclasses.replace(trial, settings=trial.settings.with_rounds(max(rounds, begun)), goes_on=True)
+    return dataclasses.replace(trial, settings=trial.settings.with_rounds(max(rounds, begun)), may_get_more_rounds=True)
 
 
 def _share(rounds: int, of: int) -> str:
