@@ -334,7 +334,7 @@ class TrialServer:
         self._hub.close()
         for observer in self._observers:
             observer.finish()
-        where = provenance.describe() | {
+        origin = provenance.describe() | {
             "devices": [self.devices[process] for process in range(self.processes)],
             "seconds": self.clock.seconds,
             "runs": self.runs,
@@ -345,8 +345,8 @@ class TrialServer:
         }
         kind = {"personal": self.algorithm.personal, "has_global_model": self.algorithm.has_global_model}
         self.trial.check_not_taken_over()
-        results = self.trial.description() | kind | privacy.described(self.settings) | self.record.results()
-        results |= {"provenance": where}
+        results = self.trial.description() | kind | privacy.description(self.settings) | self.record.results()
+        results |= {"provenance": origin}
         if self.trial.rounds_done() < self.settings.rounds:  # else they belong to these results
             for option, paths in self.trial.extras().items():
                 for path in paths if not getattr(self.options, option) else ():
