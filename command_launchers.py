@@ -152,8 +152,8 @@ class DryRun(Launcher):
         for command in self._other.commands(trials, output_dir, run):
             print(command)
 
-    def launch_next(self, output_dir: pathlib.Path, then: QueuedLaunch) -> bool:
-        for command in (commands := self._other.next_commands(output_dir, then)):
+    def launch_next(self, output_dir: pathlib.Path, next_launch: QueuedLaunch) -> bool:
+        for command in (commands := self._other.next_commands(output_dir, next_launch)):
             print(command)
         return bool(commands)
 

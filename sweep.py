@@ -241,8 +241,8 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
             begun = there.get(name, set())
             wanted = set(range(args.num_trials)) if (name in drawn and not is_delete) or is_halving else set()
             seeds = sorted(wanted if is_launch else wanted | begun)
-            at, then = standings.get(name), launches.get(settings.name)
-            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued, at, then))
+            at, next_launch = standings.get(name), launches.get(settings.name)
+            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued, at, next_launch))
     return jobs
 
 
@@ -349,8 +349,8 @@ def launch_halved(
         code = progress.exit_code()
     if rungs.is_in_flight() or (queued and not is_dry):
         names, words = frozenset(each.directory.name for each in sweeps), tuple(words_again(args))
-        then = QueuedLaunch("", Job.QUEUED, "", names, words, frozenset(rungs.begun))
-        if not launcher.launch_next(output_dir, then):
+        next_launch = QueuedLaunch("", Job.QUEUED, "", names, words, frozenset(rungs.begun))
+        if not launcher.launch_next(output_dir, next_launch):
             say("The same launch runs the rungs that follow, once these trials have ended.")
     lines = rungs.waiting()
     for line in lines:

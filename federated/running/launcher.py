@@ -66,12 +66,12 @@ class Launcher:
         known now."""
         return {}
 
-    def launch_next(self, output_dir: pathlib.Path, then: QueuedLaunch) -> bool:
+    def launch_next(self, output_dir: pathlib.Path, next_launch: QueuedLaunch) -> bool:
         """Have a launch follow once the trials of its sweeps that are queued have ended. Returns False if this launcher has no
         way to do so, and the user has to launch again."""
         return False
 
-    def next_commands(self, output_dir: pathlib.Path, then: QueuedLaunch) -> list[str]:
+    def next_commands(self, output_dir: pathlib.Path, next_launch: QueuedLaunch) -> list[str]:
         """What launch_next() would have a shell do after commands()."""
         return []
 
