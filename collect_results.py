@@ -169,9 +169,9 @@ def print_text(report: Report, top: int | None) -> None:
         print(f"Bytes sent: {job['MB Sent a Trial']} MB a trial")
 
 
-def print_tables(report: Report, form: str, top: int | None) -> None:
-    sections = [("Table", report.table(form), report.notes()), *report.sections(form, top)]
-    escape = tables.ESCAPE[form]
+def print_tables(report: Report, table_format: str, top: int | None) -> None:
+    sections = [("Table", report.table(table_format), report.notes()), *report.sections(table_format, top)]
+    escape = tables.ESCAPE[table_format]
     texts = ["\n\n".join([f"{escape(heading)}:", table, *map(escape, notes)]) for heading, table, notes in sections]
     print("\n\n".join(texts))
 

@@ -42,8 +42,8 @@ def with_deviation(mean: float, deviation: float, digits: int = 4) -> str:
     return f"{mean:.{digits}f}" if pandas.isna(deviation) else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
-def number(value: float, form: str = ".4f") -> str:
-    return NONE if pandas.isna(value) else format(value, form)
+def number(value: float, spec: str = ".4f") -> str:
+    return NONE if pandas.isna(value) else format(value, spec)
 
 
 def interval(low: float, high: float) -> str:
@@ -324,12 +324,15 @@ _IN_LATEX = str.maketrans({
 ESCAPE: dict[str, Callable[[str], str]] = {"github": str, "latex": lambda text: text.translate(_IN_LATEX), "html": html.escape}
 
 
-def render(table: pandas.DataFrame, bold: Collection[tuple[int, Hashable]], form: str) -> str:
+def render(table: pandas.DataFrame, bold: Collection[tuple[int, Hashable]], table_format: str) -> str:
     """A table of texts in github, latex (with booktabs) or html. `bold` are the cells that stand out, as (row, column). If the
     columns are a MultiIndex, the table's index has the heads of its rows."""
-    escape = ESCAPE[form]
+    escape = ESCAPE[table_format]
     cells = [
-        [BOLD[form].format(escape(cell)) if (row, column) in bold else escape(cell) for column, cell in zip(table, values)]
+        [
+            BOLD[table_format].format(escape(cell)) if (row, column) in bold else escape(cell)
+            for column, cell in zip(table, values)
+        ]
         for row, values in enumerate(table.itertuples(index=False))
     ]
     if not isinstance(table.columns, pandas.MultiIndex):
@@ -337,14 +340,14 @@ def render(table: pandas.DataFrame, bold: Collection[tuple[int, Hashable]], form
     else:
         table = pandas.DataFrame(cells, _escaped(table.index, escape), _escaped(table.columns, escape))
         head = _grouped_head(table)
-    if form == "latex":
+    if table_format == "latex":
         options = {"escape": False, "index": head is not None, "multirow": False, "multicolumn_format": "c"}
         return table.to_latex(**options).rstrip("\n")
     if head is not None:
         table = table.set_axis([_flat(table.columns.names, values) for values in table], axis="columns").reset_index()
-    if form == "html":
+    if table_format == "html":
         return _html(table, head or "<tr>" + "".join(f"<th>{heading}</th>" for heading in table) + "</tr>")
-    return tabulate(table.values.tolist(), headers=list(table), tablefmt=form, disable_numparse=True)
+    return tabulate(table.values.tolist(), headers=list(table), tablefmt=table_format, disable_numparse=True)
 
 
 def _escaped(labels: pandas.Index, escape: Callable[[str], str]) -> pandas.Index:
