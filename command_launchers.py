@@ -166,7 +166,7 @@ def add_arguments(parser: argparse._ActionsContainer, without: typing.Collection
         type=one_of(REGISTRY),
         default=DEFAULT,
         metavar="NAME",
-        help=f"{', '.join(REGISTRY)} (default: {DEFAULT})",
+        help=f"how trials are run: {', '.join(REGISTRY)} (default: {DEFAULT})",
     )
     add_options(parser, RunOptions, without=without)
     for launcher in REGISTRY.values():

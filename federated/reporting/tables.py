@@ -114,8 +114,8 @@ def notes(report: "Report") -> list[str]:
         lines.append(
             f"As clients have models of their own with {', '.join(report.personal)}, all rows are judged on the clients' "
             f"shares of the test set, {size} samples in a trial: each test sample by the model of the client whose share it "
-            "lies in, or by the global model where clients have no other. A test sample that is in no client's share counts "
-            "in Global only."
+            "lies in, or by the global model if that client has none of its own. A test sample that is in no client's share "
+            "counts in Global only."
         )
     return lines
 
@@ -170,7 +170,7 @@ def notes_on_trials(report: "Report") -> list[str]:
     return lines
 
 
-NOISE = 0.05  # of resamples in which a setting is at least as good as the best one; else it is told from it
+NOISE = 0.05  # a setting is within noise of the best one if it is at least as good in this share of resamples
 
 
 def _certainty(report: "Report") -> list[str]:
@@ -252,7 +252,7 @@ def comparison(report: "Report") -> pandas.DataFrame:
 def comparison_notes(tests: pandas.DataFrame) -> list[str]:
     """A note on the tests, and a warning if they have too few pairs to decide."""
     lines = [
-        "Paired, two-sided t-tests of the best settings over trial seeds, corrected by Holm's method where settings are equal."
+        "Paired, two-sided t-tests of the best settings over trial seeds, corrected by Holm's method within equal settings."
     ]
     fewest = tests["n"].min()
     if fewest < 2:

@@ -462,7 +462,7 @@ def _listed_launch(record: pathlib.Path) -> QueuedLaunch:
         begun = frozenset((output_dir / path, int(rounds)) for path, rounds in known["begun"])
         return QueuedLaunch("", INCOMPLETE, "", frozenset(known["sweeps"]), tuple(known["words"]), begun)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UsageError(f"{str(record / LAUNCH)!r} is no launch: if its job is not left, remove it") from error
+        raise UsageError(f"{str(record / LAUNCH)!r} is no launch: if its job has ended, remove it") from error
 
 
 def words_of_launch(path: pathlib.Path) -> list[str]:
