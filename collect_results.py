@@ -39,7 +39,7 @@ def make_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--selection", type=one_of(SELECTIONS), default=DEFAULT_SELECTION, metavar="NAME",
-        help=f"the round and the setting that count: {', '.join(SELECTIONS)}; a note under the table says which they are "
+        help=f"how the round and the setting are selected: {', '.join(SELECTIONS)}; a note under the table explains it "
         f"(default: {DEFAULT_SELECTION})",
     )  # fmt: skip
     parser.add_argument(
@@ -47,7 +47,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--delta", type=number(0, 1, above=True), metavar="DELTA",
-        help="of the epsilon of trials with --dp_clip; default: 1e-5, or num_clients^-1.1 if that is less",
+        help="delta of the epsilon that trials with --dp_clip have; default: 1e-5, or num_clients^-1.1 if that is less",
     )  # fmt: skip
     parser.add_argument(
         "--against", type=is_name, metavar="ALGORITHM",
@@ -55,8 +55,8 @@ def make_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--where", type=condition, nargs="+", default=[], metavar="SETTING=VALUE",
-        help="only sweeps with these settings, as in --where partition=dirichlet participation=0.2; of a setting with several "
-        "values, one of them",
+        help="only sweeps with these settings, as in --where partition=dirichlet participation=0.2; for several values of one "
+        "setting: with any of them",
     )  # fmt: skip
     group = parser.add_argument_group("what is printed")
     group.add_argument(
@@ -65,7 +65,7 @@ def make_parser() -> Parser:
     )  # fmt: skip
     group.add_argument(
         "--format", type=one_of(tables.FORMATS), default="github", metavar="NAME",
-        help=f"of the tables: {', '.join(tables.FORMATS)} (default: github)",
+        help=f"format of the tables: {', '.join(tables.FORMATS)} (default: github)",
     )  # fmt: skip
     group.add_argument(
         "--top", type=integer(1), metavar="N",
@@ -169,9 +169,9 @@ def print_text(report: Report, top: int | None) -> None:
         print(f"Bytes sent: {job['MB Sent a Trial']} MB a trial")
 
 
-def print_tables(report: Report, form: str, top: int | None) -> None:
-    sections = [("Table", report.table(form), report.notes()), *report.sections(form, top)]
-    escape = tables.ESCAPE[form]
+def print_tables(report: Report, table_format: str, top: int | None) -> None:
+    sections = [("Table", report.table(table_format), report.notes()), *report.sections(table_format, top)]
+    escape = tables.ESCAPE[table_format]
     texts = ["\n\n".join([f"{escape(heading)}:", table, *map(escape, notes)]) for heading, table, notes in sections]
     print("\n\n".join(texts))
 

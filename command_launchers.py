@@ -21,7 +21,7 @@ from federated.running.processes import (
     trial_commands,
 )
 from federated.running.slurm_launcher import Slurm
-from federated.running.supervisor import Report, RunningTrial, run_trials
+from federated.running.supervisor import ReportOutcome, RunningTrial, run_trials
 from federated.settings import RunOptions, Settings
 from federated.trial import Trial
 
@@ -48,7 +48,7 @@ class LocalSequential(Launcher):
 
     start: type[SpawnedProcess] | type[ForkedProcess] = SpawnedProcess
 
-    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
+    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: ReportOutcome) -> None:
         check_device(trials[0].settings)  # all have the same device, precision and threads
         if run.host:
             key_from_environment()  # raises UsageError before anything is made
@@ -148,12 +148,12 @@ class DryRun(Launcher):
         super().__init__(options)
         self._other = other or REGISTRY[self.options.dry_run_of]()
 
-    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
+    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: ReportOutcome) -> None:
         for command in self._other.commands(trials, output_dir, run):
             print(command)
 
-    def launch_next(self, output_dir: pathlib.Path, then: QueuedLaunch) -> bool:
-        for command in (commands := self._other.next_commands(output_dir, then)):
+    def launch_next(self, output_dir: pathlib.Path, next_launch: QueuedLaunch) -> bool:
+        for command in (commands := self._other.next_commands(output_dir, next_launch)):
             print(command)
         return bool(commands)
 
@@ -166,7 +166,7 @@ def add_arguments(parser: argparse._ActionsContainer, without: typing.Collection
         type=one_of(REGISTRY),
         default=DEFAULT,
         metavar="NAME",
-        help=f"{', '.join(REGISTRY)} (default: {DEFAULT})",
+        help=f"how trials are run: {', '.join(REGISTRY)} (default: {DEFAULT})",
     )
     add_options(parser, RunOptions, without=without)
     for launcher in REGISTRY.values():

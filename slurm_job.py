@@ -74,7 +74,7 @@ def progress_marker(trial: Trial) -> tuple[bool, int | None]:
 
 def requeue_or_fail(trials: list[Trial], has_advanced: bool) -> None:
     """On SIGTERM, e.g. before the time limit: requeue the job if a trial advanced, else record the reason in each trial."""
-    why = "was told to end, as before its time limit"
+    why = "got a signal to end, as Slurm sends before the time limit"
     try:
         if has_advanced:
             slurm.requeue(slurm.this_element())

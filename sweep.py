@@ -229,7 +229,7 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
         drawn = set(sets)
         trials += len(drawn) * (args.num_trials or 0)
         if trials > MAX_TRIALS:
-            raise UsageError(f"{trials} trials and more are asked for, and {MAX_TRIALS} are the limit: give fewer values")
+            raise UsageError(f"{trials} trials or more exceed the limit of {MAX_TRIALS}: give fewer values")
         if is_delete and is_chosen:
             sets = {name: known for name, known in sets.items() if name in there}
         elif not is_launch or is_halving:
@@ -242,8 +242,8 @@ def make_jobs(args: argparse.Namespace, sweeps: list[Settings]) -> list[Job]:
             begun = there.get(name, set())
             wanted = set(range(args.num_trials)) if (name in drawn and not is_delete) or is_halving else set()
             seeds = sorted(wanted if is_launch else wanted | begun)
-            at, then = standings.get(name), launches.get(settings.name)
-            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued, at, then))
+            at, next_launch = standings.get(name), launches.get(settings.name)
+            jobs.append(Job(sweep_dir / name, settings, space, known, seeds, begun, queued, at, next_launch))
     return jobs
 
 
@@ -257,7 +257,7 @@ def drawn_sets(args: argparse.Namespace, space: Space) -> dict[str, tuple[int, d
             raise UsageError(f"--search grid takes every combination: --{given} does not apply")
         first, number = 0, space.size()
         if number > MAX_TRIALS:
-            raise UsageError(f"--search grid: {number} sets, and {MAX_TRIALS} trials are the limit: give fewer values")
+            raise UsageError(f"--search grid: {number} sets exceed the limit of {MAX_TRIALS} trials: give fewer values")
     drawn: dict[str, tuple[int, dict]] = {}
     for k, hparams in space.sets(first or 0, number or NUM_HPARAMS):
         drawn.setdefault(hparams_hash(hparams), (k, hparams))
@@ -294,7 +294,7 @@ def launch(args: argparse.Namespace) -> int:
     launcher, run = command_launchers.launcher_from(args), options_from(RunOptions, args)
     halving_options = options_from(halving.HalvingOptions, args)
     if args.halving is not None and args.again:
-        raise UsageError("--again: --halving leaves out sets that diverged; give one of them")
+        raise UsageError("--again: --halving leaves out sets that diverged, so give only one of the two")
     jobs = chosen_jobs(args)
     show(jobs)
     if args.halving is not None:
@@ -303,15 +303,15 @@ def launch(args: argparse.Namespace) -> int:
     to_launch = [job for job in jobs if to_run & set(job.states)]
     failed = sum(job.states.count(Job.FAILED) for job in jobs)
     if failed and not args.again:
-        say(f"{failed} trials failed and would again: --again runs them all the same.")
+        say(f"{failed} trials failed and would fail again: --again runs them anyway.")
     if not to_launch:
         if any(job.state in (Job.QUEUED, Job.RUNNING) for job in jobs):
-            say("Nothing to launch! What is not done is queued or being run by another sweep.")
+            say("Nothing to launch! The trials that are left are queued, or another sweep runs them.")
             return ALL_LOCKED
         say(f"Nothing to launch! Exiting...All jobs {'are done or failed' if failed else 'are done'}.")
         return 0
     trials = [trial for job in to_launch for trial in job.left(args.again)]
-    say_what_is_launched(to_launch, trials, "They are of {} sweeps and have {} trials left, of {} rounds in all.")
+    say_what_is_launched(to_launch, trials, "They belong to {} sweeps, with {} trials and {} rounds left.")
     check(trials, run)
     say_what_is_extended([trial for job in to_launch for trial in job.shorter()], run)
     if run.keep_checkpoints:
@@ -336,7 +336,7 @@ def launch_halved(
     code, trials, is_dry = 0, rungs.first(), args.command_launcher == command_launchers.DRY_RUN
     if trials:
         to_launch = [job for job in jobs if job.output_dir in {trial.job_dir for trial in trials}]
-        say_what_is_launched(to_launch, trials, "They are of {} sweeps; first come {} trials, of {} rounds.")
+        say_what_is_launched(to_launch, trials, "They belong to {} sweeps. First, {} trials run {} rounds in all.")
         if before is None:  # else it was checked and asked
             check([trial for job in jobs for trial in job.trials], run)
             say_what_is_kept(trials, run, output_dir)
@@ -350,14 +350,14 @@ def launch_halved(
         code = progress.exit_code()
     if rungs.is_in_flight() or (queued and not is_dry):
         names, words = frozenset(each.directory.name for each in sweeps), tuple(words_again(args))
-        then = QueuedLaunch("", Job.QUEUED, "", names, words, frozenset(rungs.begun))
-        if not launcher.launch_next(output_dir, then):
-            say("The same launch runs the rungs that follow, once these trials have ended.")
+        next_launch = QueuedLaunch("", Job.QUEUED, "", names, words, frozenset(rungs.begun))
+        if not launcher.launch_next(output_dir, next_launch):
+            say("Once these trials have ended, launch again to run the next rungs.")
     lines = rungs.waiting()
     for line in lines:
         say(line)
     if not trials and not lines:
-        say(f"Nothing to launch! {'What is not done is queued.' if queued else 'Exiting...All rungs are done.'}")
+        say(f"Nothing to launch! {'The trials that are left are queued.' if queued else 'Exiting...All rungs are done.'}")
         return ALL_LOCKED if queued else 0
     return code or (FAILED if lines else 0)
 
@@ -396,7 +396,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def delete_incomplete(args: argparse.Namespace) -> int:
-    """Delete jobs that were begun and are not done, or failed."""
+    """Delete jobs that have failed, or were started and are not done."""
     jobs = chosen_jobs(args)
     show(jobs)
     delete([job for job in jobs if job.state not in (Job.DONE, Job.STOPPED)], args)
@@ -412,11 +412,11 @@ def delete_all(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Compute a share of the done trials again, elsewhere, and compare every number."""
+    """Compute a share of the done trials again, in a temporary directory, and compare every number."""
     from federated.reporting import verification  # pandas takes a second to import
 
     if args.command_launcher == "dry_run":
-        raise UsageError("--command_launcher dry_run computes nothing that could be compared")
+        raise UsageError("--command_launcher dry_run computes nothing to compare")
     args.wait = args.command_launcher == "slurm"
     launcher, run = command_launchers.launcher_from(args), options_from(RunOptions, args)
     done = verification.done_trials(chosen_sweeps(args), pathlib.Path(args.output_dir))
@@ -436,7 +436,7 @@ def verify(args: argparse.Namespace) -> int:
         print(f"{path}:", *lines, sep="\n  ")
     print(f"{chosen - len(differing)} of {chosen} trials: the same bits")
     if other := sum(original.is_of_other_code() for original in originals):
-        print(f"{other} of them were computed by other code than this, which has the digest {code()}.")
+        print(f"Code other than this, which has the digest {code()}, computed {other} of them.")
     return FAILED if differing else 0
 
 
@@ -457,10 +457,10 @@ def show_partition(args: argparse.Namespace) -> int:
     """Print each client's number of samples of each label, in the trial of seed 0."""
     settings = options_from(Settings, args)
     data = datasets.load(settings.dataset, args.data_dir)
-    parts = partition.split(data, settings, 0)
+    splits = partition.split(data, settings, 0)
     if args.picture is not None:
-        partition_table.save_picture(data, parts, f"{settings.dataset}, {settings.partition}", args.picture)
-    print(partition_table.table(data, parts))
+        partition_table.save_picture(data, splits, f"{settings.dataset}, {settings.partition}", args.picture)
+    print(partition_table.table(data, splits))
     return 0
 
 
@@ -478,8 +478,8 @@ def chosen_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def check_extensions(args: argparse.Namespace) -> int:
-    """Try what files of your own code define, without files what is built in: tiny trials, shapes, arrays. Exit with 1 if
-    something is not right."""
+    """Check your own code in FILEs, or the built-in code if you name none, by tiny trials. The exit code is 1 if a check
+    fails."""
     extension.load(args.extension)
     run = dataclasses.replace(RunOptions(), extension=tuple(args.extension), data_dir=args.data_dir)
     names = checks.Names.of_extensions() if args.extension else checks.Names.built_in()
@@ -618,13 +618,13 @@ def _add_sweep(parser: Parser, command: str) -> None:
             )
             add_options(halved, halving.HalvingOptions)
             group.add_argument(
-                "--again", action="store_true", help="run trials that failed for good, such as diverged ones, too"
+                "--again", action="store_true", help="also run trials that would fail again, such as diverged ones"
             )
         group.add_argument("--skip_confirmation", action="store_true", help="do not ask")
         group.add_argument(
             "--take_over",
             action="store_true",
-            help="take over the locks of processes that cannot be seen from here; only you can know that those are dead",
+            help="take over locks whose holder cannot be seen from here; give it only if you know that the holder is dead",
         )
 
 
@@ -645,11 +645,19 @@ def _add_share(parser: Parser) -> None:
 
 
 def _add_data_dir(parser: Parser) -> None:
-    parser.add_argument("--data_dir", type=directory, default="data", metavar="DIR", help="where data sets lie (default: data)")
+    parser.add_argument(
+        "--data_dir",
+        type=directory,
+        default="data",
+        metavar="DIR",
+        help="where data sets are stored or downloaded to (default: data)",
+    )
 
 
 def _add_check(parser: Parser) -> None:
-    parser.add_argument("extension", type=python_file, nargs="*", metavar="FILE", help="as --extension of the other commands")
+    parser.add_argument(
+        "extension", type=python_file, nargs="*", metavar="FILE", help="your own code, as for --extension of other commands"
+    )
     _add_data_dir(parser)
 
 
@@ -659,13 +667,13 @@ def _add_picture(parser: Parser) -> None:
         "--picture",
         type=output_file(partition_table.PICTURES),
         metavar="FILE",
-        help=f"draw it too, into FILE, which ends in {', '.join(partition_table.PICTURES)}; default: no picture",
+        help=f"also draw it, into FILE, which ends in {', '.join(partition_table.PICTURES)}; default: no picture",
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    stays = "what is done and the checkpoints stay, and the same command resumes from here"
+    stays = "results and checkpoints stay, and the same command resumes from them"
     try:
         with interrupted_by_signals(f"ending; {'nothing is left behind' if args.command == 'verify' else stays}."):
             return COMMANDS[args.command][0](args)
@@ -727,7 +735,8 @@ def show(jobs: list[Job]) -> None:
             if state in (Job.INCOMPLETE, Job.FAILED) and (failures := trial.failures()):
                 print(f"  {trial.directory.name} failed: {failures[-1]['role']} {failures[-1]['reason']}")
             for path in trial.broken_results() if state == Job.DONE else ():
-                print(f"  {trial.directory.name}: {path} is missing or cut; delete {DONE} beside it to have it computed again")
+                cure = f"delete {DONE} beside it, and a launch computes it again"
+                print(f"  {trial.directory.name}: {path} is missing or truncated; {cure}")
             if state == Job.RUNNING and not job.is_queued(trial) and (found := holder(trial.directory)) is not None:
                 print(f"  {trial.directory.name} is run by {found}")
             if state != Job.DONE and trial.directory in job.queued and (detail := job.queued[trial.directory].detail):
@@ -771,27 +780,27 @@ def check(trials: list[Trial], run: RunOptions) -> None:
         seeds = sorted({each.trial_seed for each in of_sweep})
         alike = (*(getattr(settings, name) for name in partition.SPLIT_BY), *seeds)
         if alike not in smallest:
-            parts = (part for seed in seeds for part in partition.split(data, settings, seed))
-            smallest[alike] = min(len(part.train) for part in parts)
+            splits = (each for seed in seeds for each in partition.split(data, settings, seed))
+            smallest[alike] = min(len(each.train) for each in splits)
         if smallest[alike] == 1 or any(each.hparams.get("batch_size") == 1 for each in of_sweep):
             models.check_batch_of_one(settings.model_arch, spec)
 
 
 def say_what_is_extended(trials: list[Trial], run: RunOptions) -> None:
-    """Print how `trials` go on, which have results of fewer rounds."""
+    """Print how many of `trials`, which have results of fewer rounds, resume and how many start again."""
     if not trials:
         return
     kept = sum(trial.rounds_kept() > 0 for trial in trials)
     say(
-        f"{len(trials)} trials have results of fewer rounds, which stay until those of all rounds take their place: "
-        f"{kept} go on from kept checkpoints, {len(trials) - kept} are computed again from the start."
+        f"{len(trials)} trials have results of fewer rounds, which stay until the results of all rounds replace them: "
+        f"{kept} resume from kept checkpoints, {len(trials) - kept} start again."
     )
     if kept and not run.keep_checkpoints:
-        say("Those checkpoints go as their trials are done: --keep_checkpoints keeps new ones.")
+        say("These checkpoints are removed as their trials end: --keep_checkpoints keeps new ones.")
     for option in ("save_model", "tensorboard"):
         there = sum(bool(trial.extras()[option]) for trial in trials)
         if there and not getattr(run, option):
-            say(f"What --{option} wrote for {there} of them goes with their results: --{option} writes it again.")
+            say(f"The files of --{option} for {there} of them are removed with their results: --{option} writes new ones.")
 
 
 def say_what_is_kept(trials: list[Trial], run: RunOptions, output_dir: pathlib.Path) -> None:
@@ -811,7 +820,7 @@ def delete(jobs: list[Job], args: argparse.Namespace) -> None:
     active = sum(each.is_active() for job in jobs for each in job.queued.values())
     say(f"About to {f'cancel {active} trials that are queued or running, and ' if active else ''}delete {len(jobs)} jobs.")
     if shorter := sum(len(job.shorter()) for job in jobs):
-        say(f"{shorter} of their trials have results of fewer rounds, which go, too.")
+        say(f"{shorter} of their trials have results of fewer rounds, which are deleted, too.")
     sweeps = {job.output_dir.parent.name for job in jobs}
     if jobs and confirmed(args):
         output_dir, directories = pathlib.Path(args.output_dir), {job.output_dir for job in jobs}
@@ -822,7 +831,7 @@ def delete(jobs: list[Job], args: argparse.Namespace) -> None:
                 each for each in launcher.next_launches(output_dir) if each.is_active() and sweeps & each.sweeps
             ]:
                 names = ", ".join(sorted(frozenset().union(*(each.sweeps for each in launches))))
-                say(f"Cancelling the launch of the next rung of {names}: what stays of them goes on with another launch.")
+                say(f"Cancelling the launch of the next rung of {names}: launch again to continue with the sets that stay.")
                 launcher.cancel(launches)
             queued = launcher.queued(output_dir).items()
             if to_cancel := [each for path, each in queued if path.parent in directories and each.is_active()]:

@@ -18,7 +18,7 @@ def fedavg(
     settings: Settings, hparams: dict, trial_seed: int, data: Dataset, evaluate=True, memory_format=torch.contiguous_format
 ):
     """Train at full participation. Returns the final model and each round's (test, validation) accuracy."""
-    parts = partition.split(data, settings, trial_seed)
+    splits = partition.split(data, settings, trial_seed)
 
     def build(seed):
         return models.build(settings.model_arch, data.spec, hparams["dropout_rate"], seed)
@@ -28,10 +28,10 @@ def fedavg(
         return ((torch.from_numpy(images) / data.spec.scale - mean) / std).to(memory_format=memory_format)
 
     model = build(stream_seed(trial_seed, "model"))
-    clients = [build(0) for _ in parts]
+    clients = [build(0) for _ in splits]
     optimizers = [optimizer_of(settings, hparams, client) for client in clients]
-    train = [(normalised(data.train_inputs[part.train]), torch.from_numpy(data.train_labels[part.train])) for part in parts]
-    val = [(normalised(data.train_inputs[part.val]), torch.from_numpy(data.train_labels[part.val])) for part in parts]
+    train = [(normalised(data.train_inputs[each.train]), torch.from_numpy(data.train_labels[each.train])) for each in splits]
+    val = [(normalised(data.train_inputs[each.val]), torch.from_numpy(data.train_labels[each.val])) for each in splits]
     test = normalised(data.test_inputs), torch.from_numpy(data.test_labels)
     val = tuple(torch.cat(tensors) for tensors in zip(*val))
     samples = sum(len(labels) for _, labels in train)

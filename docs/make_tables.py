@@ -44,7 +44,7 @@ def _lines() -> dict[str, list[str]]:
     made["hyper-parameters of all"] = _hparams(
         {
             ("all but `Fedsgd`", "batch_size"): registry.BATCH_SIZE,
-            ("all; where it applies is said with the [models](models.md)", "dropout_rate"): registry.DROPOUT_RATE,
+            ("all; see the [models](models.md)", "dropout_rate"): registry.DROPOUT_RATE,
             **{(f"`{name}`", "learning_rate"): hparam for name, hparam in registry.LEARNING_RATE.items()},
             **{(f"`{where}`, `{name}`", "learning_rate"): hparam for (where, name), hparam in registry.OVERRIDES.items()},
             ("`sgd`, if the algorithm takes it", "momentum"): registry.MOMENTUM,

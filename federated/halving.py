@@ -64,17 +64,17 @@ class HalvingOptions:
     halving: int | None = option(
         None,
         integer(2, 100_000),
-        f"1 of ETA sets goes on from each rung, to ETA times the rounds; without a number: {_DEFAULT_ETA}",
+        f"after each rung the best 1/ETA of the sets get ETA times the rounds; without a number: {_DEFAULT_ETA}",
         metavar="ETA",
         bare=_DEFAULT_ETA,
     )
     min_rounds: int | None = option(
-        None, integer(1, 1_000_000), "of the first rung; default: a twelfth of --rounds", metavar="INT"
+        None, integer(1, 1_000_000), "rounds of the first rung; default: a twelfth of --rounds", metavar="INT"
     )
     finalists: int | None = option(
         None,
         integer(1, 100_000),
-        f"sets that reach all rounds with all trials, at least (default: {_DEFAULT_FINALISTS})",
+        f"least number of sets that run all rounds with all trials (default: {_DEFAULT_FINALISTS})",
         metavar="INT",
     )
 
@@ -150,7 +150,7 @@ def read_plan(sweep_dir: pathlib.Path) -> Halving | None:
         known = json.loads(read_regular(path, _MAX_BYTES))
         plan = Halving(**known)
         if not all(type(value) is int for value in known.values()) or plan.eta < 2 or plan.min_rounds < 1 or plan.finalists < 1:
-            raise ValueError("its numbers are no plan")
+            raise ValueError("its numbers make no plan")
         return plan
     except FileNotFoundError:
         return None

@@ -322,7 +322,7 @@ def _each_name_once(pairs: list[tuple[str, typing.Any]]) -> dict:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _TwiceError(f"{shown(next(name for name in names if names.count(name) > 1))} stands twice in it")
+        raise _TwiceError(f"it has {shown(next(name for name in names if names.count(name) > 1))} twice")
     return value
 
 

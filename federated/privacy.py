@@ -39,8 +39,8 @@ def epsilon(settings: Settings, delta: float) -> float:
     return float(dp_accounting.rdp.RdpAccountant().compose(round_event, settings.rounds).get_epsilon(delta))
 
 
-def described(settings: Settings) -> dict:
-    """What results.json says of it: nothing if the trial is not private."""
+def description(settings: Settings) -> dict:
+    """The entry of results.json on privacy; no entry if the trial is not private."""
     if settings.dp_clip is None:
         return {}
     delta = default_delta(settings)

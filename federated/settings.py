@@ -50,7 +50,9 @@ class Settings:
     )
     dataset: str = option("digits", one_of(datasets.REGISTRY), lambda: f"the data: {', '.join(datasets.REGISTRY)}")
     algorithm: str = option(
-        "Fedavg", one_of(algorithms.REGISTRY, ignore_case=True), lambda: f"in any case: {', '.join(algorithms.REGISTRY)}"
+        "Fedavg",
+        one_of(algorithms.REGISTRY, ignore_case=True),
+        lambda: f"the algorithm, in any case: {', '.join(algorithms.REGISTRY)}",
     )
     num_clients: int = option(
         None, integer(1, 100_000), "clients of the federation; default: the data's owners, or 100 of many, else 2"
@@ -59,8 +61,10 @@ class Settings:
     local_epochs: int = option(1, integer(1), "passes over its data that a client makes a round")
     samples_per_client: int = option(None, integer(2), "training samples of each client, held-out ones included; default: all")
     participation: float = option(1.0, number(0, 1, above=True), "fraction of the clients that train in a round")
-    straggler_fraction: float = option(0.0, number(0, 1), "of these: fraction that do a random part of their local epochs")
-    dropout_fraction: float = option(0.0, number(0, 0.99), "of these: fraction whose update never arrives")
+    straggler_fraction: float = option(
+        0.0, number(0, 1), "fraction of a round's clients that do a random part of their local epochs"
+    )
+    dropout_fraction: float = option(0.0, number(0, 0.99), "fraction of a round's clients whose update never arrives")
     partition: str = option(
         None,
         one_of(partition.REGISTRY),
@@ -74,7 +78,7 @@ class Settings:
     labels_per_client: int = option(None, integer(1), "labels each client holds under --partition labels; default: 2")
     holdout_fraction: float = option(0.1, number(0, 0.9, above=True), "share of its samples a client validates on")
     augmentation: str = option(
-        "none", one_of(augmentation.REGISTRY), lambda: f"of training images: {', '.join(augmentation.REGISTRY)}"
+        "none", one_of(augmentation.REGISTRY), lambda: f"changes to training images: {', '.join(augmentation.REGISTRY)}"
     )
     local_optimizer: str = option(
         None, one_of(("adam", "sgd")), "the clients' optimizer: adam, sgd; default: adam if the algorithm allows it"
@@ -88,7 +92,7 @@ class Settings:
     compression: str = option(
         "none",
         one_of(("none", "topk", "quantize")),
-        "of the updates that clients send: none; topk: the largest entries, with error feedback; quantize: a few bits of each",
+        "how clients shorten updates: none; topk: send the largest entries, with error feedback; quantize: a few bits of each",
     )
     compression_ratio: float = option(
         None, number(0, 1, above=True), "share of the entries that are sent under --compression topk; default: 0.1"
@@ -97,12 +101,12 @@ class Settings:
     dp_clip: float = option(
         None,
         number(0, 1e6, above=True),
-        "make global models private by user: clip each client's update to this norm, and add noise to their sum; default: no",
+        "privacy by user: clip each client's update to this norm, and add noise to the sum of updates; default: no privacy",
     )
     dp_noise_multiplier: float = option(
-        None, number(0, 1e6), "standard deviation of that noise over --dp_clip; default: 1 with --dp_clip"
+        None, number(0, 1e6), "standard deviation of that noise, as a multiple of --dp_clip; default: 1 with --dp_clip"
     )
-    eval_every: int = option(1, integer(1), "rounds between evaluations; the first and the last model always are")
+    eval_every: int = option(1, integer(1), "rounds between evaluations; the first and the last model are always evaluated")
     device: str = option("auto", one_of(("auto", "cpu", "cuda")), "cpu, cuda, or auto: cuda if there is one")
     threads: int = option(1, integer(1, 1024), "threads of each process; it changes the last bits of results")
 
@@ -255,7 +259,7 @@ class ServerOptions(ProcessOptions):
         metavar="SECONDS",
     )
     keep_checkpoints: bool = option(
-        False, None, "keep the state of done trials, so that a launch with more --rounds goes on from it"
+        False, None, "keep the checkpoints of done trials, so that a launch with more --rounds resumes from them"
     )
     save_model: bool = option(
         False, None, "keep the global model of the best validation accuracy as model.pt, a state_dict, in the trial's directory"

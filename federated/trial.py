@@ -71,7 +71,7 @@ class Trial:
     trial_seed: int
     directory: pathlib.Path
     space: Space | None = None  # the search space that a launch took the hyper-parameters from
-    goes_on: bool = False  # it may get more rounds later, so it keeps its last checkpoint
+    may_get_more_rounds: bool = False  # by a later rung, so it keeps its last checkpoint
 
     @property
     def job_dir(self) -> pathlib.Path:

@@ -40,23 +40,23 @@ def prepare(device, algorithm, hparams=(), **settings):
     settings = Settings(algorithm=algorithm, **{"num_clients": 2, "samples_per_client": 40, **settings})
     hparams = default_hparams(algorithm, settings.dataset, settings.local_optimizer) | dict(hparams)
     data = datasets.load(settings.dataset, "data")
-    parts = partition.split(data, settings, 0)
-    this = algorithms.load(algorithm)(hparams)
+    splits = partition.split(data, settings, 0)
+    loaded = algorithms.load(algorithm)(hparams)
     flat = Flat(models.build(settings.model_arch, data.spec, 0.5, 0))
     memory = SharedMatrices(
         {
-            "broadcast": (this.broadcasts, flat.size),
-            "updates": (2, this.uploads * flat.size),
+            "broadcast": (loaded.broadcasts, flat.size),
+            "updates": (2, loaded.uploads * flat.size),
             "clients": (2, RowLayout.of(settings, hparams, flat).length),
             "evaluation": (
-                len(EvaluationPlan(parts, partition.test_set(data, settings, parts), this.personal).blocks),
+                len(EvaluationPlan(splits, partition.test_set(data, settings, splits), loaded.personal).blocks),
                 2 * BLOCK,
             ),
         }
     )
     with mock.patch.object(workers, "resolve_device", lambda settings: torch.device(device)):
-        worker = workers.Worker(settings, hparams, 0, data, parts, memory)
-    return worker, memory, torch.from_numpy(memory.updates).view(2, this.uploads, flat.size)
+        worker = workers.Worker(settings, hparams, 0, data, splits, memory)
+    return worker, memory, torch.from_numpy(memory.updates).view(2, loaded.uploads, flat.size)
 
 
 def two_rounds(worker, memory, updates):

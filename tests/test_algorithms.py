@@ -72,7 +72,7 @@ def test_what_does_not_equal_fedavg(train, hparams):
 def test_centralized_is_plain_training_on_all_samples(train, clients):
     run = train("Centralized", {"momentum": 0.9}, num_clients=clients, optimizer_state="keep")
     data = datasets.load("digits", "data")
-    indices = torch.from_numpy(np.concatenate([part.train for part in partition.split(data, run.settings, SEED)]))
+    indices = torch.from_numpy(np.concatenate([each.train for each in partition.split(data, run.settings, SEED)]))
     model = models.build("mlp", data.spec, 0.5, stream_seed(SEED, "model"))
     optimizer = torch.optim.SGD(model.parameters(), lr=run.hparams["learning_rate"], momentum=0.9)
     for round in range(run.settings.rounds):
@@ -94,10 +94,10 @@ def test_full_batches_make_a_step_of_gradient_descent(train):
     options = {"partition": "quantity", "samples_per_client": None, "rounds": 1}
     run = train("Fedsgd", {"dropout_rate": 0.0}, **options)
     data = datasets.load("digits", "data")
-    parts = partition.split(data, run.settings, SEED)
-    assert len({len(part.train) for part in parts}) == 3
+    splits = partition.split(data, run.settings, SEED)
+    assert len({len(each.train) for each in splits}) == 3
     model = models.build("mlp", data.spec, 0.0, stream_seed(SEED, "model"))
-    inputs, labels = pixels(data, np.concatenate([part.train for part in parts]))
+    inputs, labels = pixels(data, np.concatenate([each.train for each in splits]))
     functional.cross_entropy(model(inputs), labels).backward()
     expected = torch.cat([(p - run.hparams["learning_rate"] * p.grad).detach().flatten() for p in model.parameters()])
     torch.testing.assert_close(run.broadcast[0], expected, rtol=1e-4, atol=1e-6)

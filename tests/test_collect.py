@@ -408,9 +408,9 @@ def test_status_names_what_is_cut_and_launching_computes_it_again(launch_here, c
     status = call("sweep.py", "status", "--output_dir", out, *size)
     assert status.returncode == 0 and "2 jobs: 2 done" in status.stdout
     for path in (results_file, clients_file):
-        assert f"{path} is missing or cut; delete done beside it" in status.stdout
+        assert f"{path} is missing or truncated; delete done beside it" in status.stdout
         path.with_name("done").unlink()
-    assert status.stdout.count("missing or cut") == 2
+    assert status.stdout.count("missing or truncated") == 2
     assert launch_here(out).returncode == 0 and results(out) == before
 
 

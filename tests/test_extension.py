@@ -748,11 +748,11 @@ def test_check_names_what_leaks(run, study, tmp_path):
     for name in ("dataset patients", "model gru", "partition halves", "algorithm Halfway"):
         assert lines[name].startswith("ok: "), lines
     for name, message in {
-        "dataset unlike": "train_inputs are others if they are read again",
+        "dataset unlike": "train_inputs differ if a process reads them again",
         "partition unseeded": "it has to draw from the generator",
         "partition half": "samples of patients, 60 belong to a client",
-        "algorithm OfClients": "bits with one client process and resumed: what changes and is kept nowhere is self.sent (in a",
-        "algorithm OfServer": "other bits resumed: what changes and is kept nowhere is self.step_number (on the server)",
+        "algorithm OfClients": "bits with one client process and resumed: it changes and nothing keeps self.sent (in a",
+        "algorithm OfServer": "other bits resumed: it changes and nothing keeps self.step_number (on the server)",
         "algorithm Drawing": "the random numbers of numpy (on the server)",
     }.items():
         assert lines[name].startswith(f"FAILED: {name}: ") and message in lines[name], lines[name]

@@ -103,7 +103,7 @@ def test_a_trial_that_diverged_is_not_run_again_unless_asked(launch_here, call, 
     assert trial["state"] == "Failed" and "diverged" in trial["failures"][-1]["reason"]
     before = (trial_of(out) / "failed.json").read_bytes()
     launched = launch_here(out, *options)
-    assert launched.returncode == 0 and "1 trials failed and would again: --again runs them all the same." in launched.stderr
+    assert launched.returncode == 0 and "1 trials failed and would fail again: --again runs them anyway." in launched.stderr
     assert "Nothing to launch!" in launched.stderr and (trial_of(out) / "failed.json").read_bytes() == before
     assert launch_here(out, *options, "--again").returncode == 1
     assert len(json.loads((trial_of(out) / "failed.json").read_text())["earlier"]) == 1
@@ -637,4 +637,4 @@ def test_the_death_of_what_trials_are_forked_from_stops_none(tmp_path):
     assert "resumes" not in (undisturbed / "server.log").read_text()
     provenance = json.loads((disturbed / "results.json").read_text())["provenance"]
     (reason,) = [each["reason"] for each in provenance["failures"]]
-    assert reason == "ended, and so did the process that it was forked from, which knew how"
+    assert reason == "ended for an unknown reason: the process that knew it, from which it was forked, has ended, too"

@@ -266,7 +266,7 @@ def test_nothing_is_made_before_it_is_known_that_trials_can_run(launch_here, cal
         assert not out.exists() or not list(out.iterdir())
     printed = launch_here(out, *OPTIONS, *HALVED, "--command_launcher", "dry_run")
     assert printed.returncode == 0 and printed.stdout.count("server_benchmark.py") == 6
-    assert "The same launch runs the rungs that follow" in printed.stderr
+    assert "launch again to run the next rungs" in printed.stderr
     assert printed.stdout.count("--rounds=2") == 6 and not list(tmp_path.glob("out/*"))
 
 

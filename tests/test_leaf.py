@@ -160,20 +160,20 @@ def test_clients_are_owners_drawn_by_seed(tmp_path):
     data = datasets.load("shakespeare", tmp_path)
     settings, chosen = Settings(dataset="shakespeare", num_clients=2), set()
     for seed in range(40):
-        parts = partition.split(data, settings, seed)
-        owners = [np.unique(data.train_owners[np.concatenate([part.train, part.val])]) for part in parts]
+        splits = partition.split(data, settings, seed)
+        owners = [np.unique(data.train_owners[np.concatenate([each.train, each.val])]) for each in splits]
         assert [len(each) for each in owners] == [1, 1]
         chosen.add(tuple(int(each[0]) for each in owners))
-        for part, (owner,) in zip(parts, owners):
-            assert len(part.train) + len(part.val) == SIZES[owner][0]
-            assert part.test.tolist() == np.flatnonzero(data.test_owners == owner).tolist()
-        tested = partition.test_set(data, settings, parts)
-        assert tested.tolist() == sorted([*parts[0].test, *parts[1].test])
-        plan = EvaluationPlan(parts, tested, personal=False)
+        for each, (owner,) in zip(splits, owners):
+            assert len(each.train) + len(each.val) == SIZES[owner][0]
+            assert each.test.tolist() == np.flatnonzero(data.test_owners == owner).tolist()
+        tested = partition.test_set(data, settings, splits)
+        assert tested.tolist() == sorted([*splits[0].test, *splits[1].test])
+        plan = EvaluationPlan(splits, tested, personal=False)
         rows = np.zeros((len(plan.blocks), 2, BLOCK), np.float32)
         rows[0, 0, : len(tested)] = tested  # a sample's loss is its number
         losses = plan.metrics(rows)["local_test"][0]
-        assert losses.tolist() == [part.test.mean() for part in parts]
+        assert losses.tolist() == [each.test.mean() for each in splits]
     assert chosen == {(a, b) for a in (0, 1, 3, 4) for b in (0, 1, 3, 4) if a < b}
     everybody = Settings(dataset="shakespeare", num_clients=4, partition="iid")
     assert len(partition.test_set(data, everybody, partition.split(data, everybody, 0))) == len(data.test_labels)
@@ -181,9 +181,9 @@ def test_clients_are_owners_drawn_by_seed(tmp_path):
 
 def test_several_clients_share_an_owner_evenly():
     data = datasets.load("heart_disease", "data")
-    parts = partition.split(data, Settings(dataset="heart_disease", num_clients=12), 0)
+    splits = partition.split(data, Settings(dataset="heart_disease", num_clients=12), 0)
     for part, whole in (("train", [199, 172, 30, 85]), ("test", [104, 89, 16, 45])):
-        seen = [np.concatenate([each.train, each.val]) if part == "train" else each.test for each in parts]
+        seen = [np.concatenate([each.train, each.val]) if part == "train" else each.test for each in splits]
         for owner in range(4):
             shares = seen[3 * owner : 3 * owner + 3]
             assert np.ptp([len(each) for each in shares]) <= 1
@@ -218,8 +218,8 @@ PLAIN = {"batch_size": 1000, "dropout_rate": 0.0, "learning_rate": 0.5}
 def test_full_batches_make_a_step_of_gradient_descent(leaf_data, train, name, model):
     run = train("Fedavg", PLAIN, dataset=name, model_arch=model, num_clients=3, samples_per_client=None, rounds=1)
     data = datasets.load(name, "data")
-    parts = partition.split(data, run.settings, SEED)
-    indices = np.concatenate([part.train for part in parts])
+    splits = partition.split(data, run.settings, SEED)
+    indices = np.concatenate([each.train for each in splits])
     if name == "femnist":
         inputs, labels = pixels(data, indices)
     else:
@@ -347,8 +347,8 @@ def test_domains_are_owners_of_one_task(tmp_path, monkeypatch):
             assert np.array_equal(mine, images)
     assert [Settings(dataset="domains").num_clients, Settings(dataset="domains").partition] == [3, "natural"]
     for clients in (3, 6):
-        parts = partition.split(data, dataclasses.replace(Settings(dataset="domains"), num_clients=clients), 0)
-        owners = [set(data.train_owners[part.train]) for part in parts]
+        splits = partition.split(data, dataclasses.replace(Settings(dataset="domains"), num_clients=clients), 0)
+        owners = [set(data.train_owners[each.train]) for each in splits]
         assert owners == [{client * 3 // clients} for client in range(clients)]
     with pytest.raises(UsageError, match=r"--num_clients 4: .* 3 owners of domains"):
         partition.split(data, Settings(dataset="domains", num_clients=4), 0)

@@ -44,7 +44,7 @@ def test_more_rounds_are_those_of_a_sweep_that_had_them_from_the_start(launch_he
         assert launched.returncode == 0, launched.stderr
         assert (f"resumes after round {before}" in first_lines(out)[0]) == (kept and before > 0)
         assert len(files_named(KEPT, out)) == len(STATES) * kept and not files_named(CHECKPOINT, out)
-        said = f"{len(STATES) * kept} go on from kept checkpoints, {len(STATES) * (not kept)} are computed again"
+        said = f"{len(STATES) * kept} resume from kept checkpoints, {len(STATES) * (not kept)} start again"
         assert (said in launched.stderr) == (before > 0)
     assert results(out) == results(tmp_path / "whole") and len(results(out)) == len(STATES)
     runs = json.loads(files_named("results.json", out)[0].read_text())["provenance"]["runs"]
@@ -69,7 +69,7 @@ def test_the_best_model_and_the_events_are_those_of_all_rounds(launch_here, tmp_
     assert events_of(trial) == events_of(trial_of(tmp_path / "whole"))
 
     launched = launch_here(without, *options[:-2], "--rounds", 7)
-    assert "What --save_model wrote for 1 of them goes with their results" in launched.stderr
+    assert "The files of --save_model for 1 of them are removed with their results" in launched.stderr
     assert results(without) == results(tmp_path / "whole") and not files_named(MODEL, without) + files_named(EVENTS, without)
 
 
@@ -146,8 +146,8 @@ def test_rounds_grow_only_as_asked_and_confirmed(launch_here, call, finished_cop
     ):
         refused = call("sweep.py", "launch", *sweep, *options)
         assert refused.returncode == 2 and message in refused.stderr.splitlines()[-1]
-    assert "2 trials left, of 6 rounds in all" in refused.stderr
-    assert "0 go on from kept checkpoints, 2 are computed again from the start" in refused.stderr
+    assert "with 2 trials and 6 rounds left" in refused.stderr
+    assert "0 resume from kept checkpoints, 2 start again" in refused.stderr
     assert (results(out), sweep_file.read_text()) == before
     assert "2 jobs: 2 done" in call("sweep.py", "status", "--output_dir", out, *sweep[4:]).stdout
 
@@ -162,7 +162,7 @@ def test_rounds_grow_only_as_asked_and_confirmed(launch_here, call, finished_cop
     by_hand = call("server_benchmark.py", "--output_dir", longer, "--samples_per_client", 40, "--rounds", 2)
     assert by_hand.returncode == 2 and "holds results of 3 rounds: give --rounds=3" in by_hand.stderr.splitlines()[-1]
     deleted = call("sweep.py", "delete_incomplete", "--output_dir", out, "--skip_confirmation")
-    assert "1 of their trials have results of fewer rounds, which go, too" in deleted.stderr
+    assert "1 of their trials have results of fewer rounds, which are deleted, too" in deleted.stderr
     assert trial_of(out) == longer
 
 
@@ -177,8 +177,8 @@ def test_kept_checkpoints_are_told_kept_used_and_deleted(launch_here, call, tmp_
     again = launch_here(out, *options, "--local_optimizer", "sgd", "--num_trials", 2)  # keeps no more of them, and loses none
     assert again.returncode == 0 and files_named(KEPT, out) == kept
     longer = launch_here(out, *options, "--local_optimizer", "sgd", "--num_trials", 2, "--rounds", 3)
-    assert "Those checkpoints go as their trials are done: --keep_checkpoints keeps new ones." in longer.stderr
-    assert "2 go on from kept checkpoints, 4 are computed again" in longer.stderr and not files_named(KEPT, out)
+    assert "These checkpoints are removed as their trials end: --keep_checkpoints keeps new ones." in longer.stderr
+    assert "2 resume from kept checkpoints, 4 start again" in longer.stderr and not files_named(KEPT, out)
     assert launch_here(out, *options, "--local_optimizer", "sgd", "--num_trials", 2, "--rounds", 4, KEEP).returncode == 0
     assert len(files_named(KEPT, out)) == 6
     call("sweep.py", "delete_all", "--output_dir", out, "--skip_confirmation")

@@ -355,7 +355,7 @@ def test_other_options_and_positions_are_refused(traps, capsys, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--num_hparams", "2", "--num_trials", "100000"), "100000 are the limit"),
+        (("--num_hparams", "2", "--num_trials", "100000"), "exceed the limit of 100000"),
         (("--num_clients", "2000"), "none to train on: lower --num_clients 2000"),
         (("--num_clients", "100000"), "none to train on: lower --num_clients 100000"),
         (("--samples_per_client", "2", "--holdout_fraction", "0.9"), "none to train on: lower it"),

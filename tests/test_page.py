@@ -458,5 +458,5 @@ def test_every_client_is_a_point_and_their_extremes_the_whiskers(tmp_path):
 def test_curves_differ_by_more_than_their_colour():
     looks = [plots.style(place) for place in range(19)]  # as many as there are algorithms
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 19
-    of_page = [(place % len(charts.MARKS), re.sub('color:[^;"]*', "", charts._look(place))) for place in range(14)]
+    of_page = [(place % len(charts.MARKS), re.sub('color:[^;"]*', "", charts._style(place))) for place in range(14)]
     assert len(set(of_page)) == 14

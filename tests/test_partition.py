@@ -22,11 +22,11 @@ def settings(**changes):
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_every_sample_goes_to_one_client_and_a_tenth_is_held_out(name):
-    parts = split(DATA, settings(partition=name), 3)
-    everything = np.concatenate([indices for part in parts for indices in (part.train, part.val)])
+    splits = split(DATA, settings(partition=name), 3)
+    everything = np.concatenate([indices for each in splits for indices in (each.train, each.val)])
     assert np.array_equal(np.sort(everything), np.arange(5000))
-    for part in parts:
-        assert len(part.val) == max(1, round((len(part.train) + len(part.val)) / 10))
+    for each in splits:
+        assert len(each.val) == max(1, round((len(each.train) + len(each.val)) / 10))
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -50,18 +50,18 @@ def test_golden_partitions_of_digits(name, digest):
     """What a trial of a seed trains on and holds out stays what it was, or its results would not compare with older ones."""
     data, seen = datasets.load("digits", "data"), hashlib.sha256()
     for seed, samples in ((0, 100), (1, None), (7, None)):
-        for part in split(data, Settings(num_clients=6, partition=name, samples_per_client=samples), seed):
-            seen.update(part.train.tobytes() + part.val.tobytes())
+        for each in split(data, Settings(num_clients=6, partition=name, samples_per_client=samples), seed):
+            seen.update(each.train.tobytes() + each.val.tobytes())
     assert seen.hexdigest().startswith(digest)
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_each_test_sample_goes_to_one_client_by_the_shares_of_its_label(name):
-    parts = split(DATA, settings(partition=name), 3)
-    everything = np.concatenate([part.test for part in parts])
+    splits = split(DATA, settings(partition=name), 3)
+    everything = np.concatenate([each.test for each in splits])
     assert np.array_equal(np.sort(everything), np.arange(1000))
-    held = np.array([np.bincount(LABELS[np.concatenate([part.train, part.val])], minlength=10) for part in parts])
-    tested = np.array([np.bincount(TEST_LABELS[part.test], minlength=10) for part in parts])
+    held = np.array([np.bincount(LABELS[np.concatenate([each.train, each.val])], minlength=10) for each in splits])
+    tested = np.array([np.bincount(TEST_LABELS[each.test], minlength=10) for each in splits])
     exact = held / held.sum(axis=0) * np.bincount(TEST_LABELS)
     assert (np.abs(tested - exact) < 1).all()  # the largest remainders round each share up or down
     assert not tested[held == 0].any()
@@ -69,20 +69,20 @@ def test_each_test_sample_goes_to_one_client_by_the_shares_of_its_label(name):
 
 def test_golden_test_partition_of_digits():
     seen = hashlib.sha256()
-    for part in split(datasets.load("digits", "data"), Settings(num_clients=6, partition="dirichlet"), 3):
-        seen.update(part.test.tobytes())
+    for each in split(datasets.load("digits", "data"), Settings(num_clients=6, partition="dirichlet"), 3):
+        seen.update(each.test.tobytes())
     assert seen.hexdigest().startswith("b0cfd1b73a4c9fda")
 
 
 def test_a_label_that_nobody_holds_is_tested_by_nobody():
-    parts = split(DATA, settings(num_clients=3, partition="labels", labels_per_client=1), 0)
-    assert [set(TEST_LABELS[part.test]) for part in parts] == [{0}, {1}, {2}]
+    splits = split(DATA, settings(num_clients=3, partition="labels", labels_per_client=1), 0)
+    assert [set(TEST_LABELS[each.test]) for each in splits] == [{0}, {1}, {2}]
 
 
 def test_clients_without_test_samples_are_allowed():
-    parts = split(dataclasses.replace(DATA, test_labels=TEST_LABELS[:30]), settings(num_clients=200), 0)
-    sizes = [len(part.test) for part in parts]
-    assert sum(sizes) == 30 and 0 in sizes and parts[sizes.index(0)].test.dtype == np.int64
+    splits = split(dataclasses.replace(DATA, test_labels=TEST_LABELS[:30]), settings(num_clients=200), 0)
+    sizes = [len(each.test) for each in splits]
+    assert sum(sizes) == 30 and 0 in sizes and splits[sizes.index(0)].test.dtype == np.int64
 
 
 def test_the_test_partition_has_a_stream_of_its_own():
@@ -92,39 +92,39 @@ def test_the_test_partition_has_a_stream_of_its_own():
 
 
 def test_natural_is_by_owner():
-    parts = split(DATA, settings(partition="natural"), 0)
-    for client, part in enumerate(parts):
-        assert np.array_equal(np.sort(np.concatenate([part.train, part.val])), np.flatnonzero(client == OWNERS))
-        assert np.array_equal(part.test, np.flatnonzero(client == TEST_OWNERS))
+    splits = split(DATA, settings(partition="natural"), 0)
+    for client, each in enumerate(splits):
+        assert np.array_equal(np.sort(np.concatenate([each.train, each.val])), np.flatnonzero(client == OWNERS))
+        assert np.array_equal(each.test, np.flatnonzero(client == TEST_OWNERS))
 
 
 def test_heart_disease_goes_to_its_hospitals():
     """The numbers of FLamby's Fed-Heart-Disease (Ogier du Terrail et al., NeurIPS 2022)."""
-    parts = split(datasets.load("heart_disease", "data"), Settings(dataset="heart_disease"), 0)
-    assert [len(part.train) + len(part.val) for part in parts] == [199, 172, 30, 85]
-    assert [len(part.test) for part in parts] == [104, 89, 16, 45]
+    splits = split(datasets.load("heart_disease", "data"), Settings(dataset="heart_disease"), 0)
+    assert [len(each.train) + len(each.val) for each in splits] == [199, 172, 30, 85]
+    assert [len(each.test) for each in splits] == [104, 89, 16, 45]
 
 
 def test_iid_is_even():
-    parts = split(DATA, settings(), 0)
-    assert {len(part.train) for part in parts} == {450}
+    splits = split(DATA, settings(), 0)
+    assert {len(each.train) for each in splits} == {450}
 
 
 @pytest.mark.parametrize("labels_per_client", [1, 2, 5])
 def test_labels_gives_each_client_as_many(labels_per_client):
-    parts = split(DATA, settings(partition="labels", labels_per_client=labels_per_client), 0)
-    for client, part in enumerate(parts):
-        held = set(LABELS[np.concatenate([part.train, part.val])])
+    splits = split(DATA, settings(partition="labels", labels_per_client=labels_per_client), 0)
+    for client, each in enumerate(splits):
+        held = set(LABELS[np.concatenate([each.train, each.val])])
         assert len(held) == labels_per_client and client % 10 in held
-    counts = np.array([np.bincount(LABELS[np.concatenate([part.train, part.val])], minlength=10) for part in parts])
+    counts = np.array([np.bincount(LABELS[np.concatenate([each.train, each.val])], minlength=10) for each in splits])
     for of_label in counts.T:  # split evenly among its holders
         assert np.ptp(of_label[of_label > 0]) <= 1
 
 
 def test_dirichlet_is_skewed_by_alpha_and_caps_sizes():
     def skew(alpha):
-        parts = split(DATA, settings(partition="dirichlet", partition_alpha=alpha), 0)
-        counts = np.array([np.bincount(LABELS[part.train], minlength=10) for part in parts])
+        splits = split(DATA, settings(partition="dirichlet", partition_alpha=alpha), 0)
+        counts = np.array([np.bincount(LABELS[each.train], minlength=10) for each in splits])
         return (counts.max(axis=1) / counts.sum(axis=1)).mean()
 
     assert skew(0.1) > skew(1) > skew(100) > 0.1
@@ -132,16 +132,16 @@ def test_dirichlet_is_skewed_by_alpha_and_caps_sizes():
 
 
 def test_a_full_client_gets_no_more_of_a_later_label():
-    parts = split(DATA, settings(partition="dirichlet", partition_alpha=0.3), 1)
-    for part in parts:
-        counts = np.bincount(LABELS[np.concatenate([part.train, part.val])], minlength=10)
+    splits = split(DATA, settings(partition="dirichlet", partition_alpha=0.3), 1)
+    for each in splits:
+        counts = np.bincount(LABELS[np.concatenate([each.train, each.val])], minlength=10)
         counts[counts == 1] = 0  # the cut of a share may be off by one, as in NIID-Bench
         assert counts[: np.flatnonzero(counts)[-1]].sum() < 500
 
 
 def test_samples_per_client_is_kept():
-    parts = split(DATA, settings(samples_per_client=50), 0)
-    assert [len(part.train) + len(part.val) for part in parts] == [50] * 10
+    splits = split(DATA, settings(samples_per_client=50), 0)
+    assert [len(each.train) + len(each.val) for each in splits] == [50] * 10
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,9 @@ def compare(train):
         data = datasets.load("digits", PROJECT / "data")
         model = models.build(model_arch, data.spec, 0.0, stream_seed(SEED, "model"))
         clients = []
-        for part in partition.split(data, run.settings, SEED):
-            test = samples(data, part.test, is_test=True)
-            clients.append(types.SimpleNamespace(size=len(part.train), test=test, **vars(samples(data, part.train))))
+        for each in partition.split(data, run.settings, SEED):
+            test = samples(data, each.test, is_test=True)
+            clients.append(types.SimpleNamespace(size=len(each.train), test=test, **vars(samples(data, each.train))))
         problem = types.SimpleNamespace(
             run=run, start=[each.detach().double() for each in model.parameters()], clients=clients, rounds=[], epochs=[]
         )

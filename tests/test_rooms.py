@@ -68,6 +68,15 @@ def test_no_modules_import_each_other():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
+def test_the_map_names_every_file():
+    """For algorithms, which have a file each, it names their directory."""
+    text = (PROJECT / "docs" / "architecture.md").read_text()
+    files = [path for path in (PROJECT / "federated").rglob("*.*") if path.suffix in (".py", ".js", ".css")]
+    named = [path.name for path in files if path.parent.name != "algorithms" and path.name != "__init__.py"]
+    scripts = [path.name for path in PROJECT.glob("*.py")]
+    assert named and [name for name in [*named, *scripts] if f"`{name}`" not in text and f"/{name}`" not in text] == []
+
+
 def test_no_function_is_too_long():
     lengths = {
         f"{name}.{node.name}": node.end_lineno - node.lineno + 1

@@ -437,7 +437,7 @@ def test_what_was_ended_says_why_and_goes_on(cluster, launch, run, tmp_path, und
     wait_until(lambda: not slurm("squeue", "-h", "-j", job, check=False))
     if how == "node":
         slurm("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # it may have come back by itself
-    told = {"scancel": "CANCELLED", "node": "NODE_FAIL", "memory": "xceeded", "before the limit": "was told to end"}[how]
+    told = {"scancel": "CANCELLED", "node": "NODE_FAIL", "memory": "xceeded", "before the limit": "got a signal to end"}[how]
     state = "0 done" if how == "memory" else "1 incomplete"  # the limit of memory may come before the trial has begun
     status = run("sweep.py", "status", "--output_dir", out, *SIZE)
     assert state in status.stdout and told in status.stdout, status.stdout

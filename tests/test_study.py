@@ -68,10 +68,10 @@ def test_a_long_name_is_cut_and_stays_unique():
         ),
         (
             ("--search", "grid", "--hparams", json.dumps({"dropout_rate": [k / 10**6 for k in range(10**5 + 1)]})),
-            "are the limit",
+            "exceed the limit",
         ),
         (("--hparams", '{"mu": [0.1, 1]}'), "unknown hyper-parameter 'mu'"),
-        (("--num_clients", *map(str, range(2, 40)), "--num_hparams", "1000"), "100000 are the limit"),
+        (("--num_clients", *map(str, range(2, 40)), "--num_hparams", "1000"), "exceed the limit of 100000"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(tmp_path, capsys, options, message):
@@ -83,7 +83,7 @@ def test_what_makes_no_sense_is_one_line(tmp_path, capsys, options, message):
 def test_a_study_is_launched_seen_and_deleted_whole_or_in_part(launch_here, call, tmp_path):
     out = tmp_path / "out"
     launched = launch_here(out, *SMALL)
-    assert launched.returncode == 0 and "They are of 4 sweeps and have 4 trials left, of 8 rounds in all." in launched.stderr
+    assert launched.returncode == 0 and "They belong to 4 sweeps, with 4 trials and 8 rounds left." in launched.stderr
     assert len(results(out)) == 4 and len(list(out.iterdir())) == 4
     assert launch_here(out, *SMALL, "--participation", 0.5).returncode == 0  # which adds to it
     assert len(list(out.iterdir())) == 8

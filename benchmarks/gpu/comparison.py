@@ -99,11 +99,11 @@ def arithmetic(settings, hparams, data, rounds, device):
 
 def plain(settings, hparams, data, rounds, device):
     """(rounds, seconds) of a plain PyTorch loop in one process, with the samples on the device, averaging there."""
-    parts = partition.split(data, settings, 0)
+    splits = partition.split(data, settings, 0)
     on_device = DeviceData(data, settings, torch.device(device))
     images, labels = on_device.gather(False, torch.arange(len(data.train_labels)))
     test_images, test_labels = on_device.gather(True, torch.arange(len(data.test_labels)))
-    indices = [torch.from_numpy(part.train).to(device) for part in parts]
+    indices = [torch.from_numpy(each.train).to(device) for each in splits]
     model = models.build(MODEL, data.spec, hparams["dropout_rate"], 0).to(device)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rng = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def plain(settings, hparams, data, rounds, device):
     def one(round):
         nonlocal state
         average = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-        for number in rng.choice(len(parts), settings.participants, replace=False):
+        for number in rng.choice(len(splits), settings.participants, replace=False):
             model.load_state_dict(state)
             model.train()
             optimizer = torch.optim.SGD(model.parameters(), lr=RATE)

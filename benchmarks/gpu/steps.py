@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.plain import optimizer_of
 from federated import algorithms, models
 from federated.algorithms.fedavg import Fedavg
-from federated.data.partition import Part
+from federated.data.partition import ClientSplit, test_set
 from federated.learning.captured import CapturedSteps
 from federated.learning.client_row import RowLayout
 from federated.learning.device_data import DeviceData
@@ -34,21 +34,21 @@ TURNS = 5  # that are timed
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 
 
-def worker_of(settings, hparams, data, parts, is_captured=True) -> Worker:
-    """A worker with the clients of `parts`, and the initial weights received."""
+def worker_of(settings, hparams, data, splits, is_captured=True) -> Worker:
+    """A worker with the clients of `splits`, and the initial weights received."""
     algorithm = algorithms.load(settings.algorithm)
     model = models.build(settings.model_arch, data.spec, hparams["dropout_rate"], 0)
     flat = Flat(model)
     shapes = {
         "broadcast": (algorithm.broadcasts, flat.size),
         "updates": (1, algorithm.uploads * flat.size),
-        "clients": (len(parts), RowLayout.of(settings, hparams, flat).length),
-        "evaluation": (len(EvaluationPlan(parts, len(data.test_labels), algorithm.personal).blocks), 2 * BLOCK),
+        "clients": (len(splits), RowLayout.of(settings, hparams, flat).length),
+        "evaluation": (len(EvaluationPlan(splits, test_set(data, settings, splits), algorithm.personal).blocks), 2 * BLOCK),
     }
     memory = SharedMatrices(shapes, shared=True)
     memory.broadcast[0] = flat.weights.numpy()
     with mock.patch.object(Fedavg, "may_be_captured", is_captured):
-        worker = Worker(settings, hparams, 0, data, parts, memory)
+        worker = Worker(settings, hparams, 0, data, splits, memory)
     worker.receive()
     return worker
 
@@ -181,7 +181,7 @@ def rows(device, tiny):
 def one_client(data):
     """One client with all samples, which holds out none."""
     nothing = np.empty(0, int)
-    return [Part(np.arange(len(data.train_labels)), nothing, nothing)]
+    return [ClientSplit(np.arange(len(data.train_labels)), nothing, nothing)]
 
 
 def transfers():

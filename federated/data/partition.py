@@ -24,7 +24,7 @@ MAX_DRAWS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ClientSplit:
     """One client's samples, as sorted indices: into the training set what it trains on and what it holds out, and into the test
     set those of its own distribution, of which it may have none."""
 
@@ -162,8 +162,8 @@ SPLIT_BY = (
 )  # fmt: skip
 
 
-def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list[Part]:
-    """The part of each client, by the partition, sizes and holdout of `settings`, a function of them and the seed.
+def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list[ClientSplit]:
+    """The split of each client, by the partition, sizes and holdout of `settings`, a function of them and the seed.
 
     The test set goes to the clients as their training samples do: see `_test_shares` and, under natural, `_tests_of_owners`.
     Raises UsageError if the samples do not suffice.
@@ -181,7 +181,7 @@ def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list
     shares = [rng.permutation(share)[:wanted] for share in given]
     divide = _tests_of_owners if settings.partition == "natural" else _test_shares
     tests = divide(data, shares, np.random.default_rng(stream_seed(trial_seed, "test_partition")))
-    parts = []
+    splits = []
     for client, (share, test) in enumerate(zip(shares, tests)):
         held_out = _held_out(len(share), settings)
         if held_out >= len(share):
@@ -190,8 +190,8 @@ def split(data: datasets.Dataset, settings: "Settings", trial_seed: int) -> list
                 f"client {client} has {len(share)} samples, of which --holdout_fraction {settings.holdout_fraction} leaves "
                 f"none to train on: {mend}"
             )
-        parts.append(Part(np.sort(share[held_out:]), np.sort(share[:held_out]), np.sort(test)))
-    return parts
+        splits.append(ClientSplit(np.sort(share[held_out:]), np.sort(share[:held_out]), np.sort(test)))
+    return splits
 
 
 def _check_own(shares: typing.Any, settings: "Settings", samples: int) -> None:
@@ -215,12 +215,12 @@ def _held_out(samples: int, settings: "Settings") -> int:
     return max(1, round(samples * settings.holdout_fraction))
 
 
-def test_set(data: datasets.Dataset, settings: "Settings", parts: list[Part]) -> np.ndarray:
+def test_set(data: datasets.Dataset, settings: "Settings", splits: list[ClientSplit]) -> np.ndarray:
     """The sorted indices of the samples that the global model is tested on: all, or those of the clients under natural, where
     the data may have more owners than the federation."""
     if settings.partition != "natural":
         return np.arange(len(data.test_labels))
-    return np.sort(np.concatenate([part.test for part in parts]))
+    return np.sort(np.concatenate([each.test for each in splits]))
 
 
 def _tests_of_owners(data: Dataset, shares: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from federated.data.partition import Part
+from federated.data.partition import ClientSplit
 
 BLOCK = 512  # samples
 
@@ -28,13 +28,13 @@ class EvaluationPlan:
     algorithm is personal, it is evaluated on the test set only, and each client's own model on what the client holds out
     and on its share of the test set. `test` has the sorted indices of the test set's samples, all or those of the clients."""
 
-    def __init__(self, parts: list[Part], test: np.ndarray, personal: bool) -> None:
+    def __init__(self, splits: list[ClientSplit], test: np.ndarray, personal: bool) -> None:
         wanted: list[tuple[bool, np.ndarray, int | None]] = [(True, test, None)]
         if personal:
-            for client, part in enumerate(parts):
-                wanted += [(False, part.val, client), (True, part.test, client)]
+            for client, each in enumerate(splits):
+                wanted += [(False, each.val, client), (True, each.test, client)]
         else:
-            wanted.append((False, np.concatenate([part.val for part in parts]), None))
+            wanted.append((False, np.concatenate([each.val for each in splits]), None))
         self.blocks = [
             Block(is_test, indices[start : start + BLOCK], client)
             for is_test, indices, client in wanted
@@ -53,10 +53,10 @@ class EvaluationPlan:
             return np.concatenate([np.empty(0, int), *chosen])
 
         self._test = places_of(True, False)
-        self._val, self._val_sizes = places_of(False, personal), [len(part.val) for part in parts]
-        tests = np.concatenate([part.test for part in parts])
+        self._val, self._val_sizes = places_of(False, personal), [len(each.val) for each in splits]
+        tests = np.concatenate([each.test for each in splits])
         self._local_test = places_of(True, True) if personal else self._test[np.searchsorted(test, tests)]
-        self._local_test_sizes = [len(part.test) for part in parts]
+        self._local_test_sizes = [len(each.test) for each in splits]
 
     def blocks_of(self, process: int, processes: int) -> list[int]:
         """Return the numbers of the blocks that `process` evaluates. All blocks of a client's own model go to one process."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from federated import algorithms
-from federated.data.partition import Part
+from federated.data.partition import ClientSplit
 from federated.learning.evaluation import EvaluationPlan
 from federated.learning.log_lines import RoundLine
 from federated.metrics import over_clients, weighted_mean
@@ -27,7 +27,7 @@ class Record:
         self,
         settings: Settings,
         plan: EvaluationPlan,
-        parts: list[Part],
+        splits: list[ClientSplit],
         broadcast_bytes: Callable[[], np.ndarray],
         update_bytes: int,
         selected_size: int = 0,
@@ -38,7 +38,7 @@ class Record:
         self.rounds, self._plan = settings.rounds, plan
         self._broadcast_bytes, self._update_bytes = broadcast_bytes, update_bytes
         self._personal = algorithms.load(settings.algorithm).personal
-        self._samples = [[len(getattr(part, name)) for part in parts] for name in ("train", "val", "test")]
+        self._samples = [[len(getattr(each, name)) for each in splits] for name in ("train", "val", "test")]
         self._val_samples = self._samples[1]
         self.arrays = {name: np.full(shape, np.nan) for name, shape in self.shapes(settings).items()}
         if selected_size:

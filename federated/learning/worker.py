@@ -7,7 +7,7 @@ import torch
 
 from federated import algorithms, models
 from federated.data.datasets import Dataset
-from federated.data.partition import Part, test_set
+from federated.data.partition import ClientSplit, test_set
 from federated.learning import compression
 from federated.learning.captured import CapturedSteps, CudaGraphs, is_capturable, sizes_to_capture
 from federated.learning.client import Client, TrainingClient
@@ -35,7 +35,13 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, hparams: dict, trial_seed: int, dataset: Dataset, parts: list[Part], memory: SharedMatrices
+        self,
+        settings: Settings,
+        hparams: dict,
+        trial_seed: int,
+        dataset: Dataset,
+        splits: list[ClientSplit],
+        memory: SharedMatrices,
     ) -> None:
         self.device = resolve_device(settings)
         self.settings, self.hparams, self.trial_seed = settings, hparams, trial_seed
@@ -50,13 +56,13 @@ class Worker:
         self._scratch_moments = torch.zeros(self.algorithm.optimizers, self.optimizer.num_moments, device=self.device)
         self._memory = memory
         self._layout = RowLayout.of(settings, hparams, self.model.flat)
-        self._samples = [part.train for part in parts]
+        self._samples = [each.train for each in splits]
         if self.algorithm.pooled:
             self._samples = [np.concatenate(self._samples)]
         self._labels, self._num_classes = dataset.train_labels, dataset.spec.num_classes
         self.train_indices = list(map(torch.from_numpy, self._samples))
         self.mean_samples = sum(map(len, self.train_indices)) / len(self.train_indices)
-        self.plan = EvaluationPlan(parts, test_set(dataset, settings, parts), self.algorithm.personal)
+        self.plan = EvaluationPlan(splits, test_set(dataset, settings, splits), self.algorithm.personal)
         self.backward: Backward = self.model.backward
         if self.device.type == "cuda" and is_capturable(self.algorithm):
             self.backward = CapturedSteps(self.model, self.frequent_sizes(), CudaGraphs(self.device))

@@ -70,7 +70,7 @@ class Scale:
 
 @dataclasses.dataclass
 class Curve:
-    """One curve: `x`, `y` and, if it has a band, `deviation`, arrays of the same length. `index` decides its look."""
+    """One curve: `x`, `y` and, if it has a band, `deviation`, arrays of the same length. `index` decides its style."""
 
     name: str
     index: int
@@ -109,9 +109,9 @@ def lines(curves: list[Curve], caption: str, x_label: str, y_label: str, unit: s
     return _figure("".join(parts), HEIGHT, caption, data, _legend(curves))
 
 
-def _text(x: float, y: float, text: str, look: str = "") -> str:
-    """A text centred at x; with the `look` "end" it ends there, with "name" it starts there."""
-    return f'<text x="{x:.4g}" y="{y:.4g}"' + f' class="{look}"' * bool(look) + f">{html.escape(text)}</text>"
+def _text(x: float, y: float, text: str, css_class: str = "") -> str:
+    """A text centred at x; with the `css_class` "end" it ends there, with "name" it starts there."""
+    return f'<text x="{x:.4g}" y="{y:.4g}"' + f' class="{css_class}"' * bool(css_class) + f">{html.escape(text)}</text>"
 
 
 def _curve(curve: Curve, x: Scale, y: Scale, low: np.ndarray, high: np.ndarray) -> str:
@@ -122,14 +122,14 @@ def _curve(curve: Curve, x: Scale, y: Scale, low: np.ndarray, high: np.ndarray) 
         band = f'<polygon points="{around}"/>'
     marked = _spread(len(across), 8)
     marks = "".join(f'<use href="#mark{curve.index % len(MARKS)}" x="{across[k]:.1f}" y="{up[k]:.1f}"/>' for k in marked)
-    return f'<g class="curve" {_look(curve.index)}>{band}<polyline points="{_points(across, up)}"/>{marks}</g>'
+    return f'<g class="curve" {_style(curve.index)}>{band}<polyline points="{_points(across, up)}"/>{marks}</g>'
 
 
 def _points(across: np.ndarray, down: np.ndarray) -> str:
     return " ".join(f"{x:.4g},{y:.4g}" for x, y in zip(across, down))
 
 
-def _look(index: int) -> str:
+def _style(index: int) -> str:
     """The attributes of curve number `index`. With their marks, 40 curves differ in more than colour."""
     colour = COLOURS[index % len(COLOURS)]
     dashes = DASHES[(index + index // len(COLOURS)) % len(DASHES)]
@@ -151,7 +151,7 @@ def _legend(curves: list[Curve]) -> str:
     for curve in curves:
         mark = f'<use href="#mark{curve.index % len(MARKS)}" x="16" y="6"/>'
         key = f'<svg viewBox="0 0 32 12" aria-hidden="true"><path d="M0 6H32"/>{mark}</svg>'
-        entries.append(f"<li><span {_look(curve.index)}>{key}</span>{html.escape(curve.name)}</li>")
+        entries.append(f"<li><span {_style(curve.index)}>{key}</span>{html.escape(curve.name)}</li>")
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
@@ -170,8 +170,8 @@ def parallel(axes: Sequence[tuple[str, Scale, Sequence[str]]], caption: str, bes
     number = across.shape[1]
     kept = [best, *(line for line in _spread(number, most) if line != best)]
     for line in kept[::-1]:  # the best one on top
-        look = 'curve best"' if line == best else f'curve" style="opacity:{0.75 - 0.5 * line / number:.2f}"'
-        parts.append(f'<g class="{look}><polyline points="{_points(across[:, line], np.array(heights))}"/></g>')
+        style = 'class="curve best"' if line == best else f'class="curve" style="opacity:{0.75 - 0.5 * line / number:.2f}"'
+        parts.append(f'<g {style}><polyline points="{_points(across[:, line], np.array(heights))}"/></g>')
     data = {
         "axes": [name for name, _, _ in axes],
         "curves": [{"name": f"Rank {line + 1}", "y": [texts[line] for _, _, texts in axes]} for line in kept[::-1]],

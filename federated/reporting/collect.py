@@ -397,7 +397,7 @@ def _read_results(directory: pathlib.Path, settings: Settings) -> dict:
     for name, value in hparams.items():
         require(type(value) in (int, float), f"hparams.{name}", value)
     if hparams_hash(hparams) != directory.parent.name:
-        raise BrokenError(f"{str(path)!r} has other hyper-parameters than its directory is named by: {shown(hparams)}")
+        raise BrokenError(f"{str(path)!r} has hyper-parameters that do not fit its directory's name: {shown(hparams)}")
     curves: typing.Any = results.get("curves")
     require(isinstance(curves, dict), "curves", curves)
     for name in CURVES:

@@ -200,15 +200,15 @@ class Report:
             f"Not compared: {cell}, where {against} has no finished trials." for cell in there if against not in there[cell]
         ]
 
-    def table(self, form: str) -> str:
+    def table(self, table_format: str) -> str:
         """The best settings, in a format of tables.render."""
-        return self.summary(form) if self.columns is None else self.pivoted(form, self.columns)
+        return self.summary(table_format) if self.columns is None else self.pivoted(table_format, self.columns)
 
-    def pivoted(self, form: str, columns: list[str]) -> str:
-        return tables.render(*pivot.table(self, columns), form)
+    def pivoted(self, table_format: str, columns: list[str]) -> str:
+        return tables.render(*pivot.table(self, columns), table_format)
 
-    def summary(self, form: str) -> str:
-        return tables.render(tables.summary(self), {(row, self.heading) for row in tables.best_rows(self.best)}, form)
+    def summary(self, table_format: str) -> str:
+        return tables.render(tables.summary(self), {(row, self.heading) for row in tables.best_rows(self.best)}, table_format)
 
     @property
     def heading(self) -> str:
@@ -218,44 +218,44 @@ class Report:
         first = pivot.notes(self) if self.columns is not None else tables.notes_on_clients(self)
         return [*tables.notes(self), *first, *tables.notes_on_trials(self)]
 
-    def sections(self, form: str, top: int | None) -> list[tuple[str, str, list[str]]]:
+    def sections(self, table_format: str, top: int | None) -> list[tuple[str, str, list[str]]]:
         """(heading, table, notes) of what follows the first table; with `top` also the best `top` settings of each sweep. With
         `columns` the first table stands for all sweeps. In github what the jobs took is no table, but lines of its own."""
-        sections = self.comparison_section(form) if self.columns is None else []
+        sections = self.comparison_section(table_format) if self.columns is None else []
         if top is not None:
             for sweep in self.rankings:
-                sections += self.of_sweep(sweep, form, top)
-        if form != "github" and self.columns is None:
-            sections.append(self.jobs_section(form))
+                sections += self.of_sweep(sweep, table_format, top)
+        if table_format != "github" and self.columns is None:
+            sections.append(self.jobs_section(table_format))
         return sections
 
-    def comparison_section(self, form: str) -> list[tuple[str, str, list[str]]]:
+    def comparison_section(self, table_format: str) -> list[tuple[str, str, list[str]]]:
         """None if nothing is compared."""
         if not len(self.comparison):
             return []
-        table = tables.render(tables.comparison(self), (), form)
+        table = tables.render(tables.comparison(self), (), table_format)
         return [("Comparison", table, tables.comparison_notes(self.comparison))]
 
-    def jobs_section(self, form: str) -> tuple[str, str, list[str]]:
-        return "Job statistics", tables.render(self.job_statistics(), (), form), []
+    def jobs_section(self, table_format: str) -> tuple[str, str, list[str]]:
+        return "Job statistics", tables.render(self.job_statistics(), (), table_format), []
 
-    def of_sweep(self, sweep: str, form: str, top: int) -> list[tuple[str, str, list[str]]]:
+    def of_sweep(self, sweep: str, table_format: str, top: int) -> list[tuple[str, str, list[str]]]:
         """The sections on a sweep's settings; what hyper-parameters and draws are worth, by search space."""
         ranking, hparams, title = self.ranking_with_stopped(sweep), self.hparams[sweep], self.title(sweep)
         at = f", by trial 0 after {self.first_rungs[sweep]} rounds, which all have" if sweep in self.stopped else ""
         by_space = self.by_space(sweep)
         notes = [f"Space {number}: {space}." for number, (space, _) in enumerate(by_space, start=1)]
-        sections = [(f"Settings of {title}", tables.render(tables.ranking(ranking[:top], hparams), (), form), notes)]
+        sections = [(f"Settings of {title}", tables.render(tables.ranking(ranking[:top], hparams), (), table_format), notes)]
         for number, (space, rows) in enumerate(by_space, start=1):
             of_space = f" (space {number})" * (len(by_space) > 1)
             if len(rows) > 1:
                 mattered = tables.importance(selection.importance(rows, hparams))
                 note = f"Absolute rank correlation (Spearman) with the validation accuracy, over {len(rows)} settings{at}."
-                sections.append((f"Importance in {title}{of_space}", tables.render(mattered, (), form), [note]))
+                sections.append((f"Importance in {title}{of_space}", tables.render(mattered, (), table_format), [note]))
             curve = selection.expected_best(rows) if space.kind == RANDOM else ()
             if len(curve):
                 note = f"Of {len(curve)} random draws, without the defaults (Dodge et al., EMNLP 2019){at}."
-                table = tables.render(tables.expected_best(curve), (), form)
+                table = tables.render(tables.expected_best(curve), (), table_format)
                 sections.append((f"Best of k draws of {title}{of_space}", table, [note]))
         return sections
 

@@ -42,8 +42,8 @@ def with_deviation(mean: float, deviation: float, digits: int = 4) -> str:
     return f"{mean:.{digits}f}" if pandas.isna(deviation) else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
-def number(value: float, form: str = ".4f") -> str:
-    return NONE if pandas.isna(value) else format(value, form)
+def number(value: float, spec: str = ".4f") -> str:
+    return NONE if pandas.isna(value) else format(value, spec)
 
 
 def interval(low: float, high: float) -> str:
@@ -114,8 +114,8 @@ def notes(report: "Report") -> list[str]:
         lines.append(
             f"As clients have models of their own with {', '.join(report.personal)}, all rows are judged on the clients' "
             f"shares of the test set, {size} samples in a trial: each test sample by the model of the client whose share it "
-            "lies in, or by the global model where clients have no other. A test sample that is in no client's share counts "
-            "in Global only."
+            "lies in, or by the global model if that client has none of its own. A test sample that is in no client's share "
+            "counts in Global only."
         )
     return lines
 
@@ -170,7 +170,7 @@ def notes_on_trials(report: "Report") -> list[str]:
     return lines
 
 
-NOISE = 0.05  # of resamples in which a setting is at least as good as the best one; else it is told from it
+NOISE = 0.05  # a setting is within noise of the best one if it is at least as good in this share of resamples
 
 
 def _certainty(report: "Report") -> list[str]:
@@ -252,7 +252,7 @@ def comparison(report: "Report") -> pandas.DataFrame:
 def comparison_notes(tests: pandas.DataFrame) -> list[str]:
     """A note on the tests, and a warning if they have too few pairs to decide."""
     lines = [
-        "Paired, two-sided t-tests of the best settings over trial seeds, corrected by Holm's method where settings are equal."
+        "Paired, two-sided t-tests of the best settings over trial seeds, corrected by Holm's method within equal settings."
     ]
     fewest = tests["n"].min()
     if fewest < 2:
@@ -324,12 +324,15 @@ _IN_LATEX = str.maketrans({
 ESCAPE: dict[str, Callable[[str], str]] = {"github": str, "latex": lambda text: text.translate(_IN_LATEX), "html": html.escape}
 
 
-def render(table: pandas.DataFrame, bold: Collection[tuple[int, Hashable]], form: str) -> str:
+def render(table: pandas.DataFrame, bold: Collection[tuple[int, Hashable]], table_format: str) -> str:
     """A table of texts in github, latex (with booktabs) or html. `bold` are the cells that stand out, as (row, column). If the
     columns are a MultiIndex, the table's index has the heads of its rows."""
-    escape = ESCAPE[form]
+    escape = ESCAPE[table_format]
     cells = [
-        [BOLD[form].format(escape(cell)) if (row, column) in bold else escape(cell) for column, cell in zip(table, values)]
+        [
+            BOLD[table_format].format(escape(cell)) if (row, column) in bold else escape(cell)
+            for column, cell in zip(table, values)
+        ]
         for row, values in enumerate(table.itertuples(index=False))
     ]
     if not isinstance(table.columns, pandas.MultiIndex):
@@ -337,14 +340,14 @@ def render(table: pandas.DataFrame, bold: Collection[tuple[int, Hashable]], form
     else:
         table = pandas.DataFrame(cells, _escaped(table.index, escape), _escaped(table.columns, escape))
         head = _grouped_head(table)
-    if form == "latex":
+    if table_format == "latex":
         options = {"escape": False, "index": head is not None, "multirow": False, "multicolumn_format": "c"}
         return table.to_latex(**options).rstrip("\n")
     if head is not None:
         table = table.set_axis([_flat(table.columns.names, values) for values in table], axis="columns").reset_index()
-    if form == "html":
+    if table_format == "html":
         return _html(table, head or "<tr>" + "".join(f"<th>{heading}</th>" for heading in table) + "</tr>")
-    return tabulate(table.values.tolist(), headers=list(table), tablefmt=form, disable_numparse=True)
+    return tabulate(table.values.tolist(), headers=list(table), tablefmt=table_format, disable_numparse=True)
 
 
 def _escaped(labels: pandas.Index, escape: Callable[[str], str]) -> pandas.Index:

@@ -91,7 +91,7 @@ def _check_dataset(name: str, data_dir: str) -> str:
     data, again = (datasets.load(name, data_dir) for _ in range(2))
     for field in ("train_inputs", "train_labels", "test_inputs", "test_labels", "train_owners", "test_owners"):
         if not np.array_equal(getattr(data, field), getattr(again, field)):
-            raise UsageError(f"{field} are others if they are read again, as each process does")
+            raise UsageError(f"{field} differ if a process reads them again, as each does")
     owners = f", {data.spec.num_owners} owners" if data.spec.num_owners else ""
     samples = f"{len(data.train_labels)} + {len(data.test_labels)} samples"
     return f"{samples} of {data.spec}, {data.spec.num_classes} classes{owners}"
@@ -122,12 +122,12 @@ def _check_partition(name: str, on: list[str], data_dir: str) -> str:
         settings = Settings(dataset=dataset, partition=name, num_clients=clients)
         data = datasets.load(dataset, data_dir)
         for seed in (0, 1):
-            parts, again = (partition.split(data, settings, seed) for _ in range(2))
-            held = np.sort(np.concatenate([samples for part in parts for samples in (part.train, part.val)]))
+            splits, again = (partition.split(data, settings, seed) for _ in range(2))
+            held = np.sort(np.concatenate([samples for each in splits for samples in (each.train, each.val)]))
             if not np.array_equal(held, np.arange(len(data.train_labels))):
                 raise UsageError(f"of {len(data.train_labels)} samples of {dataset}, {len(np.unique(held))} belong to a client")
-            if not all(np.array_equal(ours.train, theirs.train) for ours, theirs in zip(parts, again)):
-                raise UsageError(f"on {dataset} it is another one each time: it has to draw from the generator that it gets")
+            if not all(np.array_equal(ours.train, theirs.train) for ours, theirs in zip(splits, again)):
+                raise UsageError(f"on {dataset} it differs each time: it has to draw from the generator that it gets")
         tried.append(dataset)
     return f"every sample once, no empty client, the same for the same seed, on {', '.join(tried)}"
 
@@ -190,7 +190,7 @@ def _compare(trials: list[Trial], ended: dict[pathlib.Path, Outcome]) -> str:
         return "two rounds with two client processes, with one, and resumed give the same bits"
     logs = [log.read_text(errors="replace") for trial in trials for log in trial.directory.glob("*.log")]
     state = sorted({line.removeprefix(STATE) for log in logs for line in log.splitlines() if line.startswith(STATE)})
-    what = f"what changes and is kept nowhere is {'; '.join(state)}" if state else "what it keeps was not found"
+    what = f"it changes and nothing keeps {'; '.join(state)}" if state else "the check did not find the state that it keeps"
     raise UsageError(f"two rounds with two client processes give other bits {' and '.join(unlike)}: {what}")
 
 

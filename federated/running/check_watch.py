@@ -39,7 +39,8 @@ def _digest(value: object) -> bytes:
         return str(id(value)).encode()
 
 
-def tell(before: dict[str, bytes], after: dict[str, bytes], where: str) -> None:
+def print_changes(before: dict[str, bytes], after: dict[str, bytes], where: str) -> None:
+    """Print the names of state whose digests differ."""
     for name in after:
         if before.get(name) != after[name]:
             print(f"{STATE}{name} ({where})", flush=True)
@@ -50,7 +51,7 @@ class Watch(Observer):
         self._server, self._state = server, state_of(server.algorithm)
 
     def after_round(self, round: int) -> None:
-        tell(self._state, state_of(self._server.algorithm), "on the server")
+        print_changes(self._state, state_of(self._server.algorithm), "on the server")
         if round == 1 and RESUMED in self._server.trial.directory.parts:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -65,7 +66,7 @@ def watched_train(self, number, round, batches=None):
 
 def watched_upload(self, client, updates):
     upload(self, client, updates)
-    tell(self.state_before, state_of(self.algorithm, self.model.module.modules()), "in a client process")
+    print_changes(self.state_before, state_of(self.algorithm, self.model.module.modules()), "in a client process")
 
 
 TrialServer._make_observers = lambda self: [*make_observers(self), Watch(self)]  # type: ignore[method-assign]

@@ -55,7 +55,7 @@ _CODES = {
     "batch_size, a smaller model or --precision bf16)",
     OUT_OF_MEMORY_EXIT: f"ran out of memory ({_ERRORS[errno.ENOMEM]})",
     _LOG_FAILED: "could not write the end of its log",
-    UNKNOWN_EXIT: "ended, and so did the process that it was forked from, which knew how",
+    UNKNOWN_EXIT: "ended for an unknown reason: the process that knew it, from which it was forked, has ended, too",
 }
 # How torch and CUDA's libraries say that the device's memory is used up
 _DEVICE_MEMORY = (

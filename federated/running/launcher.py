@@ -7,7 +7,7 @@ import typing
 
 from federated.options import UsageError
 from federated.running import resources
-from federated.running.supervisor import Report
+from federated.running.supervisor import ReportOutcome
 from federated.settings import RunOptions, write_sweep_file
 from federated.trial import INCOMPLETE, Trial
 
@@ -51,7 +51,7 @@ class Launcher:
     def __init__(self, options: typing.Any = None) -> None:
         self.options = self.Options() if options is None else options
 
-    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
+    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: ReportOutcome) -> None:
         """Run `trials`, at least one, which lie below `output_dir`, and call report(trial, outcome) as each has ended. The
         trials that it returns may be run, too: if none of them is, launch() is called again. A launcher that queues trials may
         return before they have run. Raises UsageError before anything is made."""
@@ -66,12 +66,12 @@ class Launcher:
         known now."""
         return {}
 
-    def launch_next(self, output_dir: pathlib.Path, then: QueuedLaunch) -> bool:
+    def launch_next(self, output_dir: pathlib.Path, next_launch: QueuedLaunch) -> bool:
         """Have a launch follow once the trials of its sweeps that are queued have ended. Returns False if this launcher has no
         way to do so, and the user has to launch again."""
         return False
 
-    def next_commands(self, output_dir: pathlib.Path, then: QueuedLaunch) -> list[str]:
+    def next_commands(self, output_dir: pathlib.Path, next_launch: QueuedLaunch) -> list[str]:
         """What launch_next() would have a shell do after commands()."""
         return []
 

@@ -79,7 +79,7 @@ def trial_commands(trial: Trial, address: str | None, client_processes: int, run
         return {"host": address} | {name: getattr(run, name) for name in names_of(options)}
 
     of_server = trial.server_options() | of(ServerOptions) | {"client_processes": client_processes}
-    of_server["keep_checkpoints"] |= trial.goes_on
+    of_server["keep_checkpoints"] |= trial.may_get_more_rounds
     commands = {"server": script_command("server_benchmark.py", of_server)}
     for process in range(client_processes):
         of_client = of(ProcessOptions) | {"process": process}

@@ -70,8 +70,8 @@ class TrialServer:
         self.spec = data.spec
         if self._is_private:
             models.check_has_no_statistics(self.settings.model_arch, data.spec)
-        parts = partition.split(data, self.settings, trial.trial_seed)
-        self.plan = EvaluationPlan(parts, partition.test_set(data, self.settings, parts), self.algorithm.personal)
+        splits = partition.split(data, self.settings, trial.trial_seed)
+        self.plan = EvaluationPlan(splits, partition.test_set(data, self.settings, splits), self.algorithm.personal)
         seed = stream_seed(trial.trial_seed, "model")
         flat = Flat(models.build(self.settings.model_arch, data.spec, hparams["dropout_rate"], seed))
         self.memory = self._shared_memory(flat)
@@ -85,12 +85,12 @@ class TrialServer:
         self.algorithm.start(self.state)
         self.average = torch.empty(self.algorithm.uploads, flat.size)
         self._updates = [torch.from_numpy(row).view(self.algorithm.uploads, -1) for row in self.memory.updates]
-        samples = np.array([len(part.train) for part in parts])
+        samples = np.array([len(each.train) for each in splits])
         self._samples = np.array([samples.sum()]) if self.algorithm.pooled else samples
         self._batches = np.array([len(batch_sizes(int(count), hparams)) for count in self._samples])  # of an epoch
         update_bytes = self.algorithm.uploads * compression.message_bytes(self.settings, flat)
         selected_size = flat.size if options.save_model else 0
-        self.record = Record(self.settings, self.plan, parts, self._broadcast_bytes, update_bytes, selected_size)
+        self.record = Record(self.settings, self.plan, splits, self._broadcast_bytes, update_bytes, selected_size)
 
     def _shared_memory(self, flat: Flat) -> SharedMatrices:
         kept = RowLayout.of(self.settings, self.trial.hparams, flat).length
@@ -334,7 +334,7 @@ class TrialServer:
         self._hub.close()
         for observer in self._observers:
             observer.finish()
-        where = provenance.describe() | {
+        origin = provenance.describe() | {
             "devices": [self.devices[process] for process in range(self.processes)],
             "seconds": self.clock.seconds,
             "runs": self.runs,
@@ -345,8 +345,8 @@ class TrialServer:
         }
         kind = {"personal": self.algorithm.personal, "has_global_model": self.algorithm.has_global_model}
         self.trial.check_not_taken_over()
-        results = self.trial.description() | kind | privacy.described(self.settings) | self.record.results()
-        results |= {"provenance": where}
+        results = self.trial.description() | kind | privacy.description(self.settings) | self.record.results()
+        results |= {"provenance": origin}
         if self.trial.rounds_done() < self.settings.rounds:  # else they belong to these results
             for option, paths in self.trial.extras().items():
                 for path in paths if not getattr(self.options, option) else ():

@@ -11,7 +11,7 @@ from federated.options import UsageError, say
 from federated.running import checkpoint, resources
 from federated.running.launcher import check_writable
 from federated.running.progress import Progress
-from federated.running.supervisor import Outcome, Report
+from federated.running.supervisor import Outcome, ReportOutcome
 from federated.settings import Settings, remove_sweep_file
 from federated.trial import KEPT, Trial, remove_job_dir, sets_there
 
@@ -100,7 +100,7 @@ def halved_sweeps(sets: typing.Iterable[list[Trial]], options: HalvingOptions) -
 def _of_rounds(trial: Trial, rounds: int) -> Trial:
     """A trial with fewer rounds, from which it may go on. One that was begun with more and has not ended runs these."""
     begun = min(checkpoint.rounds_asked(trial.directory), trial.settings.rounds)
-    return dataclasses.replace(trial, settings=trial.settings.with_rounds(max(rounds, begun)), goes_on=True)
+    return dataclasses.replace(trial, settings=trial.settings.with_rounds(max(rounds, begun)), may_get_more_rounds=True)
 
 
 def _share(rounds: int, of: int) -> str:
@@ -142,7 +142,9 @@ class Rungs:
     def _is_new(self, trial: Trial) -> bool:
         return trial.directory not in self._busy and (trial.directory, trial.settings.rounds) not in self.begun
 
-    def run(self, launch: typing.Callable[[list[Trial], Report], None], progress: Progress, is_dry: bool = False) -> None:
+    def run(
+        self, launch: typing.Callable[[list[Trial], ReportOutcome], None], progress: Progress, is_dry: bool = False
+    ) -> None:
         """Call launch(trials, report) until nothing more can be run now. If `is_dry`, nothing is noted on disk. Raises
         UsageError if launch() does, or nothing can be noted."""
         self._progress, noted = progress, [] if is_dry else list(self._sweeps.values())
@@ -160,7 +162,7 @@ class Rungs:
             raise
 
     def _ended(self, trial: Trial, outcome: Outcome) -> list[Trial]:
-        """Report a trial. Returns the trials that follow once its rung is decided."""
+        """Report a trial's outcome. Returns the trials that follow once its rung is decided."""
         self._progress.report(trial, outcome)
         self._offered.pop(trial.directory, None)
         self._in_flight[trial.sweep_dir] -= 1

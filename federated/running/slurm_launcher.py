@@ -30,7 +30,7 @@ from federated.lock import Lock, LockedError, read_lock
 from federated.options import UsageError, command_words, integer, option, say, shown
 from federated.running import snapshot
 from federated.running.launcher import PROCESS_BYTES, Launcher, QueuedLaunch, QueuedTrial, check_writable, client_processes
-from federated.running.supervisor import Done, Failure, Report
+from federated.running.supervisor import Done, Failure, ReportOutcome
 from federated.settings import RunOptions, Settings
 from federated.trial import FAILED, INCOMPLETE, QUEUED, RUNNING, Trial
 
@@ -89,7 +89,7 @@ class Slurm(Launcher):
 
     Options = SlurmOptions
 
-    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: Report) -> None:
+    def launch(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions, report: ReportOutcome) -> None:
         arrays = self._arrays(trials, output_dir, run)  # raises UsageError before anything is made
         check_writable(trials)
         with self._alone(output_dir) as records:
@@ -135,39 +135,41 @@ class Slurm(Launcher):
         commands = [f"cd {shlex.quote(str(version.HERE))}", shlex.join([sys.executable, "-c", freeze]), "jobs="]
         return commands + [line for array in self._arrays(trials, output_dir, run) for line in array.shell_commands()]
 
-    def next_commands(self, output_dir: pathlib.Path, then: QueuedLaunch) -> list[str]:
-        return [] if self.options.wait else self._next_launch(output_dir, then).shell_commands()
+    def next_commands(self, output_dir: pathlib.Path, next_launch: QueuedLaunch) -> list[str]:
+        return [] if self.options.wait else self._next_launch(output_dir, next_launch).shell_commands()
 
-    def launch_next(self, output_dir: pathlib.Path, then: QueuedLaunch) -> bool:
+    def launch_next(self, output_dir: pathlib.Path, next_launch: QueuedLaunch) -> bool:
         if self.options.wait:
             return False
         with self._alone(output_dir) as records:
-            if not self._is_carried_on(self.next_launches(output_dir), then):
+            if not self._is_carried_on(self.next_launches(output_dir), next_launch):
                 queued = self.queued(output_dir).items()
-                active = {each.job for path, each in queued if each.is_active() and path.parent.parent.name in then.sweeps}
+                active = {
+                    each.job for path, each in queued if each.is_active() and path.parent.parent.name in next_launch.sweeps
+                }
                 snapshot.take(records.parent / CODE)
                 arrays = sorted({job.partition("_")[0] for job in active})
-                self._submit(self._next_launch(output_dir, then), "".join(f":{array}" for array in arrays))
+                self._submit(self._next_launch(output_dir, next_launch), "".join(f":{array}" for array in arrays))
         return True
 
     @staticmethod
-    def _is_carried_on(launches: list[QueuedLaunch], then: QueuedLaunch) -> bool:
-        """Whether other launches that are queued do what `then` would: those that came after the one that this process runs,
-        else those of the same words."""
+    def _is_carried_on(launches: list[QueuedLaunch], next_launch: QueuedLaunch) -> bool:
+        """Whether other queued launches do what `next_launch` would: those that came after the one that this process runs, else
+        those of the same command line."""
         this = next((number for number, each in enumerate(launches) if each.is_this), None)
         if this is None:  # one that runs already may have looked before
-            others = [each for each in launches if each.state == QUEUED and each.words == then.words]
+            others = [each for each in launches if each.state == QUEUED and each.words == next_launch.words]
         else:
             others = [each for each in launches[this + 1 :] if each.is_active()]
-        return then.sweeps <= {sweep for each in others for sweep in each.sweeps}
+        return next_launch.sweeps <= {sweep for each in others for sweep in each.sweeps}
 
-    def _next_launch(self, output_dir: pathlib.Path, then: QueuedLaunch) -> Array:
+    def _next_launch(self, output_dir: pathlib.Path, next_launch: QueuedLaunch) -> Array:
         """The job that runs a launch."""
         directory = output_dir.absolute() / RECORDS / f"next-{_now()}"
         known = {
-            "words": then.words,
-            "sweeps": sorted(then.sweeps),
-            "begun": sorted([str(path.relative_to(output_dir)), rounds] for path, rounds in then.begun),
+            "words": next_launch.words,
+            "sweeps": sorted(next_launch.sweeps),
+            "begun": sorted([str(path.relative_to(output_dir)), rounds] for path, rounds in next_launch.begun),
         }
         size = ["--nodes=1", "--ntasks=1", "--cpus-per-task=1", f"--mem={2 * PROCESS_BYTES >> 20}M"]
         command = [
@@ -248,7 +250,7 @@ exec {shlex.join(command)}
         say(f"Submitted job {job}: {array.what}, its script and logs in {str(array.directory)!r}")
         return job
 
-    def _wait(self, trials: list[Trial], output_dir: pathlib.Path, report: Report) -> None:
+    def _wait(self, trials: list[Trial], output_dir: pathlib.Path, report: ReportOutcome) -> None:
         waiting = {trial.directory: trial for trial in trials}
         failures = {trial.directory: len(trial.failures()) for trial in trials}
         ended: set[pathlib.Path] = set()
@@ -460,7 +462,7 @@ def _listed_launch(record: pathlib.Path) -> QueuedLaunch:
         begun = frozenset((output_dir / path, int(rounds)) for path, rounds in known["begun"])
         return QueuedLaunch("", INCOMPLETE, "", frozenset(known["sweeps"]), tuple(known["words"]), begun)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UsageError(f"{str(record / LAUNCH)!r} is no launch: if its job is not left, remove it") from error
+        raise UsageError(f"{str(record / LAUNCH)!r} is no launch: if its job has ended, remove it") from error
 
 
 def words_of_launch(path: pathlib.Path) -> list[str]:

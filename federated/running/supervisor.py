@@ -81,7 +81,7 @@ class Failure:
 
 
 Outcome = Done | Failure
-Report = typing.Callable[[Trial, Outcome], typing.Iterable[Trial] | None]  # returns trials that are to be run, too
+ReportOutcome = typing.Callable[[Trial, Outcome], typing.Iterable[Trial] | None]  # returns trials that are to be run, too
 
 
 class RunningTrial:
@@ -197,7 +197,9 @@ class RunningTrial:
 Begin = typing.Callable[[Trial, int], RunningTrial]
 
 
-def run_trials(trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries: int, report: Report, devices: int = 0) -> None:
+def run_trials(
+    trials: typing.Iterable[Trial], begin: Begin, jobs: int, retries: int, report: ReportOutcome, devices: int = 0
+) -> None:
     """Run `trials`, `jobs` at a time: the loop that all local launchers share.
 
     begin(trial, slot) starts a trial in a slot from 0 to jobs - 1 that no other running one has. Slots with the same remainder
