@@ -249,8 +249,9 @@ def test_a_trial_that_was_begun_with_all_rounds_runs_them(launch_here, tmp_path,
     trial = kill_after(Sweep(out, *OPTIONS, "--rounds", "8", "--jobs", "1", "--checkpoint_seconds", "0"), 1)
     if between_renames and (trial / CHECKPOINT).exists():
         (trial / CHECKPOINT).rename(trial / PREVIOUS)
+    had_begun = (trial / CHECKPOINT).exists() or (trial / PREVIOUS).exists()  # else the kill came before the first checkpoint
     assert launch_here(out, *OPTIONS, *HALVED).returncode == 0
-    assert rounds_done(trial) in (2, 8) and finals(out).items() <= full.items()
+    assert rounds_done(trial) in ((8,) if had_begun else (2, 4, 8)) and finals(out).items() <= full.items()
 
 
 def test_nothing_is_made_before_it_is_known_that_trials_can_run(launch_here, call, tmp_path):
