@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.launch is not None:
         time.sleep(WAIT_SECONDS)  # results that were written on another host may take a moment to be seen
         return sweep.main([*words_of_launch(args.launch), *command_words({"extension": tuple(args.extension)})])
-    with interrupted_by_signals("ending; the checkpoints stay."):
+    with interrupted_by_signals("ending; the checkpoints stay.", process_ends=True):
         return run_element(args)
 
 

@@ -674,8 +674,9 @@ def _add_picture(parser: Parser) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     stays = "results and checkpoints stay, and the same command resumes from them"
+    message = f"ending; {'nothing is left behind' if args.command == 'verify' else stays}."
     try:
-        with interrupted_by_signals(f"ending; {'nothing is left behind' if args.command == 'verify' else stays}."):
+        with interrupted_by_signals(message, process_ends=argv is None):
             return COMMANDS[args.command][0](args)
     except UsageError as error:
         say(f"sweep.py {args.command}: error: {error}")

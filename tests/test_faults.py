@@ -420,7 +420,7 @@ def test_a_running_trial_is_neither_run_twice_nor_deleted(call, launch_here, tmp
         states = call("sweep.py", "status", "--output_dir", out, "--num_hparams", 1, "--num_trials", 1).stdout
         assert states.startswith("Running: ") and "1 running" in states
         again = launch_here(out, *ENDLESS)
-        assert again.returncode == 3 and "being run by another sweep" in again.stderr
+        assert again.returncode == 3 and "or another sweep runs them" in again.stderr
         for command in ("delete_all", "delete_incomplete"):
             deleted = call(
                 "sweep.py", command, "--output_dir", out, "--num_hparams", 1, "--num_trials", 1, "--skip_confirmation"

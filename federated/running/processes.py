@@ -333,10 +333,11 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def interrupted_by_signals(message: str) -> Iterator[None]:
+def interrupted_by_signals(message: str, process_ends: bool) -> Iterator[None]:
     """Context in which the first SIGINT, SIGTERM or SIGHUP prints `message` and raises Interrupted. Further ones are ignored:
-    killing the trials' processes and tidying up is as fast as ending without. A signal that this process was started to
-    ignore, such as nohup's SIGHUP, stays ignored."""
+    killing the trials' processes and tidying up is as fast as ending without. They are also ignored after the context if the
+    process ends then; a notebook continues. A signal that this process was started to ignore, such as nohup's SIGHUP, stays
+    ignored."""
 
     def interrupt(signum: int, frame: object) -> None:
         for each in before:
@@ -352,5 +353,5 @@ def interrupted_by_signals(message: str) -> Iterator[None]:
             signal.signal(each, interrupt)
         yield
     finally:
-        for each, handler in before.items():  # a notebook continues
-            signal.signal(each, handler)
+        for each, handler in before.items():
+            signal.signal(each, signal.SIG_IGN if process_ends else handler)
