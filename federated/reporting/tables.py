@@ -159,11 +159,9 @@ def notes_on_trials(report: "Report") -> list[str]:
                 f"{title} is judged on the trial seeds that all its sets have, {row['trial_seeds'].replace(' ', ', ')}; "
                 f"{row['trials_left_out']} more finished trials are left out."
             )
-        if row["sets_unfinished"] or row["sets_diverged"]:
-            lines.append(
-                f"{title}: left out are {row['sets_unfinished']} hyper-parameter sets that lack trials which others have, and "
-                f"{row['sets_diverged']} with trials that diverged."
-            )
+        reasons = {"that lack trials which others have": "sets_unfinished", "with trials that diverged": "sets_diverged"}
+        if left_out := [f"{row[column]} {reason}" for reason, column in reasons.items() if row[column]]:
+            lines.append(f"{title}: hyper-parameter sets left out: {', '.join(left_out)}.")
         if len(report.spaces[sweep]) > 1:
             counts = [f"{len(rows)} from {space}" for space, rows in report.by_space(sweep)]
             lines.append(f"{title} has hyper-parameter sets of several search spaces: {'; '.join(counts)}.")
