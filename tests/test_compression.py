@@ -142,7 +142,8 @@ def test_bytes_sent_are_those_of_the_encoded_message(settings, sent):
     assert compression.message_bytes(Settings(**settings), flat) == sent
 
 
-@pytest.mark.parametrize("names", [["Fedavg", "Fedbabu", "Ditto"], pytest.param(ONE_VECTOR, marks=pytest.mark.slow, id="all")])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["Fedavg", "Fedbabu", "Ditto"], pytest.param(ONE_VECTOR, id="all")])
 def test_results_are_the_same_for_any_processes_and_after_a_break(launch_here, tmp_path, names):
     options = (
         "--algorithm", *names, "--compression", "topk", "quantize", "--bits", 4, "--num_clients", 4, "--participation", 0.5,

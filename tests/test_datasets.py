@@ -298,6 +298,7 @@ def readers(data_dir, number, **options):
     return [(process.communicate(timeout=HUNG)[0], process.returncode) for process in started]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_several_processes_read_for_the_first_time_at_once(shared_data):
     """One decodes, the others wait; what a killed one left goes."""

@@ -95,6 +95,7 @@ ssize_t write(int fd, const void *bytes, size_t count) {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_quota_is_named(launch, tmp_path):
     """Of which a checkpoint takes the rest."""

@@ -740,6 +740,7 @@ datasets.register("unlike", datasets.Spec((3,), 2, read))
 """
 
 
+@pytest.mark.slow
 def test_check_names_what_leaks(run, study, tmp_path):
     (tmp_path / "leaky.py").write_text(LEAKY)
     checked = run("sweep.py", "check", study, "leaky.py")

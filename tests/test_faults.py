@@ -219,12 +219,13 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(tmp_path):
     assert code == 143 and "SIGHUP" not in output and "SIGINT" not in output, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first_of_container", "signum", "code"),
     [
         (False, signal.SIGINT, 130),
-        pytest.param(False, signal.SIGTERM, 143, marks=pytest.mark.slow),
-        pytest.param(True, signal.SIGINT, 130, marks=pytest.mark.slow),
+        (False, signal.SIGTERM, 143),
+        (True, signal.SIGINT, 130),
         (True, signal.SIGTERM, 143),
     ],
 )
@@ -246,6 +247,7 @@ def test_the_script_passes_on_the_signal_that_it_gets(tmp_path, first_of_contain
     wait_until_dead(roles.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_nothing")
 def test_ctrl_c_again_and_again_ends_at_once_and_leaves_nothing(tmp_path):
     sweep = Sweep(tmp_path / "out", *ENDLESS)
@@ -397,6 +399,7 @@ def test_a_lock_of_another_host_is_only_taken_over_when_told_to(launch_here, cal
     assert not (trial / "lock").exists() and call("sweep.py", "status", *size).stdout.startswith("Done: ")
 
 
+@pytest.mark.slow
 def test_who_lost_its_trial_to_another_host_lets_go_of_it(tmp_path):
     """Such as a node that Slurm had given up."""
     sweep = Sweep(tmp_path / "out", *ENDLESS, "--checkpoint_seconds", "0")
@@ -453,6 +456,7 @@ def test_waiting_for_a_slower_process_is_not_silence(call, tmp_path):
     assert json.loads(path.read_text())["curves"]["round_seconds"][0] > 6  # or else it shows nothing
 
 
+@pytest.mark.slow
 @both_launchers
 @pytest.mark.usefixtures("leaves_nothing")
 def test_two_sweeps_share_the_work(call, tmp_path, launcher):

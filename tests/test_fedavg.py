@@ -48,7 +48,11 @@ SGD = {"batch_size": 32, "dropout_rate": 0.5, "learning_rate": 0.05, "momentum":
 @pytest.mark.parametrize(
     ("settings", "hparams"),
     [
-        (Settings(model_arch="cnn", dataset="fashion_mnist", rounds=2, samples_per_client=150), ADAM),
+        pytest.param(
+            Settings(model_arch="cnn", dataset="fashion_mnist", rounds=2, samples_per_client=150),
+            ADAM,
+            marks=pytest.mark.slow,
+        ),
         (Settings(rounds=2, local_optimizer="sgd", local_epochs=2), SGD),
         (Settings(rounds=2, num_clients=3, partition="quantity", samples_per_client=None), ADAM),
         (Settings(rounds=3, num_clients=3, optimizer_state="reset"), ADAM),

@@ -188,6 +188,7 @@ def test_kills_in_any_rung_change_nothing(launch_here, tmp_path, full, seed):
     assert results(out) == results(tmp_path / "whole") and finals(out).items() <= full.items()
 
 
+@pytest.mark.slow
 def test_more_sets_are_judged_with_those_that_are_there(launch_here, tmp_path):
     out = tmp_path / "out"
     assert launch_here(out, *OPTIONS, *HALVED, "--num_hparams", 3).returncode == 0
@@ -214,6 +215,7 @@ def test_a_set_that_diverged_is_out(launch_here, call, tmp_path):
     assert again.returncode == 2 and "--halving leaves out sets that diverged" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_rung_waits_for_a_trial_that_failed(launch_here, tmp_path, full):
     """Its sweep alone: another one goes on."""
     out = tmp_path / "out"
@@ -243,6 +245,7 @@ def test_checkpoints_are_kept_if_asked_and_no_longer_needed_if_not(launch_here, 
     assert len(finals(out)) == 8 and finals(out).items() <= full.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between_renames", [False, True])
 def test_a_trial_that_was_begun_with_all_rounds_runs_them(launch_here, tmp_path, full, between_renames):
     out = tmp_path / "out"

@@ -51,6 +51,7 @@ def test_more_rounds_are_those_of_a_sweep_that_had_them_from_the_start(launch_he
     assert [run["round"] for run in runs] == ([0, 4, 7] if kept else [0])
 
 
+@pytest.mark.slow
 def test_the_best_model_and_the_events_are_those_of_all_rounds(launch_here, tmp_path):
     """The best model of four rounds is the last, which a sweep of more rounds does not evaluate."""
     options = (*STATEFUL, *SPARSE, "--hparams", '{"learning_rate": 0.01}', "--save_model", "--tensorboard")
@@ -166,6 +167,7 @@ def test_rounds_grow_only_as_asked_and_confirmed(launch_here, call, finished_cop
     assert trial_of(out) == longer
 
 
+@pytest.mark.slow
 def test_kept_checkpoints_are_told_kept_used_and_deleted(launch_here, call, tmp_path):
     out, options = tmp_path / "out", ("--algorithm", "Scaffold", "Fedavg", "Ditto", "--num_clients", 5, "--num_hparams", 1)
     launched = launch_here(out, *options, "--local_optimizer", "sgd", KEEP, "--save_model", "--algorithm", "Scaffold", "Ditto")

@@ -34,8 +34,9 @@ print("NUMBERS", json.dumps({"rounds": len(rounds), "clients": len(clients), "al
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("is_script", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("is_script", [False, True])
 def test_a_notebook_launches_a_study_and_has_its_frames(tmp_path, is_script):
     (tmp_path / "my study.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "my study.py") if is_script else "-", str(tmp_path / "out")]

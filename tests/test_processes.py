@@ -5,6 +5,7 @@ import pytest
 from helpers import HUNG, PROJECT
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_forks_find_everything_imported(tmp_path):
     """From a directory that is not the project's."""

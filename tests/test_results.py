@@ -459,6 +459,7 @@ def test_trials_of_unlike_processors_are_told(tmp_path, capsys):
     assert line in collected(capsys, tmp_path).err and any(line in note for note in numbers(capsys, tmp_path)["notes"])
 
 
+@pytest.mark.slow
 def test_a_hyper_parameter_may_have_the_name_of_a_column(tmp_path, capsys, monkeypatch):
     """As rank is one of an adapter, and of a setting among others. Who reads knows nothing of it."""
     with monkeypatch.context() as patch:
@@ -479,6 +480,7 @@ def test_without_pyarrow_parquet_is_refused(run_without, tmp_path):
     assert "needs pyarrow" in line and not list(tmp_path.glob("*parquet*"))
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_best_commands_train_the_best_settings_again(launch_here, tmp_path, capsys, monkeypatch):
     """Each a random draw with values fixed by hand, with settings that are no defaults, launched from another directory. Of

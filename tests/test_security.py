@@ -36,6 +36,7 @@ def listening_sockets(pid):
     return [line[1] for line in lines if line[9] in inodes]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.usefixtures("leaves_nothing")
 def test_no_port_is_open_by_default(tmp_path):
@@ -50,8 +51,9 @@ def test_no_port_is_open_by_default(tmp_path):
         sweep.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("over_tcp", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("over_tcp", [True, False])
 def test_the_key_is_in_no_argument_and_no_file(tmp_path, free_port, over_tcp):
     host = ("--host", f"127.0.0.1:{free_port}") if over_tcp else ()
     environment = {"FEDERATED_KEY": "correct horse"} if over_tcp else {}

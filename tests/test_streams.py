@@ -49,6 +49,7 @@ def test_no_command_needs_the_streams_that_are_closed(tmp_path, closed):
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_script_ends_by_naming_the_page(tmp_path):
     """Also if a trial has failed, as one that has diverged."""
     options = ("--local_optimizer", "sgd", "--hparams", '{"learning_rate": 1e30}', "--num_hparams", "1")

@@ -15,6 +15,7 @@ def pairs(rows, name):
     return list(rows.set_index("round")[name].dropna().astype("float32").items())
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_the_frame(launch_here, call, tmp_path):
     """Of rounds without an evaluation, clients that do not train in each round, and clients with models of their own, too."""
     out, sweep = tmp_path / "out", ("--algorithm", "Fedavg", "Ditto", "--num_trials", 2)
