@@ -311,7 +311,7 @@ def launch(args: argparse.Namespace) -> int:
         say(f"Nothing to launch! Exiting...All jobs {'are done or failed' if failed else 'are done'}.")
         return 0
     trials = [trial for job in to_launch for trial in job.left(args.again)]
-    say_what_is_launched(to_launch, trials, "They belong to {} sweeps, with {} trials and {} rounds left.")
+    say_what_is_launched(to_launch, trials, "Sweeps: {}, trials left: {}, rounds left: {}.")
     check(trials, run)
     say_what_is_extended([trial for job in to_launch for trial in job.shorter()], run)
     if run.keep_checkpoints:
@@ -336,7 +336,7 @@ def launch_halved(
     code, trials, is_dry = 0, rungs.first(), args.command_launcher == command_launchers.DRY_RUN
     if trials:
         to_launch = [job for job in jobs if job.output_dir in {trial.job_dir for trial in trials}]
-        say_what_is_launched(to_launch, trials, "They belong to {} sweeps. First, {} trials run {} rounds in all.")
+        say_what_is_launched(to_launch, trials, "Sweeps: {}, trials of the next rung: {}, rounds: {}.")
         if before is None:  # else it was checked and asked
             check([trial for job in jobs for trial in job.trials], run)
             say_what_is_kept(trials, run, output_dir)

@@ -83,7 +83,7 @@ def test_what_makes_no_sense_is_one_line(tmp_path, capsys, options, message):
 def test_a_study_is_launched_seen_and_deleted_whole_or_in_part(launch_here, call, tmp_path):
     out = tmp_path / "out"
     launched = launch_here(out, *SMALL)
-    assert launched.returncode == 0 and "They belong to 4 sweeps, with 4 trials and 8 rounds left." in launched.stderr
+    assert launched.returncode == 0 and "Sweeps: 4, trials left: 4, rounds left: 8." in launched.stderr
     assert len(results(out)) == 4 and len(list(out.iterdir())) == 4
     assert launch_here(out, *SMALL, "--participation", 0.5).returncode == 0  # which adds to it
     assert len(list(out.iterdir())) == 8
