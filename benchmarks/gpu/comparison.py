@@ -25,7 +25,7 @@ from federated.settings import Settings
 from hparams_registry import default_hparams
 
 CLIENTS, SAMPLES, CHOSEN, BATCH, EVERY, ROUNDS, ALL_ROUNDS = 1000, 50, 50, 10, 10, 150, 1500
-MODEL, RATE = "cnn_reddi", 0.1
+MODEL, RATE = "cnn_femnist", 0.1
 
 
 def rows(device, tiny):

@@ -31,7 +31,7 @@ class Model(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = models.build("cnn_reddi", datasets.REGISTRY["cifar10"], 0.5, 0)
+        self.layers = models.build("cnn_femnist", datasets.REGISTRY["cifar10"], 0.5, 0)
 
     def forward(self, images):
         return self.layers(images)
