@@ -147,7 +147,7 @@ def test_rounds_grow_only_as_asked_and_confirmed(launch_here, call, finished_cop
     ):
         refused = call("sweep.py", "launch", *sweep, *options)
         assert refused.returncode == 2 and message in refused.stderr.splitlines()[-1]
-    assert "with 2 trials and 6 rounds left" in refused.stderr
+    assert "trials left: 2, rounds left: 6." in refused.stderr
     assert "0 resume from kept checkpoints, 2 start again" in refused.stderr
     assert (results(out), sweep_file.read_text()) == before
     assert "2 jobs: 2 done" in call("sweep.py", "status", "--output_dir", out, *sweep[4:]).stdout
