@@ -58,12 +58,18 @@ def bound_log(path: pathlib.Path) -> None:
     size = path.stat().st_size
     if size <= 3 * LOG_BYTES:
         return
-    with open(path, "r+b") as file, open(path, "ab") as end:
+    with open(path, "r+b") as file:
         file.seek(-LOG_BYTES, os.SEEK_END)
         last = (file.read(LOG_BYTES) + file.read(LOG_BYTES))[-LOG_BYTES:]  # the second: what was written during the first
         size = file.tell()
-        file.truncate(LOG_BYTES)
-        end.write(f"\n… {size - 2 * LOG_BYTES} bytes left out …\n".encode() + last)
+        file.seek(LOG_BYTES)
+        file.write(f"\n… {size - 2 * LOG_BYTES} bytes left out …\n".encode() + last)
+        end = file.tell()
+        file.seek(size)
+        meanwhile = file.read(LOG_BYTES)
+        file.seek(end)
+        file.write(meanwhile)
+        file.truncate()
 
 
 def read_end(path: pathlib.Path, max_bytes: int) -> bytes:
