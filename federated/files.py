@@ -58,18 +58,14 @@ def bound_log(path: pathlib.Path) -> None:
     size = path.stat().st_size
     if size <= 3 * LOG_BYTES:
         return
-    with open(path, "r+b") as file:
-        file.seek(-LOG_BYTES, os.SEEK_END)
-        last = (file.read(LOG_BYTES) + file.read(LOG_BYTES))[-LOG_BYTES:]  # the second: what was written during the first
-        size = file.tell()
-        file.seek(LOG_BYTES)
-        file.write(f"\n… {size - 2 * LOG_BYTES} bytes left out …\n".encode() + last)
-        end = file.tell()
-        file.seek(size)
-        meanwhile = file.read(LOG_BYTES)
-        file.seek(end)
-        file.write(meanwhile)
-        file.truncate()
+    with open(path, "r+b", buffering=0) as file:
+        descriptor, source = file.fileno(), size - LOG_BYTES
+        target = LOG_BYTES + os.pwrite(descriptor, f"\n… {size - 2 * LOG_BYTES} bytes left out …\n".encode(), LOG_BYTES)
+        # Also what is written meanwhile, but a process that writes faster than this copies does not go on for ever
+        while source < size + LOG_BYTES and (chunk := os.pread(descriptor, 1 << 20, source)):
+            target += os.pwrite(descriptor, chunk, target)
+            source += len(chunk)
+        os.truncate(descriptor, target)
 
 
 def read_end(path: pathlib.Path, max_bytes: int) -> bytes:
