@@ -87,7 +87,7 @@ def exit_with(main: Callable[[], int]) -> typing.NoReturn:
             code: typing.Any = main()
         except SystemExit as ended:  # argparse's, after --help or a wrong option
             code = ended.code
-        except KeyboardInterrupt:  # in a command that leaves nothing behind, or before one began
+        except KeyboardInterrupt:  # in a command that handles no signals, or before one does
             code = 128 + signal.SIGINT
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)  # the code is known
