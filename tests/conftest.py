@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 
 import helpers
 import pytest
+import slurm_cluster
 from helpers import HUNG, PROJECT, SHARED_DATA, cannot, processes_of, wait_until
 
 from federated.running.processes import preload
@@ -213,6 +214,16 @@ def need_programs(request, tmp_path_factory):
                 cannot(f"{needs}: {done.stderr.strip().splitlines()[-1]}")
 
     return need_programs
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, need_programs):
+    """A Slurm of two nodes, see slurm_cluster.py."""
+    need_programs(slurm_cluster.COMMANDS, ["slurm-wlm", "munge"])
+    if os.geteuid():
+        cannot("only root can start a Slurm cluster")
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
 
 
 @pytest.fixture
