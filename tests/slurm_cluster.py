@@ -17,10 +17,11 @@ COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch")
 MUNGE = {
     "key-file": "key", "socket": "munge.sock", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "seed",
 }  # fmt: skip
+FIRST_PORT = 26917  # of the first worker of pytest-xdist; Linux gives none of these to a client's connection
 # A requeued job begins again seconds later with cred_expire=5; with 3 it did not within a minute, and without it took two.
 CONFIG = """ClusterName=fake
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=26917
+SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -50,7 +51,7 @@ KillWait=5
 MinJobAge=15
 SlurmdTimeout=10
 MaxArraySize=3
-NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[26918-26919] CPUs=4 RealMemory=16000 State=UNKNOWN
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=4 RealMemory=16000 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 SlurmdParameters=config_overrides
@@ -59,7 +60,7 @@ SlurmdParameters=config_overrides
 
 @contextlib.contextmanager
 def running(directory):
-    """Starts the cluster with its files below `directory`. Yields start(name) and started[name], its processes."""
+    """Starts the cluster. Yields start(name), its processes as started[name], and the directory of its files."""
     for parent in (directory, *directory.parents[: -len(pathlib.Path(tempfile.gettempdir()).parts)]):
         parent.chmod(0o755)  # munged distrusts others
     for name in ("state", "spool"):
@@ -67,7 +68,8 @@ def running(directory):
     (directory / "key").write_bytes(os.urandom(1024))
     (directory / "key").chmod(0o400)
     conf = directory / "slurm.conf"
-    conf.write_text(CONFIG.format(dir=directory, host=socket.gethostname().split(".")[0]))
+    first = FIRST_PORT + 3 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    conf.write_text(CONFIG.format(dir=directory, host=socket.gethostname().split(".")[0], ports=range(first, first + 3)))
     commands = {
         "munged": ["munged", "--foreground", "--force", *(f"--{name}={directory / path}" for name, path in MUNGE.items())],
         "slurmctld": ["slurmctld", "-D", "-f", str(conf)],
@@ -87,7 +89,7 @@ def running(directory):
             start(name)
         os.environ["SLURM_CONF"] = str(conf)
         wait_until(all_idle)
-        yield types.SimpleNamespace(start=start, started=started)
+        yield types.SimpleNamespace(start=start, started=started, directory=directory)
         slurm("scancel", "--user=root", check=False)
         wait_until(lambda: not slurm("squeue", "-h"))
     finally:

@@ -1,17 +1,19 @@
 """Jobs of a real Slurm that end before their trials: they are requeued, or say why they ended, and the trials resume."""
 
+import contextlib
 import json
 import os
+import pathlib
 import signal
 
 import pytest
-from helpers import HUNG, results, wait_until
+from helpers import HUNG, descendants, results, wait_until
 from slurm_cluster import SIZE, SLURM, all_idle, array_of, slurm
 
 pytestmark = [pytest.mark.process, pytest.mark.slurm, pytest.mark.network]
 
 
-LONG = ("--rounds", 600, "--num_hparams", 1, "--checkpoint_seconds", 0)
+LONG = ("--rounds", 300, "--num_hparams", 1, "--checkpoint_seconds", 0)
 
 
 def begun(out):
@@ -32,18 +34,26 @@ def undisturbed(tmp_path_factory):
 
 def same_as_local(launch, tmp_path, undisturbed, out):
     if not undisturbed:
-        assert launch(tmp_path / "local", *LONG).returncode == 0
+        assert launch(tmp_path / "local", *LONG, "--checkpoint_seconds", 10).returncode == 0
         undisturbed.update(results(tmp_path / "local"))
     assert results(out) == undisturbed and len(undisturbed) == 1
 
 
+def processes_that_opened(path):
+    """Their pids."""
+    found = set()
+    for opened in pathlib.Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(opened) == path:
+                found.add(int(opened.parts[2]))
+    return found
+
+
 def lose(cluster, node):
-    """Have the machine go away, with all that runs on it: the trial there is the only one."""
-    listed = [line.split(None, 2) for line in slurm("ps", "-eo", "pid=,ppid=,args=").splitlines()]
-    lost = {pid for pid, _, command in listed if command.startswith("slurmstepd")}
-    while more := {pid for pid, parent, _ in listed if parent in lost} - lost:
-        lost |= more
-    lost = [cluster.started[node].pid, *map(int, lost)]
+    """Have the machine go away, with all that runs on it."""
+    log = str(cluster.directory / f"slurmd-{node}.log")
+    of_jobs = [pid for pid in processes_that_opened(log) if pid != cluster.started[node].pid]
+    lost = {cluster.started[node].pid, *of_jobs, *(below for pid in of_jobs for below in descendants(pid))}
     for what in (signal.SIGSTOP, signal.SIGKILL):  # none sees another end
         for pid in lost:
             os.kill(pid, what)
