@@ -618,12 +618,13 @@ datasets.register("books", datasets.Spec((5,), 3, read, many_owners=True, num_to
 
 
 @pytest.mark.slow
-def test_ones_own_updates_are_compressed_and_private_if_it_is_said_what_they_are(launch, tmp_path):
+@pytest.mark.usefixtures("unloaded")
+def test_ones_own_updates_are_compressed_and_private_if_it_is_said_what_they_are(launch_here, tmp_path):
     """On sequences of owners whom only the data name, by a model for them."""
     (tmp_path / "mine.py").write_text(UPDATES)
 
     def launched(*options):
-        return launch(
+        return launch_here(
             tmp_path / "out", "--extension", tmp_path / "mine.py", "--dataset", "books", "--model_arch", "bag",
             "--num_clients", 4, "--samples_per_client", 10, "--local_optimizer", "sgd", "--num_trials", 1, *options,
         )  # fmt: skip

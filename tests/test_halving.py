@@ -39,8 +39,17 @@ def full(tmp_path_factory):
     return results(out)
 
 
-def finals(out):
-    return {path: content for path, content in results(out).items() if content["settings"]["rounds"] == 8}
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    """The results of the halved sweep, in one launch."""
+    out = tmp_path_factory.mktemp("halved")
+    assert launch(functools.partial(call, out), out, *OPTIONS, *HALVED).returncode == 0
+    return results(out)
+
+
+def finals(found):
+    """Of what `results` gives, the trials that ran all rounds."""
+    return {path: content for path, content in found.items() if content["settings"]["rounds"] == 8}
 
 
 def rounds_of(out):
@@ -131,7 +140,7 @@ def test_finalists_have_the_bits_of_a_full_sweep(launch_here, call, tmp_path, fu
     assert launched.returncode == 0, launched.stderr
     plan = "6 sets x 2 rounds, 3 sets x 4 rounds, 2 sets x 8 rounds x 2 trials, 42 of 96 rounds (43.8%)"
     assert plan in launched.stderr
-    there = finals(out)
+    there = finals(results(out))
     assert len(there) == 4 and there.items() <= full.items()
     assert sorted(rounds_of(out).values()) == [2, 2, 2, 4, 8, 8, 8, 8] and not list(out.rglob(KEPT))
 
@@ -167,9 +176,8 @@ def test_every_launcher_gives_the_same(launch_here, tmp_path, monkeypatch, launc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_kills_in_any_rung_change_nothing(launch_here, tmp_path, full, seed):
+def test_kills_in_any_rung_change_nothing(launch_here, tmp_path, full, halved, seed):
     out, stream = tmp_path / "out", random.Random(seed)
-    assert launch_here(tmp_path / "whole", *OPTIONS, *HALVED).returncode == 0
     for ended in (2, 6, 8, 9):  # trials and more rounds of them
         sweep = Sweep(out, *OPTIONS, *HALVED, "--checkpoint_seconds", "0")
 
@@ -185,20 +193,19 @@ def test_kills_in_any_rung_change_nothing(launch_here, tmp_path, full, seed):
         sweep.process.kill()
         sweep.wait()
     assert launch_here(out, *OPTIONS, *HALVED).returncode == 0
-    assert results(out) == results(tmp_path / "whole") and finals(out).items() <= full.items()
+    assert results(out) == halved and finals(results(out)).items() <= full.items()
 
 
 @pytest.mark.slow
-def test_more_sets_are_judged_with_those_that_are_there(launch_here, tmp_path):
+def test_more_sets_are_judged_with_those_that_are_there(launch_here, tmp_path, halved):
     out = tmp_path / "out"
     assert launch_here(out, *OPTIONS, *HALVED, "--num_hparams", 3).returncode == 0
     grown = launch_here(out, *OPTIONS, *HALVED)
     assert grown.returncode == 0 and "6 sets x 2 rounds" in grown.stderr
-    before = finals(out)
+    before = finals(results(out))
     assert launch_here(out, *OPTIONS, *HALVED, "--num_hparams", 1).returncode == 0  # asks for no fewer than there are
-    assert finals(out) == before
-    assert launch_here(tmp_path / "at once", *OPTIONS, *HALVED).returncode == 0
-    assert finals(tmp_path / "at once").items() <= before.items()
+    assert finals(results(out)) == before
+    assert finals(halved).items() <= before.items()
 
 
 def test_a_set_that_diverged_is_out(launch_here, call, tmp_path):
@@ -229,7 +236,7 @@ def test_a_rung_waits_for_a_trial_that_failed(launch_here, tmp_path, full):
     assert sorted(rounds_of(sweep_dir.parent).values()) == [0, *[2] * 8, 4, *[8] * 4]
     (sweep_dir / name / "trial_0").unlink()
     assert launch_here(out, *OPTIONS, *HALVED).returncode == 0
-    there = {path: each for path, each in finals(out).items() if path.startswith(sweep_dir.name)}
+    there = {path: each for path, each in finals(results(out)).items() if path.startswith(sweep_dir.name)}
     assert len(there) == 4 and there.items() <= full.items()
 
 
@@ -242,7 +249,7 @@ def test_checkpoints_are_kept_if_asked_and_no_longer_needed_if_not(launch_here, 
         path.unlink()
     launched = launch_here(out, *OPTIONS, *HALVED, "--finalists", 4)  # two more of them, from the start
     assert launched.returncode == 0 and not list(out.rglob(KEPT))
-    assert len(finals(out)) == 8 and finals(out).items() <= full.items()
+    assert len(finals(results(out))) == 8 and finals(results(out)).items() <= full.items()
 
 
 @pytest.mark.slow
@@ -254,7 +261,7 @@ def test_a_trial_that_was_begun_with_all_rounds_runs_them(launch_here, tmp_path,
         (trial / CHECKPOINT).rename(trial / PREVIOUS)
     had_begun = (trial / CHECKPOINT).exists() or (trial / PREVIOUS).exists()  # else the kill came before the first checkpoint
     assert launch_here(out, *OPTIONS, *HALVED).returncode == 0
-    assert rounds_done(trial) in ((8,) if had_begun else (2, 4, 8)) and finals(out).items() <= full.items()
+    assert rounds_done(trial) in ((8,) if had_begun else (2, 4, 8)) and finals(results(out)).items() <= full.items()
 
 
 def test_nothing_is_made_before_it_is_known_that_trials_can_run(launch_here, call, tmp_path):
