@@ -15,5 +15,6 @@ case "${1:-}" in
     --gpu) chosen="gpu" ;; # stays in the arguments, as pytest has this option, too
     *) chosen="not slow and not slurm" ;;
 esac
-export OMP_NUM_THREADS=1  # more threads in each of the two workers would only wait for a core
-exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "$chosen" "$@"
+export OMP_NUM_THREADS=1  # more threads in each worker would only wait for a core
+# Four workers also on two cores: tests often wait, for a silence to be noticed, or for Slurm
+exec "$PYTHON" -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=10 -m "$chosen" "$@"
