@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import STATEFUL, Sweep, kill_after, results, trial_of
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from federated.data import datasets
 from federated.trial import MODEL
@@ -14,6 +13,8 @@ from federated.trial import MODEL
 
 def digits_resnet18():
     """torchvision's, with a 3x3 first convolution, no first max-pool, and dropout before the last layer."""
+    from torchvision.models.resnet import BasicBlock, ResNet  # takes seconds
+
     model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=10)
     model.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
