@@ -436,7 +436,7 @@ def verify(args: argparse.Namespace) -> int:
         print(f"{path}:", *lines, sep="\n  ")
     print(f"{chosen - len(differing)} of {chosen} trials: the same bits")
     if other := sum(original.is_of_other_code() for original in originals):
-        print(f"Code other than this, which has the digest {code()}, computed {other} of them.")
+        print(f"Other code computed {other} of them before; the digest of this code is {code()}.")
     return FAILED if differing else 0
 
 

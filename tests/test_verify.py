@@ -72,7 +72,7 @@ def test_a_changed_number_is_named(run, call, finished_copy):
     assert lines[4].startswith(f"  now: code {CODE}, version ") and ", torch " in lines[4] and lines[4].endswith(", cpu")
     assert lines[5:] == [
         "1 of 2 trials: the same bits",
-        f"Code other than this, which has the digest {CODE}, computed 1 of them.",
+        f"Other code computed 1 of them before; the digest of this code is {CODE}.",
     ]
 
     (second / "clients.npz").write_bytes((second / "clients.npz").read_bytes()[:-30])
