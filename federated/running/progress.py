@@ -66,7 +66,7 @@ class Progress:
 
     def __init__(self, trials: typing.Collection[Trial]) -> None:
         self._waiting = {trial.directory: trial for trial in trials}
-        self._total, self._done, self._failed, self._locked = len(trials), 0, 0, 0
+        self._total, self._done, self._failed, self._diverged, self._locked = len(trials), 0, 0, 0, 0
         self._pace = Pace(len(trials))
         self._bar: tqdm | None = None
         self._speaking, self._over = threading.Lock(), threading.Event()
@@ -121,6 +121,7 @@ class Progress:
             self._say(f"{trial.directory} is left to the sweep that runs it: {(outcome.log or [outcome.reason])[-1]}")
         else:
             self._failed += 1
+            self._diverged += outcome.is_final()
             self._say(f"{trial.directory} failed: {outcome} (see {trial.log(outcome.role)})")
 
     def _say(self, text: str) -> None:
@@ -133,7 +134,10 @@ class Progress:
     def exit_code(self) -> int:
         """The exit code of the command that ran the trials. Prints how many failed."""
         if self._failed:
-            say(f"{self._failed} of {self._total} trials failed.")
+            diverged = (
+                f", {self._diverged} of them because they diverged: tables leave out their settings" if self._diverged else ""
+            )
+            say(f"{self._failed} of {self._total} trials failed{diverged}.")
             return FAILED
         return ALL_LOCKED if self._locked else 0
 
