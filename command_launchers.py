@@ -57,18 +57,20 @@ class LocalSequential(Launcher):
             say(line)
         self._prepare(trials, run, gpus, jobs)
         check_writable(trials)
+        cores = resources.cores()
 
         def begin(trial: Trial, slot: int) -> RunningTrial:
-            processes = client_processes(trial, run, jobs, gpus)
+            processes = client_processes(trial, run, jobs, gpus, cores)
             return RunningTrial(trial, self.start, gpu_environment(gpus, slot), processes, run)
 
         run_trials(trials, begin, jobs, run.retries, report, len(gpus))
 
     def commands(self, trials: list[Trial], output_dir: pathlib.Path, run: RunOptions) -> list[str]:
         gpus, jobs = self._slots(trials, run)
+        cores = resources.cores()
         commands = []
         for number, trial in enumerate(trials):
-            roles = trial_commands(trial, run.host or unix_address(), client_processes(trial, run, jobs, gpus), run)
+            roles = trial_commands(trial, run.host or unix_address(), client_processes(trial, run, jobs, gpus, cores), run)
             gpu = [f"{name}={value}" for name, value in gpu_environment(gpus, number % jobs).items()]
             commands.append(" &\n".join(" ".join([*gpu, shlex.join(command)]) for command in roles.values()))
         return commands
@@ -116,7 +118,8 @@ class LocalParallel(LocalSequential):
     def _processes(trials: list[Trial], run: RunOptions, jobs: int, gpus: list[str]) -> int:
         """The client processes of the trial that has most."""
         one_of_each = {trial.settings: trial for trial in trials}.values()
-        return max(client_processes(trial, run, jobs, gpus) for trial in one_of_each)
+        cores = resources.cores()
+        return max(client_processes(trial, run, jobs, gpus, cores) for trial in one_of_each)
 
 
 register("slurm")(Slurm)

@@ -6,7 +6,6 @@ import tempfile
 import typing
 
 from federated.options import UsageError
-from federated.running import resources
 from federated.running.supervisor import ReportOutcome
 from federated.settings import RunOptions, write_sweep_file
 from federated.trial import INCOMPLETE, Trial
@@ -100,11 +99,11 @@ def check_writable(trials: list[Trial]) -> None:
             ) from error
 
 
-def client_processes(trial: Trial, run: RunOptions, jobs: int, gpus: list[str]) -> int:
-    """How many client processes a trial gets while `jobs` trials share the machine: as asked for, else one on a GPU, else one
-    a participant up to the trial's share of the cores."""
+def client_processes(trial: Trial, run: RunOptions, jobs: int, gpus: list[str], cores: int) -> int:
+    """How many client processes a trial gets while `jobs` trials share the machine's `cores`: as asked for, else one on a GPU,
+    else one a participant up to the trial's share of the cores."""
     settings = trial.settings
-    share = 1 if gpus else max(1, resources.cores() // (jobs * settings.threads))
+    share = 1 if gpus else max(1, cores // (jobs * settings.threads))
     return min(run.client_processes or share, settings.participants)
 
 

@@ -28,7 +28,7 @@ from federated import slurm, version
 from federated.files import read_regular
 from federated.lock import Lock, LockedError, read_lock
 from federated.options import UsageError, command_words, integer, option, say, shown
-from federated.running import snapshot
+from federated.running import resources, snapshot
 from federated.running.launcher import PROCESS_BYTES, Launcher, QueuedLaunch, QueuedTrial, check_writable, client_processes
 from federated.running.supervisor import Done, Failure, ReportOutcome
 from federated.settings import RunOptions, Settings
@@ -218,9 +218,9 @@ class Slurm(Launcher):
 
     def _needs(self, trials: list[Trial], run: RunOptions) -> list[str]:
         """The options of sbatch for what a job needs, which --slurm_args overrides."""
-        cpus, memory = 0, 0
+        cpus, memory, cores = 0, 0, resources.cores()
         for trial in trials:
-            processes = client_processes(trial, run, 1, [])
+            processes = client_processes(trial, run, 1, [], cores)
             cpus = max(cpus, processes * trial.settings.threads)
             # The server, the job and the fork server: some clusters count shared memory for each of them.
             memory = max(memory, (processes + 3) * PROCESS_BYTES)
