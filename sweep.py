@@ -347,6 +347,8 @@ def launch_halved(
                 to_launch,
                 lambda: rungs.run(lambda trials, report: launcher.launch(trials, output_dir, run, report), progress, is_dry),
             )
+        for line in rungs.ties():
+            say(line)
         code = progress.exit_code()
     if rungs.is_in_flight() or (queued and not is_dry):
         names, words = frozenset(each.directory.name for each in sweeps), tuple(words_again(args))

@@ -7,6 +7,7 @@ curves of first trials, whatever computed these and in which order. So it is not
 OUTPUT_DIR/<sweep>/halving.json      the plan, by the last launch with --halving
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -107,13 +108,15 @@ class Candidate:
 @dataclasses.dataclass(frozen=True)
 class Standing:
     """The last rung that a set is in, counted from 0, and the rounds of it. Of a decided one: the set's rank there, from 1, or
-    None if it diverged, among so many sets. `is_stopped`: it does not go on."""
+    None if it diverged, among so many sets. `is_stopped`: it does not go on, while `tied_with` sets of the same accuracy do,
+    because of their numbers."""
 
     rung: int
     rounds: int
     is_stopped: bool = False
     rank: int | None = None
     among: int | None = None
+    tied_with: int = 0
 
 
 def standings(ladder: Sequence[Rung], candidates: Mapping[str, Candidate]) -> dict[str, Standing]:
@@ -129,9 +132,13 @@ def standings(ladder: Sequence[Rung], candidates: Mapping[str, Candidate]) -> di
         found |= dict.fromkeys(out, Standing(number, rounds, True, None, len(inside)))
         if is_last or len(there) + len(out) < len(inside):
             break
-        there.sort(key=lambda name: -candidates[name].best(rounds))  # stable: numbers break ties
+        best = {name: candidates[name].best(rounds) for name in there}
+        there.sort(key=lambda name: -best[name])  # stable: numbers break ties
+        going_on = there[: ladder[number + 1].sets]
+        going_on_with = collections.Counter(best[name] for name in going_on)
         for rank, name in enumerate(there, start=1):
-            found[name] = Standing(number, rounds, rank > ladder[number + 1].sets, rank, len(inside))
+            is_stopped = rank > len(going_on)
+            found[name] = Standing(number, rounds, is_stopped, rank, len(inside), is_stopped * going_on_with[best[name]])
         inside = [name for name in inside if not found[name].is_stopped]
     return found
 

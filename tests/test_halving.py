@@ -101,6 +101,9 @@ def test_equal_sets_go_on_by_their_numbers():
     found = standings([Rung(1, 4), Rung(2, 2)], candidates)
     assert {name for name, each in found.items() if not each.is_stopped} == {"b", "d"}
     assert (found["c"].rank, found["a"].rank) == (3, 4)
+    assert {name: each.tied_with for name, each in found.items()} == {"a": 2, "b": 0, "c": 2, "d": 0}
+    better = standings([Rung(1, 4), Rung(2, 2)], candidates | {"d": Candidate(1, [0.6]), "b": Candidate(0, [0.6])})
+    assert not any(each.tied_with for each in better.values()) and better["c"].is_stopped
 
 
 def test_sets_that_diverged_are_out():
@@ -220,6 +223,17 @@ def test_a_set_that_diverged_is_out(launch_here, call, tmp_path):
     assert failed > 0 and shown.count("Done: ") == 2 and failed + stopped == len(list(out.glob("*/*/"))) - 2
     again = launch_here(out, *HALVED, "--again")
     assert again.returncode == 2 and "--halving leaves out sets that diverged" in again.stderr
+
+
+@pytest.mark.parametrize(("low", "high", "is_told"), [(1e-12, 1e-9, True), (0.02, 1, False)])
+def test_a_launch_says_if_a_rung_could_not_tell_sets_apart(launch_here, tmp_path, low, high, is_told):
+    """Learning rates of nearly zero leave all models as they began."""
+    hparams = json.dumps({"batch_size": 32, "learning_rate": {"low": low, "high": high, "log": True}})
+    options = ("--samples_per_client", 300, "--local_optimizer", "sgd", "--hparams", hparams, "--num_hparams", 4, "--rounds", 6)
+    launched = launch_here(tmp_path / "out", *options, *HALVED)
+    assert launched.returncode == 0, launched.stderr
+    told = "2 of the 2 sets that went on after 2 rounds had the validation accuracy of one that was stopped"
+    assert (told in launched.stderr) == is_told == ("tell them apart" in launched.stderr), launched.stderr
 
 
 @pytest.mark.slow

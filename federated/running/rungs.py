@@ -31,9 +31,13 @@ class HalvedSweep:
 
     def standings(self) -> dict[str, Standing]:
         """The standing of each set, also of those of which nothing is on disk yet."""
-        new = {name: Candidate(trials[0].hparams_seed) for name, trials in self.sets.items()}
-        found = standings_there(self.directory, self.settings, self.plan, new)
+        found = self._standings_of_all()
         return {name: found[name] for name in found if name in self.sets}
+
+    def _standings_of_all(self) -> dict[str, Standing]:
+        """Also of the sets that are on disk alone."""
+        new = {name: Candidate(trials[0].hparams_seed) for name, trials in self.sets.items()}
+        return standings_there(self.directory, self.settings, self.plan, new)
 
     def wanted(self, standings: dict[str, Standing]) -> list[Trial]:
         """The trials that a rung which is not decided, or the last one, still needs."""
@@ -51,6 +55,19 @@ class HalvedSweep:
             first = self.sets[name][0]
             if standing.is_stopped and first.rounds_done() == standing.rounds:
                 (first.directory / KEPT).unlink(missing_ok=True)
+
+    def ties(self) -> list[str]:
+        """A line on each rung from which most sets went on by their numbers alone."""
+        lines, stopped = [], [each for each in self._standings_of_all().values() if each.is_stopped and each.rank is not None]
+        for rounds in sorted({each.rounds for each in stopped}):
+            here = [each for each in stopped if each.rounds == rounds]
+            went_on, tied = min(each.rank or 0 for each in here) - 1, max(each.tied_with for each in here)
+            if 2 * tied > went_on:
+                lines.append(
+                    f"{self.directory.name}: {tied} of the {went_on} sets that went on after {rounds} rounds had the "
+                    "validation accuracy of one that was stopped, so the rung could not tell them apart: raise --min_rounds."
+                )
+        return lines
 
     def prepare(self) -> None:
         """Note on disk what decisions depend on: the settings, the sets, and at last the plan. Raises UsageError."""
@@ -187,6 +204,10 @@ class Rungs:
     def is_in_flight(self) -> bool:
         """True if a launcher has returned before its trials ended: they are queued."""
         return self._in_flight.total() > 0
+
+    def ties(self) -> list[str]:
+        """See HalvedSweep.ties, for all sweeps."""
+        return [line for sweep in self._sweeps.values() for line in sweep.ties()]
 
     def waiting(self) -> list[str]:
         """A line on each sweep that does not go on by itself, as trials of a rung failed, are run by other processes or are
