@@ -193,7 +193,7 @@ def test_the_best_command_and_dry_runs_lines_name_it(study, launch_here, call, t
     out = tmp_path / "out"
     options = ("--extension", study, "--algorithm", "halfway", "--num_hparams", 1, "--client_processes", 1)
     printed = launch_here(out, *options, "--command_launcher", "dry_run").stdout.partition("\n\n")[2]
-    lines = printed[printed.index(sys.executable) :]
+    lines = printed[printed.index(shlex.quote(sys.executable)) :]
     assert subprocess.run(["bash", "-ec", f"{lines}\nwait"], timeout=HUNG, check=False, cwd=tmp_path).returncode == 0
     (by_hand,) = results(out).values()
     assert launch_here(tmp_path / "launched", *options).returncode == 0
