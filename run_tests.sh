@@ -9,12 +9,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./environment.sh
 use_environment requirements.txt requirements-dev.txt
+workers=4  # also on two cores: tests often wait, for a silence to be noticed, or for Slurm
 case "${1:-}" in
-    --fast) chosen="not process and not slow"; shift ;;
+    --fast) chosen="not process and not slow"; workers=auto; shift ;;  # these never wait: a worker for each core
     --all) chosen=""; shift ;;
     --gpu) chosen="gpu" ;; # stays in the arguments, as pytest has this option, too
     *) chosen="not slow and not slurm" ;;
 esac
 export OMP_NUM_THREADS=1  # more threads in each worker would only wait for a core
-# Four workers also on two cores: tests often wait, for a silence to be noticed, or for Slurm
-exec "$PYTHON" -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=10 -m "$chosen" "$@"
+exec "$PYTHON" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder --durations=10 -m "$chosen" "$@"
