@@ -227,7 +227,7 @@ def test_a_set_that_diverged_is_out(launch_here, call, tmp_path):
 
 @pytest.mark.parametrize(("low", "high", "is_told"), [(1e-12, 1e-9, True), (0.02, 1, False)])
 def test_a_launch_says_if_a_rung_could_not_tell_sets_apart(launch_here, tmp_path, low, high, is_told):
-    """Learning rates of nearly zero leave all models as they began."""
+    """Learning rates of nearly zero leave all models as they began, so that all sets are equal."""
     hparams = json.dumps({"batch_size": 32, "learning_rate": {"low": low, "high": high, "log": True}})
     options = ("--samples_per_client", 300, "--local_optimizer", "sgd", "--hparams", hparams, "--num_hparams", 4, "--rounds", 6)
     launched = launch_here(tmp_path / "out", *options, *HALVED)

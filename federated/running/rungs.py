@@ -57,7 +57,7 @@ class HalvedSweep:
                 (first.directory / KEPT).unlink(missing_ok=True)
 
     def ties(self) -> list[str]:
-        """A line on each rung from which most sets went on by their numbers alone."""
+        """A line on each rung that could not tell most of the sets that went on from one that it stopped."""
         lines, stopped = [], [each for each in self._standings_of_all().values() if each.is_stopped and each.rank is not None]
         for rounds in sorted({each.rounds for each in stopped}):
             here = [each for each in stopped if each.rounds == rounds]
