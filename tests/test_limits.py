@@ -148,7 +148,7 @@ def few_processes():
 @pytest.mark.process
 def test_few_processes_hold_fewer_trials_at_once(few_processes):
     """Four trials at once would need about 24 processes and threads, one about 10."""
-    options = ["--num_hparams", "1", "--num_trials", "5", "--jobs", "4", "--client_processes", "1", "--rounds", "20"]
+    options = ["--num_hparams", "1", "--num_trials", "5", "--jobs", "4", "--client_processes", "1", "--rounds", "400"]
     out, launched = few_processes(16, *options)
     assert launched.returncode == 0 and "Traceback" not in launched.stderr, launched.stderr
     assert " is put off, at most " in launched.stderr and "Resource temporarily unavailable" in launched.stderr
