@@ -15,7 +15,7 @@ from federated.running.processes import Interrupted, interrupted_by_signals
 from federated.running.progress import Progress
 from federated.running.slurm_launcher import WAIT_SECONDS, listed_trials, words_of_launch
 from federated.settings import RunOptions
-from federated.trial import CHECKPOINT, Trial
+from federated.trial import CHECKPOINT, PREVIOUS, Trial
 
 
 def existing_file(text: str) -> pathlib.Path:
@@ -65,11 +65,13 @@ def run_element(args: argparse.Namespace) -> int:
         return 128 + interrupted.signum
 
 
-def progress_marker(trial: Trial) -> tuple[bool, int | None]:
+def progress_marker(trial: Trial) -> tuple[bool, int]:
     """A marker that changes whenever the trial has made progress that lasts."""
-    with contextlib.suppress(FileNotFoundError):
-        return trial.is_done(), (trial.directory / CHECKPOINT).stat().st_mtime_ns
-    return trial.is_done(), None
+    newest = 0
+    for name in (CHECKPOINT, PREVIOUS):  # between two renames there is only the previous one
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(newest, (trial.directory / name).stat().st_mtime_ns)
+    return trial.is_done(), newest
 
 
 def requeue_or_fail(trials: list[Trial], has_advanced: bool) -> None:

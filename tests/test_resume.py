@@ -27,8 +27,10 @@ from helpers import (
     wait_until_dead,
 )
 
+import slurm_job
 from federated.running import checkpoint
-from federated.trial import CHECKPOINT, CHECKPOINTS, DAMAGED, PREVIOUS
+from federated.settings import Settings
+from federated.trial import CHECKPOINT, CHECKPOINTS, DAMAGED, PREVIOUS, Trial
 
 pytestmark = pytest.mark.process
 
@@ -198,3 +200,13 @@ def test_a_client_with_other_code_than_its_server_is_refused(tmp_path, copy_of_p
     assert client.returncode == 2 and "the server runs other code (" in client.stderr
     _, error = server.communicate(timeout=HUNG)
     assert server.returncode == 4 and "client process 0 is lost" in error
+
+
+def test_a_job_has_advanced_also_if_its_end_fell_between_two_renames(tmp_path):
+    """Else it would not be requeued at its time limit."""
+    trial = Trial(Settings(), {}, 0, 0, tmp_path)
+    before = slurm_job.progress_marker(trial)
+    (tmp_path / CHECKPOINT).write_bytes(b"")
+    made = slurm_job.progress_marker(trial)
+    os.replace(tmp_path / CHECKPOINT, tmp_path / PREVIOUS)
+    assert before != made == slurm_job.progress_marker(trial)
